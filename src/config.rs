@@ -1,0 +1,140 @@
+//! `proxy.toml` and flags into a validated [`Config`]. The only home of defaults; unknown keys are errors.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How fresh a cached answer must be. See `DESIGN`'s freshness clock: each level is a watermark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Level {
+    /// Never older than `max_staleness`; a key never goes back in time.
+    #[default]
+    Bounded,
+    /// Also: whatever the session has seen never goes back, across keys.
+    Causal,
+    /// As if Redis itself had answered, as of the request's arrival.
+    Linearizable,
+}
+
+/// Where a listener binds or an upstream lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// `host:port`
+    Tcp(String, u16),
+    /// A unix socket's path.
+    Unix(PathBuf),
+}
+
+/// One front door: an address and the level its clients get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// Where to bind.
+    pub address: Address,
+    /// The consistency its sessions start with.
+    pub consistency: Level,
+}
+
+/// The Redis or Valkey behind the proxy.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// Where it listens.
+    pub address: Address,
+    /// ACL user of the link and of sessions that have not said AUTH.
+    pub username: Option<String>,
+    /// Its password.
+    pub password: Option<String>,
+    /// Database a session starts in.
+    pub db: u32,
+}
+
+/// Whether the declared keys of scripts are believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ScriptKeys {
+    /// A script may write any key: its reply waits for one barrier on the link.
+    #[default]
+    Any,
+    /// Scripts write only the keys they declare.
+    Declared,
+}
+
+/// Everything that can be set, validated.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Front doors.
+    pub listen: Vec<Listen>,
+    /// `None`: start a private server (the embedded default).
+    pub upstream: Option<Upstream>,
+    /// Worker threads; each owns its sessions and lanes.
+    pub threads: usize,
+    /// Oldest answer of level `bounded`.
+    pub max_staleness: Duration,
+    /// Longest time between two PINGs on the link.
+    pub heartbeat: Duration,
+    /// Without any sign of life for this long, link and lanes are taken for dead.
+    pub upstream_timeout: Duration,
+    /// Longest time a connection to the upstream may take to come up.
+    pub connect_timeout: Duration,
+    /// Cap of the reconnect back-off.
+    pub reconnect_max: Duration,
+    /// Bytes the cache may hold, overhead included.
+    pub max_memory: u64,
+    /// A reply above this many bytes is not cached.
+    pub max_entry: usize,
+    /// Whether scripts' declared keys are believed.
+    pub script_keys: ScriptKeys,
+    /// Client connections at once.
+    pub maxclients: usize,
+    /// A client idle for this long is closed; zero: never.
+    pub timeout: Duration,
+    /// Largest argument a client may send, in bytes.
+    pub proto_max_bulk_len: usize,
+    /// Largest unprocessed input of one client, in bytes.
+    pub client_query_buffer_limit: usize,
+    /// Replies a client has not read yet, in bytes; above it the client is closed.
+    pub client_output_buffer_limit: usize,
+    /// Connections lent to single sessions at once (MULTI, blocking, pub/sub …).
+    pub max_dedicated: usize,
+    /// Bytes on their way to the upstream on one lane before sessions must wait.
+    pub lane_buffer_limit: usize,
+    /// How long a drain may take at shutdown.
+    pub shutdown_grace: Duration,
+    /// Filter of the log, in tracing's words (`info`, `nearside=debug` …).
+    pub log: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: vec![Listen { address: Address::Tcp("127.0.0.1".into(), 6380), consistency: Level::Bounded }],
+            upstream: None,
+            threads: std::thread::available_parallelism().map_or(2, usize::from),
+            max_staleness: Duration::from_secs(1),
+            heartbeat: Duration::from_millis(100),
+            upstream_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(2),
+            reconnect_max: Duration::from_secs(2),
+            max_memory: 256 << 20,
+            max_entry: 1 << 20,
+            script_keys: ScriptKeys::Any,
+            maxclients: 10_000,
+            timeout: Duration::ZERO,
+            proto_max_bulk_len: 512 << 20,
+            client_query_buffer_limit: 1 << 30,
+            client_output_buffer_limit: 1 << 30,
+            max_dedicated: 4096,
+            lane_buffer_limit: 64 << 20,
+            shutdown_grace: Duration::from_secs(5),
+            log: "info".into(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upstream")
+            .field("address", &self.address)
+            .field("username", &self.username)
+            .field("password", &self.password.as_ref().map(|_| "***"))
+            .field("db", &self.db)
+            .finish()
+    }
+}

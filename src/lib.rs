@@ -1,0 +1,4 @@
+//! nearside: a Redis-protocol caching proxy.
+
+pub mod command;
+pub mod config;

@@ -1,0 +1,2 @@
+//! The `nearside` program.
+fn main() {}
