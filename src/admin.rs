@@ -1,0 +1,197 @@
+//! A first look inside: INFO's section and the NEARSIDE command.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::cache::entry::Variant;
+use crate::cache::{Absence, FLUSH_CAUSES};
+use crate::command::{self, CacheRead, Keys, Local, Need, Request, Route};
+use crate::config::Level;
+use crate::resp::{self, Scanner};
+use crate::shared::Shared;
+use crate::time::Time;
+
+const HELP: [&str; 9] = [
+    "NEARSIDE <subcommand> [<arg> ...]. Subcommands are:",
+    "STATS",
+    "    What INFO's section says, as names and values.",
+    "FLUSH",
+    "    Forget everything that is cached.",
+    "EXPLAIN <command> [<arg> ...]",
+    "    Whether this command would be answered from the cache now, and if not, why not.",
+    "CONSISTENCY [bounded|causal|linearizable]",
+    "    Read or set how fresh cached answers on this connection must be.",
+];
+
+fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+/// The level's name in the configuration.
+pub fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::Bounded => "bounded",
+        Level::Causal => "causal",
+        Level::Linearizable => "linearizable",
+    }
+}
+
+/// The level of this name.
+pub fn level(name: &[u8]) -> Option<Level> {
+    [Level::Bounded, Level::Causal, Level::Linearizable]
+        .into_iter()
+        .find(|l| name.eq_ignore_ascii_case(level_name(*l).as_bytes()))
+}
+
+/// Names and values of everything the proxy counts, in the order of INFO.
+pub fn fields(shared: &Shared) -> Vec<(String, String)> {
+    let (cache, node) = (&shared.cache, &shared.node);
+    let stats = &cache.stats;
+    let (hits, misses) = (get(&stats.hits), get(&stats.misses));
+    let ratio = if hits + misses == 0 { 0.0 } else { hits as f64 / (hits + misses) as f64 };
+    let age = node.coherence.clock_age(Time::now());
+    let mut fields: Vec<(String, String)> = Vec::new();
+    let mut add = |name: &str, value: &dyn std::fmt::Display| fields.push((format!("nearside_{name}"), value.to_string()));
+    add("version", &env!("CARGO_PKG_VERSION"));
+    add("uptime_in_seconds", &Time::now().since(shared.started).as_secs());
+    add("upstream", &node.address);
+    add("upstream_version", &*node.version.load_full());
+    add("link", &if age.is_some() { "up" } else { "down" });
+    add("clock_age_ms", &age.map_or(-1, |a| a.as_millis() as i64));
+    add("lanes", &node.lanes.load(Ordering::Relaxed));
+    add("dedicated", &node.dedicated.load(Ordering::Relaxed));
+    add("clients", &shared.clients.len());
+    add("clients_total", &shared.clients.total());
+    add("clients_refused", &get(&shared.clients.refused));
+    add("clients_slow", &get(&shared.slow_readers));
+    add("commands", &get(&shared.commands));
+    add("hits", &hits);
+    add("misses", &misses);
+    add("hit_ratio", &format!("{ratio:.4}"));
+    add("joined_flights", &get(&stats.joined));
+    add("clock_waits", &get(&node.coherence.waits));
+    add("entries", &cache.keys());
+    add("replies", &cache.replies());
+    add("bytes", &cache.used());
+    add("max_bytes", &cache.budget());
+    add("fills", &get(&stats.fills));
+    add("revoked_fills", &get(&stats.revoked));
+    add("evictions", &get(&stats.evictions));
+    add("invalidations", &get(&stats.invalidations));
+    add("dropped", &get(&stats.dropped));
+    add("flushes", &stats.flushes.iter().map(get).sum::<u64>());
+    for (cause, name) in FLUSH_CAUSES {
+        add(&format!("flushes_{name}"), &get(&stats.flushes[cause as usize]));
+    }
+    fields
+}
+
+/// INFO's section.
+pub fn info(shared: &Shared) -> String {
+    let mut text = "# Nearside\r\n".to_owned();
+    for (name, value) in fields(shared) {
+        let _ = write!(text, "{name}:{value}\r\n");
+    }
+    text
+}
+
+/// NEARSIDE without what concerns the connection that says it.
+pub fn command(shared: &Shared, request: &Request<'_>) -> Vec<u8> {
+    let word = if request.len() > 1 { request.arg(1).to_ascii_uppercase() } else { b"HELP".to_vec() };
+    match (&word[..], request.len()) {
+        (b"HELP", _) => lines(HELP.iter().map(|l| (*l).to_owned())),
+        (b"STATS", 2) => lines(fields(shared).into_iter().flat_map(|(n, v)| [n, v])),
+        (b"FLUSH", 2) => {
+            shared.cache.flush(crate::cache::FlushCause::Admin);
+            b"+OK\r\n".to_vec()
+        }
+        _ => {
+            let word = String::from_utf8_lossy(&word);
+            let word: String = word.chars().filter(|c| !c.is_control()).take(128).collect();
+            format!("-ERR nearside: unknown subcommand or wrong number of arguments for '{word}'. Try NEARSIDE HELP.\r\n")
+                .into_bytes()
+        }
+    }
+}
+
+/// An array of bulk strings.
+fn lines(lines: impl Iterator<Item = String>) -> Vec<u8> {
+    let lines: Vec<String> = lines.collect();
+    let mut out = format!("*{}\r\n", lines.len()).into_bytes();
+    lines.iter().for_each(|l| resp::encode_bulk(&mut out, l.as_bytes()));
+    out
+}
+
+/// Whether `command` would be a hit for a session with this view and level, and if not, why not.
+pub fn explain(shared: &Shared, command: &[u8], view: u32, level: Level, seen: Time) -> Vec<u8> {
+    let mut scanner = Scanner::default();
+    let scanned = scanner.scan(command, usize::MAX);
+    debug_assert!(matches!(scanned, Ok(resp::Scan::Request(_))), "it was encoded here");
+    let request = Request { buf: command, args: scanner.args() };
+    let mut keys = Keys::default();
+    let plan = shared.node.table.load().plan(&request, &mut keys);
+    let (word, why) = match plan.route {
+        Route::Cache(read) => {
+            let positions = if read == CacheRead::Mget { 1..request.len() } else { 1..2 };
+            let variants = positions.map(|i| Variant {
+                view,
+                id: plan.id,
+                key: request.arg(i),
+                tail: if read == CacheRead::Mget { b"" } else { &command[request.args[i].end + 2..] },
+            });
+            explain_read(shared, variants, level, seen)
+        }
+        other => ("never", explain_route(other, plan.effect).to_owned()),
+    };
+    lines([word.to_owned(), why].into_iter())
+}
+
+fn explain_read<'a>(shared: &Shared, variants: impl Iterator<Item = Variant<'a>>, level: Level, seen: Time) -> (&'static str, String) {
+    let coherence = &shared.node.coherence;
+    let now = Time::now();
+    let Some(age) = coherence.clock_age(now) else {
+        return ("miss", "the invalidation link is down: nothing is cached".into());
+    };
+    for variant in variants {
+        // A linearizable read is always behind by the time of its own arrival; it then waits for one PING.
+        let watermark = coherence.watermark(if level == Level::Linearizable { Level::Bounded } else { level }, now, seen);
+        if let Err(absence) = shared.cache.explain(&variant, now, watermark) {
+            let key = String::from_utf8_lossy(variant.key).into_owned();
+            return explain_absence(absence, &key, now);
+        }
+    }
+    let proof = match level {
+        Level::Bounded => "older than max_staleness it never is".to_owned(),
+        Level::Causal => "as new as all this connection has seen".to_owned(),
+        Level::Linearizable => "after one PING on the link, shared with all who wait".to_owned(),
+    };
+    ("hit", format!("cached, known to be exact as of {} ms ago; {}: {proof}", age.as_millis(), level_name(level)))
+}
+
+fn explain_absence(absence: Absence, key: &str, now: Time) -> (&'static str, String) {
+    let miss = |why: &str| ("miss", format!("{key}: {why}"));
+    match absence {
+        Absence::NotCached => miss("not cached: not read in this form since it last changed, or evicted"),
+        Absence::Flushed => miss("flushed since it was filled"),
+        Absence::Expired => miss("its time to live has ended"),
+        Absence::LaneLost => miss("the connection that filled it is gone, and with it the server's promise to report changes"),
+        Absence::Behind(need) if need.time > now => miss("the freshness clock cannot have got there yet"),
+        Absence::Behind(need) => {
+            let behind = now.since(need.time).as_millis();
+            ("wait", format!("{key}: cached, but not yet known to be exact as of {behind} ms ago: waits for a PING"))
+        }
+    }
+}
+
+fn explain_route(route: Route, effect: command::Effect) -> &'static str {
+    match (route, effect) {
+        (Route::Local(Local::Info), _) => "answered by the upstream, with a section of the proxy's own",
+        (Route::Local(_), _) => "answered by the proxy: it is about this connection",
+        (Route::Dedicated(Need::Block), _) => "it may block: it gets a connection of its own",
+        (Route::Dedicated(_), _) => "it keeps state on its connection: the session gets one of its own",
+        (_, command::Effect::Unknown) => "forwarded: it may touch any key, so its reply waits until the cache is known to reflect it",
+        (_, command::Effect::Flush) => "forwarded; all that is cached is flushed before it is acknowledged",
+        (_, command::Effect::Keys) => "forwarded: it writes, or its reply cannot be kept (random, dependent on time, of several keys, or not tracked by the server)",
+        (_, command::Effect::None) => "forwarded: it reads no key that could be cached",
+    }
+}

@@ -1,0 +1,141 @@
+//! Bytes on their way out: small pieces copied together, large ones by reference, written in one vectored call.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+/// Pieces at least this large are kept by reference.
+pub const LARGE: usize = 16 * 1024;
+
+/// Slices of one vectored write.
+const SLICES: usize = 16;
+
+/// A queue of bytes.
+#[derive(Default)]
+pub struct OutBuf {
+    chunks: VecDeque<Bytes>,
+    tail: BytesMut,
+    queued: usize,
+}
+
+impl OutBuf {
+    /// Bytes waiting.
+    pub fn len(&self) -> usize {
+        self.queued + self.tail.len()
+    }
+
+    /// Nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.queued == 0 && self.tail.is_empty()
+    }
+
+    /// Copies `bytes` to the end.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.tail.extend_from_slice(bytes);
+    }
+
+    /// Appends `bytes`, by reference if that is cheaper than a copy.
+    pub fn push_bytes(&mut self, bytes: Bytes) {
+        if bytes.len() < LARGE {
+            return self.push(&bytes);
+        }
+        self.seal();
+        self.queued += bytes.len();
+        self.chunks.push_back(bytes);
+    }
+
+    fn seal(&mut self) {
+        if !self.tail.is_empty() {
+            self.queued += self.tail.len();
+            self.chunks.push_back(self.tail.split().freeze());
+        }
+    }
+
+    /// Fills `slices` with what comes first; returns how many were filled.
+    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let all = self.chunks.iter().map(|c| &c[..]).chain((!self.tail.is_empty()).then_some(&self.tail[..]));
+        let mut filled = 0;
+        for (slot, chunk) in slices.iter_mut().zip(all) {
+            *slot = IoSlice::new(chunk);
+            filled += 1;
+        }
+        filled
+    }
+
+    /// An array for [`OutBuf::slices`].
+    pub fn empty_slices<'a>() -> [IoSlice<'a>; SLICES] {
+        [IoSlice::new(&[]); SLICES]
+    }
+
+    /// Forgets the first `n` bytes: they are written, or not wanted any more.
+    pub fn advance(&mut self, mut n: usize) {
+        while n > 0 {
+            let Some(first) = self.chunks.front_mut() else {
+                self.tail.advance(n);
+                return self.give_back();
+            };
+            let step = n.min(first.len());
+            first.advance(step);
+            n -= step;
+            self.queued -= step;
+            if first.is_empty() {
+                self.chunks.pop_front();
+            }
+        }
+    }
+
+    /// A buffer that once was large does not stay so.
+    fn give_back(&mut self) {
+        if self.tail.is_empty() {
+            if self.tail.capacity() > 4 * LARGE {
+                self.tail = BytesMut::new();
+            } else {
+                self.tail.clear();
+            }
+        }
+    }
+
+    /// Takes everything as one piece.
+    pub fn take(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.len());
+        self.chunks.iter().for_each(|c| bytes.extend_from_slice(c));
+        bytes.extend_from_slice(&self.tail);
+        self.clear();
+        bytes
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        *self = OutBuf::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contents(buf: &OutBuf) -> Vec<u8> {
+        let mut slices = OutBuf::empty_slices();
+        let n = buf.slices(&mut slices);
+        slices[..n].iter().flat_map(|s| s.to_vec()).collect()
+    }
+
+    #[test]
+    fn order_is_kept_between_small_and_large_pieces() {
+        let mut buf = OutBuf::default();
+        let large = Bytes::from(vec![b'x'; LARGE]);
+        buf.push(b"ab");
+        buf.push_bytes(large.clone());
+        buf.push_bytes(Bytes::from_static(b"cd"));
+        let expected = [b"ab".as_slice(), &large, b"cd"].concat();
+        assert_eq!(contents(&buf), expected);
+        assert_eq!(buf.len(), expected.len());
+        for cut in [1, 1, LARGE - 1, 2] {
+            buf.advance(cut);
+        }
+        assert_eq!(contents(&buf), b"d");
+        buf.advance(1);
+        assert!(buf.is_empty());
+    }
+}

@@ -1,0 +1,453 @@
+//! The one door to what is kept: lookup, begin, fill, drop, observe, flush. Synchronous; no I/O, no clock reads.
+//!
+//! Invariants
+//! 1. A reply is stored only by a [`FillToken`] that is still valid, checked under the shard's lock. Whatever makes the
+//!    reply doubtful (an invalidation, a local write, a newer reply about the key) raises the key's *revision* first and
+//!    removes the entry under the same lock second, so a fill either sees the new revision or is removed.
+//! 2. A flush is one number: entries and tokens of an older epoch are void wherever they are.
+//! 3. An entry is served only if the link and its lane prove it fresh enough ([`crate::clock`]).
+//!
+//! Revisions are kept in a fixed table by hash: a collision revokes a fill that was innocent, which costs a miss.
+
+pub mod entry;
+pub mod eviction;
+pub mod flight;
+
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry as Place;
+
+use crate::clock::{Clocks, LaneStamp};
+use crate::time::Time;
+use entry::{Entry, Hashes, IdentityState, Node, Stamp, Variant};
+use eviction::{Item, Probe, Queues};
+use flight::Flight;
+
+const SHARDS: usize = 64;
+const REVISIONS: usize = 1 << 16;
+
+/// Why everything was flushed; label of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlushCause {
+    /// The invalidation link was lost.
+    LinkLost,
+    /// The server reported that everything changed (FLUSHALL, FLUSHDB …).
+    Invalidated,
+    /// A command through this proxy changed everything.
+    Command,
+    /// An operator said NEARSIDE FLUSH.
+    Admin,
+}
+
+/// Every cause, in the order of [`Stats::flushes`].
+pub const FLUSH_CAUSES: [(FlushCause, &str); 4] = [
+    (FlushCause::LinkLost, "link_lost"),
+    (FlushCause::Invalidated, "invalidated"),
+    (FlushCause::Command, "command"),
+    (FlushCause::Admin, "admin"),
+];
+
+/// Counters; all of them only grow.
+#[derive(Default, Debug)]
+pub struct Stats {
+    /// Reads answered from here.
+    pub hits: AtomicU64,
+    /// Cacheable reads that went upstream.
+    pub misses: AtomicU64,
+    /// Reads that waited for somebody else's flight.
+    pub joined: AtomicU64,
+    /// Replies stored.
+    pub fills: AtomicU64,
+    /// Replies not stored because their token was no longer valid.
+    pub revoked: AtomicU64,
+    /// Keys the server reported.
+    pub invalidations: AtomicU64,
+    /// Keys dropped because they were written through this proxy.
+    pub dropped: AtomicU64,
+    /// Replies thrown out to keep the budget.
+    pub evictions: AtomicU64,
+    /// Flushes by cause.
+    pub flushes: [AtomicU64; 4],
+}
+
+/// The cache.
+pub struct Cache {
+    map: DashMap<u64, Entry, IdentityState>,
+    flights: DashMap<u64, Arc<InFlight>, IdentityState>,
+    revisions: Box<[AtomicU32]>,
+    epoch: AtomicU32,
+    seq: AtomicU32,
+    queues: Box<[Mutex<Queues>]>,
+    live: Box<[AtomicI64]>,
+    used: AtomicI64,
+    budget: u64,
+    max_entry: usize,
+    hasher: ahash::RandomState,
+    /// The freshness clocks every hit is checked against.
+    pub clocks: Clocks,
+    /// What happened so far.
+    pub stats: Stats,
+}
+
+/// A flight, and the state of the key when it started.
+pub struct InFlight {
+    flight: Flight,
+    revision: u32,
+    epoch: u32,
+}
+
+impl InFlight {
+    /// See [`Flight::poll_landed`].
+    pub fn poll_landed(&self, cx: &mut std::task::Context<'_>) -> std::task::Poll<()> {
+        self.flight.poll_landed(cx)
+    }
+}
+
+/// What a lookup found.
+pub enum Lookup<R> {
+    /// What the closure made of the reply.
+    Hit(R),
+    /// A reply is there, but not yet proven fresh enough.
+    Behind(Need),
+    /// Nothing to serve.
+    Miss,
+}
+
+/// What must be proven before a reply may be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// Link and lane must have reached this time.
+    pub time: Time,
+    /// The lane that filled the reply.
+    pub lane: LaneStamp,
+}
+
+/// Whether a read is the first of its kind on the way.
+pub enum Begin {
+    /// The reply may be stored with this.
+    Lead(FillToken),
+    /// Somebody is already reading it.
+    Join(Arc<InFlight>),
+}
+
+/// The right to store the reply of one read. Not `Clone`; dropping it lands the flight.
+pub struct FillToken {
+    cache: Arc<Cache>,
+    flight: Arc<InFlight>,
+    hash: u64,
+    flight_key: u64,
+    seq: u32,
+}
+
+impl Drop for FillToken {
+    fn drop(&mut self) {
+        self.cache.flights.remove_if(&self.flight_key, |_, f| Arc::ptr_eq(f, &self.flight));
+        self.flight.flight.land();
+    }
+}
+
+/// Why a reply would not be served, for EXPLAIN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absence {
+    /// Nobody has read it since it last changed, or it was evicted.
+    NotCached,
+    /// Everything was flushed after it was filled.
+    Flushed,
+    /// The key's time to live has ended.
+    Expired,
+    /// The lane that filled it is gone.
+    LaneLost,
+    /// The clocks have not reached the time asked for.
+    Behind(Need),
+}
+
+impl Cache {
+    /// A cache of `budget` bytes, overhead included, that keeps no reply above `max_entry` bytes.
+    pub fn new(budget: u64, max_entry: usize) -> Cache {
+        Cache {
+            map: DashMap::with_hasher_and_shard_amount(IdentityState::default(), SHARDS),
+            flights: DashMap::with_hasher_and_shard_amount(IdentityState::default(), SHARDS),
+            revisions: (0..REVISIONS).map(|_| AtomicU32::new(0)).collect(),
+            epoch: AtomicU32::new(1),
+            seq: AtomicU32::new(1),
+            queues: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            live: (0..SHARDS).map(|_| AtomicI64::new(0)).collect(),
+            used: AtomicI64::new(0),
+            budget,
+            max_entry,
+            hasher: ahash::RandomState::new(),
+            clocks: Clocks::default(),
+            stats: Stats::default(),
+        }
+    }
+
+    /// The hash every other call takes. Keyed by a secret of this process.
+    pub fn hash(&self, key: &[u8]) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
+    fn variant_hash(&self, v: &Variant<'_>) -> u32 {
+        self.hasher.hash_one((v.view, v.id, v.tail)) as u32
+    }
+
+    /// Serves the reply to `variant` if it is alive and proven fresh as of `watermark`. `hit` runs under the shard's lock:
+    /// copy and go.
+    pub fn lookup<R>(&self, hash: u64, v: &Variant<'_>, now: Time, watermark: Time, hit: impl FnOnce(&Node) -> R) -> Lookup<R> {
+        let Some(entry) = self.map.get(&hash) else { return Lookup::Miss };
+        match self.judge(&entry, v, now, watermark) {
+            Ok(node) => {
+                node.touch();
+                Lookup::Hit(hit(node))
+            }
+            Err(Absence::Behind(need)) => Lookup::Behind(need),
+            Err(_) => Lookup::Miss,
+        }
+    }
+
+    fn judge<'e>(&self, entry: &'e Entry, v: &Variant<'_>, now: Time, watermark: Time) -> Result<&'e Node, Absence> {
+        let (node, floor) = entry.find(v, || self.variant_hash(v)).ok_or(Absence::NotCached)?;
+        if node.epoch() != self.epoch.load(Ordering::Acquire) {
+            return Err(Absence::Flushed);
+        }
+        if now >= node.deadline() {
+            return Err(Absence::Expired);
+        }
+        let lane = self.clocks.lane(node.lane()).ok_or(Absence::LaneLost)?;
+        let time = watermark.max(floor);
+        if lane.min(self.clocks.link()) < time {
+            return Err(Absence::Behind(Need { time, lane: node.lane() }));
+        }
+        Ok(node)
+    }
+
+    /// Whether and why not a lookup would be served now.
+    pub fn explain(&self, v: &Variant<'_>, now: Time, watermark: Time) -> Result<(), Absence> {
+        let entry = self.map.get(&self.hash(v.key)).ok_or(Absence::NotCached)?;
+        self.judge(&entry, v, now, watermark).map(|_| ())
+    }
+
+    /// Announces a read that is about to go upstream.
+    pub fn begin(self: &Arc<Self>, hash: u64, v: &Variant<'_>) -> Begin {
+        let flight_key = hash ^ u64::from(self.variant_hash(v)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let revision = self.revision(hash).load(Ordering::Acquire);
+        let epoch = self.epoch.load(Ordering::Acquire);
+        let lead = || Arc::new(InFlight { flight: Flight::default(), revision, epoch });
+        let flight = match self.flights.entry(flight_key) {
+            // A revoked flight may be joined by nobody: it may have read what is now old.
+            Place::Occupied(f) if f.get().revision == revision && f.get().epoch == epoch => {
+                return Begin::Join(f.get().clone());
+            }
+            Place::Occupied(mut f) => {
+                let new = lead();
+                f.insert(new.clone());
+                new
+            }
+            Place::Vacant(place) => place.insert(lead()).clone(),
+        };
+        let seq = self.seq.fetch_add(1, Ordering::Relaxed);
+        Begin::Lead(FillToken { cache: self.clone(), flight, hash, flight_key, seq })
+    }
+
+    /// Stores a reply, if the token is still valid. `sent` is when the read was sent. True if it is now cached.
+    pub fn fill(&self, token: FillToken, v: &Variant<'_>, reply: &[u8], times: FillTimes, lane: LaneStamp) -> bool {
+        if reply.len() + v.key.len() + v.tail.len() > self.max_entry {
+            return false;
+        }
+        let stamp = Stamp { deadline: times.deadline, stored: times.stored, lane, epoch: token.flight.epoch, seq: token.seq };
+        let node = Node::new(v, reply, stamp);
+        let weight = node.weight();
+        let item = Item { hash: token.hash, variant: self.variant_hash(v), seq: token.seq };
+        if !self.store(&token, v, node, times.sent) {
+            self.stats.revoked.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        self.stats.fills.fetch_add(1, Ordering::Relaxed);
+        self.make_room(item, weight);
+        true
+    }
+
+    /// Invariant 1: the revision is looked at while the shard is locked.
+    fn store(&self, token: &FillToken, v: &Variant<'_>, node: Node, sent: Time) -> bool {
+        let weight = node.weight();
+        let place = self.map.entry(token.hash);
+        if !self.valid(token) {
+            return false;
+        }
+        let removed: Vec<Node> = match place {
+            Place::Vacant(place) => {
+                place.insert(Entry::One(node));
+                Vec::new()
+            }
+            Place::Occupied(mut place) if place.get().is_of(v.key) => {
+                let old = match place.get() {
+                    Entry::One(old) => self.variant_hash(&old.variant()),
+                    Entry::Many(_) => 0,
+                };
+                let hashes = Hashes { new: self.variant_hash(v), old };
+                place.get_mut().insert(hashes, v, node, sent).into_iter().collect()
+            }
+            Place::Occupied(mut place) => {
+                let old = place.insert(Entry::One(node));
+                old.nodes().cloned().collect()
+            }
+        };
+        self.account(token.hash, weight as i64, 1);
+        self.forget(token.hash, &removed);
+        true
+    }
+
+    fn valid(&self, token: &FillToken) -> bool {
+        if cfg!(feature = "sabotage") && crate::sabotage::on(crate::sabotage::Rule::Tokens) {
+            return true;
+        }
+        self.revision(token.hash).load(Ordering::Acquire) == token.flight.revision
+            && self.epoch.load(Ordering::Acquire) == token.flight.epoch
+    }
+
+    fn revision(&self, hash: u64) -> &AtomicU32 {
+        &self.revisions[hash as usize % REVISIONS]
+    }
+
+    /// The key has changed: its entry goes, its tokens are revoked. True if something was cached.
+    pub fn drop_key(&self, hash: u64) -> bool {
+        self.revision(hash).fetch_add(1, Ordering::AcqRel);
+        let Some((_, entry)) = self.map.remove(&hash) else { return false };
+        let nodes: Vec<Node> = entry.nodes().cloned().collect();
+        self.forget(hash, &nodes);
+        true
+    }
+
+    /// Something about the key was read past the cache and told to somebody at `t`: nobody may be told anything older
+    /// from here on. Entries wait for the clock to pass `t`; fills on their way are revoked.
+    pub fn observe(&self, hash: u64, t: Time) {
+        self.revision(hash).fetch_add(1, Ordering::AcqRel);
+        if let Some(mut entry) = self.map.get_mut(&hash) {
+            entry.observe(t);
+        }
+    }
+
+    /// Everything has changed: one number says so.
+    pub fn flush(&self, cause: FlushCause) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.stats.flushes[cause as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn account(&self, hash: u64, bytes: i64, replies: i64) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        self.live[hash as usize % SHARDS].fetch_add(replies, Ordering::Relaxed);
+    }
+
+    fn forget(&self, hash: u64, nodes: &[Node]) {
+        if !nodes.is_empty() {
+            let bytes: u64 = nodes.iter().map(Node::weight).sum();
+            self.account(hash, -(bytes as i64), -(nodes.len() as i64));
+        }
+    }
+
+    /// Queues the new reply for eviction and evicts until the budget is kept. Lock order: queue, then shard.
+    fn make_room(&self, item: Item, weight: u64) {
+        let own = item.hash as usize % SHARDS;
+        {
+            let mut queues = self.queues[own].lock().unwrap_or_else(PoisonError::into_inner);
+            queues.push(item, weight);
+            let live = self.live[own].load(Ordering::Relaxed).max(0) as usize;
+            queues.compact(live, |i| self.probe(i, false));
+        }
+        for shard in (0..SHARDS).map(|n| (own + n) % SHARDS) {
+            while self.used.load(Ordering::Relaxed) > self.budget as i64 {
+                if !self.evict_from(shard) {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn evict_from(&self, shard: usize) -> bool {
+        let mut queues = self.queues[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(victim) = queues.victim(|i| self.probe(i, true)) else { return false };
+        if let Place::Occupied(mut place) = self.map.entry(victim.hash)
+            && place.get().by_seq(victim.variant, victim.seq).is_some()
+        {
+            let (node, empty) = place.get_mut().remove(victim.variant);
+            if empty {
+                place.remove();
+            }
+            self.forget(victim.hash, node.as_slice());
+            self.stats.evictions.fetch_add(1, Ordering::Relaxed);
+        }
+        true
+    }
+
+    fn probe(&self, item: &Item, cool: bool) -> Probe {
+        let Some(entry) = self.map.get(&item.hash) else { return Probe::Gone };
+        match entry.by_seq(item.variant, item.seq) {
+            None => Probe::Gone,
+            // What a flush or a lane's death has made void goes first.
+            Some(node) if !self.alive(node) => Probe::Live { weight: node.weight(), hits: 0 },
+            Some(node) => Probe::Live { weight: node.weight(), hits: if cool { node.cool() } else { 0 } },
+        }
+    }
+
+    fn alive(&self, node: &Node) -> bool {
+        node.epoch() == self.epoch.load(Ordering::Acquire) && self.clocks.lane(node.lane()).is_some()
+    }
+
+    /// Gives back the memory of what can never be served again. Locks one shard at a time; meant for a thread of its own.
+    pub fn sweep(&self, now: Time) {
+        self.map.retain(|hash, entry| {
+            let (removed, empty) = entry.retain(|node| self.alive(node) && now < node.deadline());
+            self.forget(*hash, &removed);
+            !empty
+        });
+        for (queues, live) in self.queues.iter().zip(&self.live) {
+            let mut queues = queues.lock().unwrap_or_else(PoisonError::into_inner);
+            queues.compact(live.load(Ordering::Relaxed).max(0) as usize, |i| self.probe(i, false));
+        }
+    }
+
+    /// Bytes accounted for.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed).max(0) as u64
+    }
+
+    /// Keys held, void ones that were not swept yet included.
+    pub fn keys(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Replies held.
+    pub fn replies(&self) -> u64 {
+        self.live.iter().map(|n| n.load(Ordering::Relaxed)).sum::<i64>().max(0) as u64
+    }
+
+    /// Flights on their way.
+    pub fn flights(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// The budget in bytes.
+    pub fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    /// Number of the present epoch.
+    pub fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Acquire)
+    }
+}
+
+/// The three times of a fill.
+#[derive(Clone, Copy, Debug)]
+pub struct FillTimes {
+    /// When the read was sent: the PTTL counts from here.
+    pub sent: Time,
+    /// When its reply arrived.
+    pub stored: Time,
+    /// When the key ends.
+    pub deadline: Time,
+}
+
+#[cfg(test)]
+mod tests;

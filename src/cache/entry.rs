@@ -1,0 +1,332 @@
+//! What is kept of one key: the replies to the commands that read it.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use triomphe::ThinArc;
+
+use crate::clock::LaneStamp;
+use crate::time::Time;
+
+/// A cached read's identity: who asks (`view`: user, database, protocol), which command (`id`), which key, and the raw
+/// bytes of the request behind the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variant<'a> {
+    /// Interned (user, database, protocol).
+    pub view: u32,
+    /// The command, as numbered by the command table.
+    pub id: u16,
+    /// The key's bytes.
+    pub key: &'a [u8],
+    /// The request's bytes after the key argument, exactly as sent.
+    pub tail: &'a [u8],
+}
+
+/// A 64-bit hash is its own hash.
+#[derive(Default)]
+pub struct Identity(u64);
+
+impl Hasher for Identity {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.0 = (self.0 << 8) | u64::from(*b);
+        }
+    }
+    fn write_u64(&mut self, n: u64) {
+        self.0 = n;
+    }
+    fn write_u32(&mut self, n: u32) {
+        self.0 = u64::from(n) | (u64::from(n) << 32);
+    }
+}
+
+/// Build-hasher of [`Identity`].
+pub type IdentityState = BuildHasherDefault<Identity>;
+
+struct Header {
+    deadline: Time,
+    stored: Time,
+    /// A hit must be fresh as of this time: something newer about the key has been seen by somebody.
+    floor: AtomicU64,
+    lane: LaneStamp,
+    epoch: u32,
+    seq: u32,
+    view: u32,
+    key_len: u32,
+    tail_len: u32,
+    id: u16,
+    /// Hits since the eviction last looked, up to [`Node::FREQ_MAX`].
+    freq: AtomicU8,
+}
+
+/// What a fill knows beside the bytes.
+#[derive(Clone, Copy)]
+pub struct Stamp {
+    /// From here on the key may be gone.
+    pub deadline: Time,
+    /// When the reply arrived here: it was true on the server some time before.
+    pub stored: Time,
+    /// The lane that carries the key's registration.
+    pub lane: LaneStamp,
+    /// The cache's epoch when the token was given.
+    pub epoch: u32,
+    /// Unique among fills (modulo 2^32).
+    pub seq: u32,
+}
+
+/// One cached reply: header, key, request tail and reply in one allocation of its own (a slice of the socket's buffer
+/// would pin all of it).
+#[derive(Clone)]
+pub struct Node(ThinArc<Header, u8>);
+
+impl Node {
+    /// Hits beyond this many make no difference to the eviction.
+    pub const FREQ_MAX: u8 = 3;
+
+    /// Copies everything into place.
+    pub fn new(variant: &Variant<'_>, reply: &[u8], stamp: Stamp) -> Node {
+        let header = Header {
+            deadline: stamp.deadline,
+            stored: stamp.stored,
+            floor: AtomicU64::new(0),
+            lane: stamp.lane,
+            epoch: stamp.epoch,
+            seq: stamp.seq,
+            view: variant.view,
+            key_len: variant.key.len() as u32,
+            tail_len: variant.tail.len() as u32,
+            id: variant.id,
+            freq: AtomicU8::new(0),
+        };
+        Node(ThinArc::from_header_and_slice(header, &[variant.key, variant.tail, reply].concat()))
+    }
+
+    fn header(&self) -> &Header {
+        &self.0.header.header
+    }
+
+    /// The key's bytes.
+    pub fn key(&self) -> &[u8] {
+        &self.0.slice[..self.header().key_len as usize]
+    }
+
+    /// The reply's bytes, as the server sent them.
+    pub fn reply(&self) -> &[u8] {
+        let h = self.header();
+        &self.0.slice[h.key_len as usize + h.tail_len as usize..]
+    }
+
+    /// The reply without a copy: it stays alive for as long as the bytes do.
+    pub fn reply_bytes(&self) -> Bytes {
+        struct Reply(Node);
+        impl AsRef<[u8]> for Reply {
+            fn as_ref(&self) -> &[u8] {
+                self.0.reply()
+            }
+        }
+        Bytes::from_owner(Reply(self.clone()))
+    }
+
+    /// Whether this is the reply to that very read.
+    pub fn is(&self, v: &Variant<'_>) -> bool {
+        let h = self.header();
+        let ends = (h.key_len as usize, (h.key_len + h.tail_len) as usize);
+        h.id == v.id
+            && h.view == v.view
+            && ends == (v.key.len(), v.key.len() + v.tail.len())
+            && self.0.slice[..ends.0] == *v.key
+            && self.0.slice[ends.0..ends.1] == *v.tail
+    }
+
+    /// When it arrived.
+    pub fn stored(&self) -> Time {
+        self.header().stored
+    }
+    /// When it must be gone.
+    pub fn deadline(&self) -> Time {
+        self.header().deadline
+    }
+    /// Its lane.
+    pub fn lane(&self) -> LaneStamp {
+        self.header().lane
+    }
+    /// Its epoch.
+    pub fn epoch(&self) -> u32 {
+        self.header().epoch
+    }
+    /// Its number.
+    pub fn seq(&self) -> u32 {
+        self.header().seq
+    }
+    /// The time as of which a hit must be fresh whatever the session asks.
+    pub fn floor(&self) -> Time {
+        Time(self.header().floor.load(Ordering::Relaxed))
+    }
+    /// Raises the floor.
+    pub fn raise_floor(&self, t: Time) {
+        self.header().floor.fetch_max(t.0, Ordering::Relaxed);
+    }
+
+    /// Notes a hit. Mostly a read: the count stops at a small number.
+    pub fn touch(&self) {
+        let freq = &self.header().freq;
+        let n = freq.load(Ordering::Relaxed);
+        if n < Self::FREQ_MAX {
+            freq.store(n + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// Hits lately; and counts one of them as forgotten.
+    pub fn cool(&self) -> u8 {
+        let freq = &self.header().freq;
+        let n = freq.load(Ordering::Relaxed);
+        freq.store(n.saturating_sub(1), Ordering::Relaxed);
+        n
+    }
+
+    /// Bytes it costs: its allocation, its place in the table and in the eviction's queue.
+    pub fn weight(&self) -> u64 {
+        let own = size_of::<Header>() + 16 + self.0.slice.len();
+        (own.next_multiple_of(16) + 16 + 40 + 24) as u64
+    }
+}
+
+/// All cached replies of one key.
+pub enum Entry {
+    /// Nearly every key is read by one command.
+    One(Node),
+    /// Several commands, users, databases or protocols.
+    Many(Box<Many>),
+}
+
+/// Several replies about one key.
+pub struct Many {
+    /// By the hash of their identity behind the key. A collision replaces, it never answers.
+    nodes: HashMap<u32, Node, IdentityState>,
+    /// When something about this key last arrived; every reply but that very one must be fresh as of then.
+    latest: Time,
+    latest_seq: Option<u32>,
+}
+
+impl Entry {
+    /// The reply to `variant`, and the time as of which it must be fresh.
+    pub fn find(&self, variant: &Variant<'_>, variant_hash: impl FnOnce() -> u32) -> Option<(&Node, Time)> {
+        match self {
+            Entry::One(node) => node.is(variant).then(|| (node, node.floor())),
+            Entry::Many(many) => {
+                let node = many.nodes.get(&variant_hash()).filter(|n| n.is(variant))?;
+                let latest = if many.latest_seq == Some(node.seq()) { Time::ZERO } else { many.latest };
+                Some((node, latest.max(node.floor())))
+            }
+        }
+    }
+
+    /// Whether this is the entry of `key` (a full 64-bit hash may collide).
+    pub fn is_of(&self, key: &[u8]) -> bool {
+        self.nodes().next().is_some_and(|n| n.key() == key)
+    }
+
+    /// Every reply.
+    pub fn nodes(&self) -> Box<dyn Iterator<Item = &Node> + '_> {
+        match self {
+            Entry::One(node) => Box::new(std::iter::once(node)),
+            Entry::Many(many) => Box::new(many.nodes.values()),
+        }
+    }
+
+    /// The node numbered `seq`.
+    pub fn by_seq(&self, variant_hash: u32, seq: u32) -> Option<&Node> {
+        let node = match self {
+            Entry::One(node) => Some(node),
+            Entry::Many(many) => many.nodes.get(&variant_hash),
+        };
+        node.filter(|n| n.seq() == seq)
+    }
+
+    /// Somebody was told something newer about the key than these replies may know.
+    pub fn observe(&mut self, t: Time) {
+        match self {
+            Entry::One(node) => node.raise_floor(t),
+            Entry::Many(many) => {
+                many.latest = many.latest.max(t);
+                many.latest_seq = None;
+            }
+        }
+    }
+
+    /// Adds a reply whose read was sent at `sent`. Returns what it replaced.
+    ///
+    /// Replies of one key must not contradict each other in time: the new one may be older than what arrived while it
+    /// was on its way (its floor), and whatever was there may be older than the new one (`latest`).
+    pub fn insert(&mut self, hashes: Hashes, variant: &Variant<'_>, node: Node, sent: Time) -> Option<Node> {
+        if let Entry::One(old) = self
+            && old.is(variant)
+        {
+            node.raise_floor(old.floor());
+            return Some(std::mem::replace(old, node));
+        }
+        let mut many = match std::mem::replace(self, Entry::One(node.clone())) {
+            Entry::One(old) => Box::new(Many {
+                latest: old.stored().max(old.floor()),
+                latest_seq: None,
+                nodes: [(hashes.old, old)].into_iter().collect(),
+            }),
+            Entry::Many(many) => many,
+        };
+        if many.latest >= sent {
+            node.raise_floor(many.latest);
+        }
+        many.latest = many.latest.max(node.stored());
+        many.latest_seq = Some(node.seq());
+        let replaced = many.nodes.insert(hashes.new, node);
+        *self = Entry::Many(many);
+        replaced
+    }
+
+    /// Removes one reply. True if none is left.
+    pub fn remove(&mut self, variant_hash: u32) -> (Option<Node>, bool) {
+        match self {
+            Entry::One(node) => (Some(node.clone()), true),
+            Entry::Many(many) => {
+                let node = many.nodes.remove(&variant_hash);
+                (node, many.nodes.is_empty())
+            }
+        }
+    }
+
+    /// Keeps what `keep` says; returns the removed replies and whether none is left.
+    pub fn retain(&mut self, keep: impl Fn(&Node) -> bool) -> (Vec<Node>, bool) {
+        match self {
+            Entry::One(node) if keep(node) => (Vec::new(), false),
+            Entry::One(node) => (vec![node.clone()], true),
+            Entry::Many(many) => {
+                let dead: Vec<u32> = many.nodes.iter().filter(|(_, n)| !keep(n)).map(|(h, _)| *h).collect();
+                let removed = dead.iter().filter_map(|h| many.nodes.remove(h)).collect();
+                (removed, many.nodes.is_empty())
+            }
+        }
+    }
+}
+
+/// The variant hashes [`Entry::insert`] needs: of the new reply, and of the single one that may be there.
+#[derive(Clone, Copy)]
+pub struct Hashes {
+    /// Of the reply to be added.
+    pub new: u32,
+    /// Of the reply that is there alone.
+    pub old: u32,
+}
+
+impl Node {
+    /// Its identity, to be hashed again when a second reply joins it.
+    pub fn variant(&self) -> Variant<'_> {
+        let h = self.header();
+        let (key, rest) = self.0.slice.split_at(h.key_len as usize);
+        Variant { view: h.view, id: h.id, key, tail: &rest[..h.tail_len as usize] }
+    }
+}

@@ -1,0 +1,171 @@
+//! Who is connected: the register behind `maxclients` and CLIENT LIST, INFO, KILL.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use atomic_waker::AtomicWaker;
+
+use crate::time::Time;
+
+/// One client connection, as others may see it.
+pub struct Client {
+    /// Unique for the life of the process.
+    pub id: u64,
+    /// Its own end.
+    pub addr: String,
+    /// Our end.
+    pub laddr: String,
+    /// When it came.
+    pub since: Time,
+    /// When it last sent something ([`Time`]'s nanoseconds).
+    pub active: AtomicU64,
+    /// Database.
+    pub db: AtomicU32,
+    /// Protocol.
+    pub resp: AtomicU32,
+    words: Mutex<Words>,
+    killed: AtomicBool,
+    draining: AtomicBool,
+    waker: AtomicWaker,
+}
+
+/// What the client says of itself.
+#[derive(Default, Clone)]
+pub struct Words {
+    /// CLIENT SETNAME.
+    pub name: String,
+    /// ACL user.
+    pub user: String,
+    /// CLIENT SETINFO LIB-NAME.
+    pub lib_name: String,
+    /// CLIENT SETINFO LIB-VER.
+    pub lib_ver: String,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Client {
+    /// Its name, user and library.
+    pub fn words(&self) -> MutexGuard<'_, Words> {
+        lock(&self.words)
+    }
+
+    /// Ends it: at once, or after the present reply if it kills itself.
+    pub fn kill(&self) {
+        self.killed.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Asks it to finish what it has begun and go.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Whether [`Client::drain`] was called.
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Whether somebody has killed it. Registers to be woken when somebody does.
+    pub fn poll_killed(&self, waker: &std::task::Waker) -> bool {
+        self.waker.register(waker);
+        self.killed.load(Ordering::Acquire)
+    }
+
+    /// Its line of CLIENT LIST, in the server's format.
+    pub fn line(&self, now: Time) -> String {
+        let words = self.words().clone();
+        let age = now.since(self.since).as_secs();
+        let idle = now.since(Time(self.active.load(Ordering::Relaxed))).as_secs();
+        format!(
+            "id={} addr={} laddr={} fd=-1 name={} age={age} idle={idle} flags=N db={} sub=0 psub=0 ssub=0 multi=-1 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 events=r cmd=client user={} redir=-1 resp={} lib-name={} lib-ver={}",
+            self.id,
+            self.addr,
+            self.laddr,
+            words.name,
+            self.db.load(Ordering::Relaxed),
+            words.user,
+            self.resp.load(Ordering::Relaxed),
+            words.lib_name,
+            words.lib_ver,
+        )
+    }
+}
+
+/// All of them.
+#[derive(Default)]
+pub struct Clients {
+    next: AtomicU64,
+    all: Mutex<BTreeMap<u64, Arc<Client>>>,
+    /// Connections refused at `maxclients`.
+    pub refused: AtomicU64,
+}
+
+impl Clients {
+    /// A new one, unless there are `max` already.
+    pub fn enter(&self, max: usize, addr: String, laddr: String) -> Option<Arc<Client>> {
+        let mut all = lock(&self.all);
+        if all.len() >= max {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        let now = Time::now();
+        let client = Arc::new(Client {
+            id: self.next.fetch_add(1, Ordering::Relaxed) + 1,
+            addr,
+            laddr,
+            since: now,
+            active: AtomicU64::new(now.0),
+            db: AtomicU32::new(0),
+            resp: AtomicU32::new(2),
+            words: Mutex::new(Words { user: "default".into(), ..Words::default() }),
+            killed: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+        });
+        all.insert(client.id, client.clone());
+        Some(client)
+    }
+
+    /// It has gone.
+    pub fn leave(&self, client: &Client) {
+        lock(&self.all).remove(&client.id);
+    }
+
+    /// Those here now, by id.
+    pub fn all(&self) -> Vec<Arc<Client>> {
+        lock(&self.all).values().cloned().collect()
+    }
+
+    /// How many are here.
+    pub fn len(&self) -> usize {
+        lock(&self.all).len()
+    }
+
+    /// Whether nobody is here.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many ever came.
+    pub fn total(&self) -> u64 {
+        self.next.load(Ordering::Relaxed)
+    }
+}
+
+/// Users, databases and protocols, numbered: cached replies belong to one of each.
+#[derive(Default)]
+pub struct Views(Mutex<HashMap<(Vec<u8>, u32, bool), u32>>);
+
+impl Views {
+    /// The number of this view; the same for the life of the process.
+    pub fn number(&self, user: &[u8], db: u32, resp3: bool) -> u32 {
+        let mut views = lock(&self.0);
+        let next = views.len() as u32;
+        *views.entry((user.to_vec(), db, resp3)).or_insert(next)
+    }
+}

@@ -1,0 +1,228 @@
+//! The consistency contract in one place: what the link's events do to the cache, and what each level asks of a hit.
+//!
+//! Events are applied by the very task that reads the link, in order, before the next one is looked at: there is no
+//! channel in between, so nothing can be reordered or shed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use atomic_waker::AtomicWaker;
+use tokio::sync::Notify;
+
+use crate::cache::{Cache, FlushCause, Need};
+use crate::clock::{Clocks, LaneStamp, MAX_LANES};
+use crate::config::Level;
+use crate::time::Time;
+
+/// One incarnation of the link.
+#[derive(Debug, PartialEq, Eq)]
+pub struct LinkId {
+    /// Counts up with every reconnect; never 0.
+    pub generation: u64,
+    /// The server's number for the connection: what lanes redirect their tracking to.
+    pub client_id: i64,
+}
+
+/// Shared by the link, the lanes and the sessions of every thread.
+pub struct Coherence {
+    /// What is kept coherent.
+    pub cache: Arc<Cache>,
+    max_staleness: Duration,
+    /// Generation of the living link; 0 while it is down.
+    generation: AtomicU64,
+    link: ArcSwapOption<LinkId>,
+    link_waker: AtomicWaker,
+    lane_wakers: Box<[AtomicWaker]>,
+    moved: Notify,
+    waiting: AtomicUsize,
+    /// Sessions and replies that had to wait for a clock.
+    pub waits: AtomicU64,
+}
+
+impl Coherence {
+    /// For one upstream node.
+    pub fn new(cache: Arc<Cache>, max_staleness: Duration) -> Coherence {
+        Coherence {
+            cache,
+            max_staleness,
+            generation: AtomicU64::new(0),
+            link: ArcSwapOption::empty(),
+            link_waker: AtomicWaker::new(),
+            lane_wakers: (0..MAX_LANES).map(|_| AtomicWaker::new()).collect(),
+            moved: Notify::new(),
+            waiting: AtomicUsize::new(0),
+            waits: AtomicU64::new(0),
+        }
+    }
+
+    fn clocks(&self) -> &Clocks {
+        &self.cache.clocks
+    }
+
+    // --- events of the link, in its own task ---
+
+    /// The link is subscribed, and a PING sent at `t` has come back.
+    pub fn link_up(&self, id: LinkId, t: Time) {
+        let generation = id.generation;
+        self.link.store(Some(Arc::new(id)));
+        self.clocks().advance_link(t);
+        self.generation.store(generation, Ordering::Release);
+        self.moved.notify_waiters();
+    }
+
+    /// The link is lost. Order matters: no lane may believe itself armed (`generation`) once the new epoch can be
+    /// sampled by a token; see [`Coherence::generation`].
+    pub fn link_lost(&self) {
+        self.generation.store(0, Ordering::Release);
+        self.link.store(None);
+        self.clocks().stop_link();
+        self.cache.flush(FlushCause::LinkLost);
+        self.moved.notify_waiters();
+    }
+
+    /// The server reports a changed key.
+    pub fn key_changed(&self, key: &[u8]) {
+        self.cache.stats.invalidations.fetch_add(1, Ordering::Relaxed);
+        self.cache.drop_key(self.cache.hash(key));
+    }
+
+    /// The server reports that everything changed.
+    pub fn everything_changed(&self) {
+        self.cache.flush(FlushCause::Invalidated);
+    }
+
+    /// The PONG of the PING sent at `t` is here: all that was acknowledged before `t` has been applied.
+    pub fn link_pong(&self, t: Time) {
+        self.clocks().advance_link(t);
+        self.wake_waiting();
+    }
+
+    /// A lane has answered something sent at `t`.
+    pub fn lane_answered(&self, lane: LaneStamp, t: Time) {
+        self.clocks().advance_lane(lane, t);
+        self.wake_waiting();
+    }
+
+    fn wake_waiting(&self) {
+        if self.waiting.load(Ordering::Acquire) > 0 {
+            self.moved.notify_waiters();
+        }
+    }
+
+    /// The living link's generation. A lane armed for it may fill, **if this is asked after the token was taken**: the
+    /// generation goes before the epoch does, so a token of the new epoch never meets an old generation.
+    pub fn generation(&self) -> Option<u64> {
+        Some(self.generation.load(Ordering::Acquire)).filter(|g| *g != 0)
+    }
+
+    /// The living link.
+    pub fn link(&self) -> Option<Arc<LinkId>> {
+        self.link.load_full()
+    }
+
+    /// How old the freshness clock is; `None` while the link is down.
+    pub fn clock_age(&self, now: Time) -> Option<Duration> {
+        self.generation().map(|_| now.since(self.clocks().link()))
+    }
+
+    // --- levels ---
+
+    /// The time as of which a hit must be fresh: of a request that arrived at or before `now`, in a session that has
+    /// last seen something of time `seen`.
+    pub fn watermark(&self, level: Level, now: Time, seen: Time) -> Time {
+        if crate::sabotage::on(crate::sabotage::Rule::Barrier) {
+            return Time::ZERO;
+        }
+        let bound = now - self.max_staleness;
+        match level {
+            Level::Bounded => bound,
+            Level::Causal => bound.max(seen),
+            Level::Linearizable => now,
+        }
+    }
+
+    // --- waiting ---
+
+    /// Asks link and lane for a PING and waits until both have reached `need`. False if the link or the lane is lost
+    /// meanwhile, or after `patience`: the read then goes upstream.
+    pub async fn reach(&self, need: Need, patience: Duration) -> bool {
+        let lane = Some(need.lane);
+        self.wait(need.time, lane, patience).await
+    }
+
+    /// Waits until everything acknowledged before `t` is reflected in the cache: by the link's clock, or because the
+    /// link was lost and everything is void.
+    pub async fn barrier(&self, t: Time) {
+        if crate::sabotage::on(crate::sabotage::Rule::Barrier) {
+            return;
+        }
+        while self.generation().is_some() && !self.wait(t, None, Duration::from_secs(1)).await {}
+    }
+
+    async fn wait(&self, t: Time, lane: Option<LaneStamp>, patience: Duration) -> bool {
+        let _waiting = Waiting::new(self);
+        self.waits.fetch_add(1, Ordering::Relaxed);
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            let mut moved = std::pin::pin!(self.moved.notified());
+            moved.as_mut().enable();
+            let lane_time = match lane {
+                None => Time::NEVER,
+                Some(lane) => match self.clocks().lane(lane) {
+                    Some(t) => t,
+                    None => return false,
+                },
+            };
+            if self.clocks().link().min(lane_time) >= t {
+                return true;
+            }
+            if self.generation().is_none() {
+                return false;
+            }
+            self.ask(t, lane);
+            if tokio::time::timeout_at(deadline, moved).await.is_err() {
+                return false;
+            }
+        }
+    }
+
+    fn ask(&self, t: Time, lane: Option<LaneStamp>) {
+        if self.clocks().want_link(t) {
+            self.link_waker.wake();
+        }
+        if let Some(lane) = lane
+            && self.clocks().lane(lane).is_some_and(|have| have < t)
+            && self.clocks().want_lane(lane, t)
+        {
+            self.lane_wakers[Clocks::slot(lane)].wake();
+        }
+    }
+
+    /// The link's task registers to be woken when a PING is wanted.
+    pub fn register_link(&self, waker: &std::task::Waker) {
+        self.link_waker.register(waker);
+    }
+
+    /// A lane's task registers to be woken when a PING is wanted.
+    pub fn register_lane(&self, lane: LaneStamp, waker: &std::task::Waker) {
+        self.lane_wakers[Clocks::slot(lane)].register(waker);
+    }
+}
+
+/// Counts who waits, so that a PONG nobody waits for wakes nobody.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(coherence: &'a Coherence) -> Self {
+        coherence.waiting.fetch_add(1, Ordering::AcqRel);
+        Waiting(&coherence.waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}

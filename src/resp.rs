@@ -1,0 +1,376 @@
+//! Bytes to requests and reply frames: where each begins and ends, and nothing else. No copies, no recursion, no I/O.
+//!
+//! Client requests are scanned with Redis's own tolerance and error texts (`networking.c`); replies are cut by length,
+//! iteratively, so that no depth of nesting costs stack.
+
+use std::ops::Range;
+
+/// Longest inline request and longest count line, as in Redis.
+const INLINE_MAX: usize = 64 * 1024;
+
+/// Why a client's bytes are not a request. The text is Redis's; the connection is closed after it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Protocol error: {0}")]
+pub struct ProtocolError(pub String);
+
+impl ProtocolError {
+    fn new(text: &str) -> Self {
+        ProtocolError(text.to_owned())
+    }
+}
+
+/// What the scanner found at the start of the bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Scan {
+    /// A request of this many bytes; its arguments are in [`Scanner::args`].
+    Request(usize),
+    /// An inline request of this many bytes; turn it with [`inline_args`].
+    Inline(usize),
+    /// This many bytes that ask for nothing (`*0`, `*-1`, an empty line).
+    Nothing(usize),
+    /// More bytes are needed; at least this many in all, as far as is known.
+    Incomplete(usize),
+}
+
+/// Scans one request, going on where it stopped when more bytes have come, so that a request that arrives in many
+/// pieces is looked at once.
+#[derive(Default)]
+pub struct Scanner {
+    args: Vec<Range<usize>>,
+    remaining: usize,
+    pos: usize,
+}
+
+impl Scanner {
+    /// The arguments of the request last found, as ranges from its first byte.
+    pub fn args(&self) -> &[Range<usize>] {
+        &self.args
+    }
+
+    /// Forgets the request; the next scan starts at byte 0.
+    pub fn reset(&mut self) {
+        self.args.clear();
+        self.remaining = 0;
+        self.pos = 0;
+    }
+
+    /// Looks at `buf`, which starts with the same bytes as at the last call that said `Incomplete`.
+    pub fn scan(&mut self, buf: &[u8], max_bulk: usize) -> Result<Scan, ProtocolError> {
+        if self.pos == 0 {
+            match buf.first() {
+                None => return Ok(Scan::Incomplete(1)),
+                Some(b'*') => {}
+                Some(_) => return scan_inline(buf),
+            }
+            let Some((count, end)) = header(buf, 0, "too big mbulk count string", "invalid multibulk length")? else {
+                return Ok(Scan::Incomplete(buf.len() + 1));
+            };
+            if count > i64::from(i32::MAX) {
+                return Err(ProtocolError::new("invalid multibulk length"));
+            }
+            if count <= 0 {
+                return Ok(Scan::Nothing(end));
+            }
+            self.args.clear();
+            self.remaining = count as usize;
+            self.pos = end;
+        }
+        self.scan_bulks(buf, max_bulk)
+    }
+
+    fn scan_bulks(&mut self, buf: &[u8], max_bulk: usize) -> Result<Scan, ProtocolError> {
+        while self.remaining > 0 {
+            match buf.get(self.pos) {
+                None => return Ok(Scan::Incomplete(buf.len() + 1)),
+                Some(b'$') => {}
+                Some(&other) => {
+                    // Redis looks at the type only once the line is whole.
+                    if header_end(&buf[self.pos..], "too big bulk count string")?.is_none() {
+                        return Ok(Scan::Incomplete(buf.len() + 1));
+                    }
+                    return Err(ProtocolError(format!("expected '$', got '{}'", printable(other))));
+                }
+            }
+            let header = header(buf, self.pos, "too big bulk count string", "invalid bulk length")?;
+            let Some((len, start)) = header else { return Ok(Scan::Incomplete(buf.len() + 1)) };
+            if len < 0 || len as usize > max_bulk {
+                return Err(ProtocolError::new("invalid bulk length"));
+            }
+            let end = start + len as usize;
+            if buf.len() < end + 2 {
+                return Ok(Scan::Incomplete(end + 2));
+            }
+            self.args.push(start..end);
+            self.pos = end + 2;
+            self.remaining -= 1;
+        }
+        Ok(Scan::Request(self.pos))
+    }
+}
+
+fn printable(byte: u8) -> char {
+    if byte.is_ascii_graphic() || byte == b' ' { byte as char } else { '?' }
+}
+
+/// Reads the number of a `*n` or `$n` line at `at`: the number and where the line ends.
+fn header(buf: &[u8], at: usize, too_big: &str, invalid: &str) -> Result<Option<(i64, usize)>, ProtocolError> {
+    let line = &buf[at + 1..];
+    // One or two digits and CRLF: nearly every header there is.
+    if let [d @ b'0'..=b'9', b'\r', b'\n', ..] = line {
+        return Ok(Some((i64::from(d - b'0'), at + 4)));
+    }
+    if let [d @ b'1'..=b'9', e @ b'0'..=b'9', b'\r', b'\n', ..] = line {
+        return Ok(Some((i64::from(d - b'0') * 10 + i64::from(e - b'0'), at + 5)));
+    }
+    let Some(cr) = header_end(line, too_big)? else { return Ok(None) };
+    let n = parse_i64(&line[..cr]).ok_or_else(|| ProtocolError::new(invalid))?;
+    Ok(Some((n, at + 1 + cr + 2)))
+}
+
+/// Where the CR of a header line stands, once the LF behind it has come too.
+fn header_end(line: &[u8], too_big: &str) -> Result<Option<usize>, ProtocolError> {
+    match memchr::memchr(b'\r', line) {
+        Some(cr) if line.len() >= cr + 2 => Ok(Some(cr)),
+        None if line.len() > INLINE_MAX => Err(ProtocolError::new(too_big)),
+        _ => Ok(None),
+    }
+}
+
+/// A decimal number in its one canonical spelling, as Redis's `string2ll` takes it.
+pub fn parse_i64(text: &[u8]) -> Option<i64> {
+    let (negative, digits) = match text {
+        [b'-', rest @ ..] => (true, rest),
+        _ => (false, text),
+    };
+    match digits {
+        [b'0'] if !negative => return Some(0),
+        [b'1'..=b'9', rest @ ..] if rest.iter().all(u8::is_ascii_digit) && rest.len() < 19 => {}
+        _ => return None,
+    }
+    let sign: i64 = if negative { -1 } else { 1 };
+    digits.iter().try_fold(0i64, |n, d| n.checked_mul(10)?.checked_add(sign * i64::from(d - b'0')))
+}
+
+fn scan_inline(buf: &[u8]) -> Result<Scan, ProtocolError> {
+    let Some(newline) = memchr::memchr(b'\n', buf) else {
+        return if buf.len() > INLINE_MAX {
+            Err(ProtocolError::new("too big inline request"))
+        } else {
+            Ok(Scan::Incomplete(buf.len() + 1))
+        };
+    };
+    let blank = buf[..newline].iter().all(|b| is_space(*b));
+    Ok(if blank { Scan::Nothing(newline + 1) } else { Scan::Inline(newline + 1) })
+}
+
+fn is_space(b: u8) -> bool {
+    matches!(b, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c)
+}
+
+/// Splits an inline request into its arguments, quotes and escapes as in `sdssplitargs`.
+pub fn inline_args(line: &[u8]) -> Result<Vec<Vec<u8>>, ProtocolError> {
+    let unbalanced = || ProtocolError::new("unbalanced quotes in request");
+    let end = line.iter().position(|b| *b == 0 || *b == b'\n').unwrap_or(line.len());
+    let mut rest = &line[..end];
+    let mut args = Vec::new();
+    loop {
+        while let [b, tail @ ..] = rest
+            && is_space(*b)
+        {
+            rest = tail;
+        }
+        if rest.is_empty() {
+            return Ok(args);
+        }
+        let (arg, tail) = inline_arg(rest).ok_or_else(unbalanced)?;
+        args.push(arg);
+        rest = tail;
+    }
+}
+
+fn inline_arg(mut rest: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    let mut arg = Vec::new();
+    loop {
+        match rest {
+            [] => return Some((arg, rest)),
+            [b, ..] if is_space(*b) => return Some((arg, rest)),
+            [b'"', tail @ ..] => return double_quoted(arg, tail),
+            [b'\'', tail @ ..] => return single_quoted(arg, tail),
+            [b, tail @ ..] => {
+                arg.push(*b);
+                rest = tail;
+            }
+        }
+    }
+}
+
+/// After a closing quote there must be a space or nothing.
+fn closed(arg: Vec<u8>, rest: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    match rest {
+        [b, ..] if !is_space(*b) => None,
+        _ => Some((arg, rest)),
+    }
+}
+
+fn double_quoted(mut arg: Vec<u8>, mut rest: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    let hex = |b: u8| (b as char).to_digit(16).map(|d| d as u8);
+    loop {
+        match rest {
+            [] => return None,
+            [b'"', tail @ ..] => return closed(arg, tail),
+            [b'\\', b'x', a, b, tail @ ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit() => {
+                arg.push(hex(*a)? * 16 + hex(*b)?);
+                rest = tail;
+            }
+            [b'\\', b, tail @ ..] => {
+                arg.push(match b {
+                    b'n' => b'\n',
+                    b'r' => b'\r',
+                    b't' => b'\t',
+                    b'b' => 8,
+                    b'a' => 7,
+                    other => *other,
+                });
+                rest = tail;
+            }
+            [b, tail @ ..] => {
+                arg.push(*b);
+                rest = tail;
+            }
+        }
+    }
+}
+
+fn single_quoted(mut arg: Vec<u8>, mut rest: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    loop {
+        match rest {
+            [] => return None,
+            [b'\'', tail @ ..] => return closed(arg, tail),
+            [b'\\', b'\'', tail @ ..] => {
+                arg.push(b'\'');
+                rest = tail;
+            }
+            [b, tail @ ..] => {
+                arg.push(*b);
+                rest = tail;
+            }
+        }
+    }
+}
+
+/// Encodes a request as clients do.
+pub fn encode<A: AsRef<[u8]>>(args: &[A]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(16 + args.iter().map(|a| a.as_ref().len() + 16).sum::<usize>());
+    out.extend_from_slice(format!("*{}\r\n", args.len()).as_bytes());
+    for arg in args {
+        encode_bulk(&mut out, arg.as_ref());
+    }
+    out
+}
+
+/// Appends one bulk string.
+pub fn encode_bulk(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(format!("${}\r\n", bytes.len()).as_bytes());
+    out.extend_from_slice(bytes);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The upstream sent something that is not RESP; the connection cannot be trusted any more.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the upstream sent bytes that are not RESP")]
+pub struct NotResp;
+
+/// Finds the end of one reply, going on where it stopped when more bytes have come.
+#[derive(Clone, Copy)]
+pub struct Cutter {
+    /// Values still to come before the reply is whole.
+    values: u64,
+    pos: usize,
+    /// Bytes the reply needs at least, as far as is known.
+    need: usize,
+}
+
+impl Default for Cutter {
+    fn default() -> Self {
+        Cutter { values: 1, pos: 0, need: 1 }
+    }
+}
+
+impl Cutter {
+    /// The length of the reply at the start of `buf`, or `None` if it is not whole yet.
+    pub fn cut(&mut self, buf: &[u8]) -> Result<Option<usize>, NotResp> {
+        while self.values > 0 {
+            let rest = buf.get(self.pos..).unwrap_or_default();
+            let Some(newline) = memchr::memchr(b'\n', rest) else {
+                self.need = buf.len().max(self.pos) + 1;
+                return Ok(None);
+            };
+            let end = self.pos + newline + 1;
+            let line = rest[..newline].strip_suffix(b"\r").ok_or(NotResp)?;
+            let (kind, number) = line.split_first().ok_or(NotResp)?;
+            let number = || parse_i64(number).ok_or(NotResp);
+            match kind {
+                b'+' | b'-' | b':' | b'_' | b',' | b'#' | b'(' => self.value(end),
+                b'$' | b'=' | b'!' => {
+                    let n = number()?;
+                    let body = if n < 0 { 0 } else { usize::try_from(n).map_err(|_| NotResp)? + 2 };
+                    if buf.len() < end + body {
+                        self.need = end + body;
+                        return Ok(None);
+                    }
+                    self.value(end + body);
+                }
+                b'*' | b'~' | b'>' => self.aggregate(end, number()?, 1, 1),
+                b'%' => self.aggregate(end, number()?, 2, 1),
+                // An attribute comes before the value it describes and does not count as one.
+                b'|' => self.aggregate(end, number()?, 2, 0),
+                _ => return Err(NotResp),
+            }
+        }
+        let len = self.pos;
+        *self = Cutter::default();
+        Ok(Some(len))
+    }
+
+    /// Bytes needed before another look makes sense.
+    pub fn need(&self) -> usize {
+        self.need
+    }
+
+    fn value(&mut self, end: usize) {
+        self.pos = end;
+        self.values -= 1;
+    }
+
+    fn aggregate(&mut self, end: usize, n: i64, each: u64, own: u64) {
+        self.pos = end;
+        self.values += u64::try_from(n).unwrap_or(0).saturating_mul(each);
+        self.values -= own;
+    }
+}
+
+/// The end of the value at the start of `buf`, which holds at least one whole value.
+pub fn value_len(buf: &[u8]) -> Option<usize> {
+    Cutter::default().cut(buf).ok().flatten()
+}
+
+/// The bytes of the bulk string at the start of `buf` and what follows it.
+pub fn split_bulk(buf: &[u8]) -> Option<(&[u8], &[u8])> {
+    let len = value_len(buf)?;
+    let (value, rest) = buf.split_at(len);
+    let start = memchr::memchr(b'\n', value)? + 1;
+    matches!(value[0], b'$' | b'=').then_some(())?;
+    Some((value.get(start..len.checked_sub(2)?).unwrap_or_default(), rest))
+}
+
+/// The number of values of the aggregate at the start of `buf` (a map's keys and values both count) and what follows its header.
+pub fn split_aggregate(buf: &[u8]) -> Option<(usize, &[u8])> {
+    let newline = memchr::memchr(b'\n', buf)?;
+    let n = parse_i64(buf.get(1..newline.checked_sub(1)?)?)?;
+    let each = if matches!(buf[0], b'%' | b'|') { 2 } else { 1 };
+    matches!(buf[0], b'*' | b'~' | b'>' | b'%').then_some(())?;
+    Some((usize::try_from(n).unwrap_or(0) * each, &buf[newline + 1..]))
+}
+
+#[cfg(test)]
+mod tests;

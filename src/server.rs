@@ -1,0 +1,278 @@
+//! Listeners, threads, limits, wiring, drain. No RESP, no command names.
+//!
+//! The main thread accepts and deals connections round-robin to the workers, which own them for life; the link and the
+//! sweep have threads of their own, so that a busy worker delays neither invalidations nor the freshness clock.
+
+use std::future::Future;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime::Builder;
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
+
+use crate::clients::Client;
+use crate::config::{Address, Config, Level, Upstream};
+use crate::embedded::Embedded;
+use crate::error::Error;
+use crate::session;
+use crate::shared::Shared;
+use crate::time::Time;
+use crate::transport::Stream;
+use crate::upstream::{ConnectionKey, Creds, Pool, link};
+
+/// Connections dealt to a worker that it has not taken yet.
+const DEALT: usize = 1024;
+/// How often memory of dead entries is given back.
+const SWEEP: Duration = Duration::from_secs(1);
+/// Longest pause after a failed accept (out of file descriptors, say).
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// A connection on its way to its worker. The sockets are still the kernel's: each runtime registers its own.
+struct Dealt {
+    socket: Socket,
+    client: Arc<Client>,
+    level: Level,
+}
+
+enum Socket {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Socket {
+    fn into_stream(self) -> io::Result<Stream> {
+        match self {
+            Socket::Tcp(s) => Stream::tcp(tokio::net::TcpStream::from_std(s)?),
+            Socket::Unix(s) => tokio::net::UnixStream::from_std(s).map(Stream::Unix),
+        }
+    }
+
+    fn names(&self) -> (String, String) {
+        match self {
+            Socket::Tcp(s) => {
+                let name = |a: io::Result<std::net::SocketAddr>| a.map_or_else(|_| "?:0".into(), |a| a.to_string());
+                (name(s.peer_addr()), name(s.local_addr()))
+            }
+            Socket::Unix(s) => {
+                let path = s.local_addr().ok().and_then(|a| a.as_pathname().map(|p| p.display().to_string()));
+                let path = path.unwrap_or_default();
+                (format!("{path}:0"), format!("{path}:0"))
+            }
+        }
+    }
+
+    /// One line, without waiting for the client to take it, and the end.
+    fn refuse(self, line: &str) {
+        use std::io::Write;
+        // Best effort: a client that is not reading loses only the explanation.
+        let _ = match self {
+            Socket::Tcp(mut s) => s.write(line.as_bytes()),
+            Socket::Unix(mut s) => s.write(line.as_bytes()),
+        };
+    }
+}
+
+/// Runs the proxy until `shutdown` resolves, then drains.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    let (embedded, upstream) = match &config.upstream {
+        Some(upstream) => (None, upstream.clone()),
+        None => {
+            let embedded = Embedded::start().await?;
+            let upstream = embedded.upstream();
+            (Some(embedded), upstream)
+        }
+    };
+    let result = serve(config, upstream, shutdown).await;
+    if let Some(embedded) = embedded {
+        embedded.stop().await;
+    }
+    result
+}
+
+async fn serve(config: Config, upstream: Upstream, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    if cfg!(feature = "sabotage") {
+        tracing::error!("built with `sabotage`: for tests only, answers may be wrong");
+    }
+    let shared = Arc::new(Shared::new(config, upstream));
+    let (stop, stopping) = watch::channel(false);
+    let mut listeners = Vec::new();
+    for listen in &shared.config.listen {
+        let listener = Listener::bind(&listen.address).await.map_err(|source| Error::Bind { address: listen.address.to_string(), source })?;
+        tracing::info!("listening on {} ({})", listen.address, crate::admin::level_name(listen.consistency));
+        listeners.push((listener, listen.consistency));
+    }
+    let control = start_control(&shared, stopping.clone())?;
+    let sweeping = Arc::new(AtomicBool::new(true));
+    let sweep = start_sweep(&shared, sweeping.clone())?;
+    let mut workers = Vec::new();
+    let mut dealers = Vec::new();
+    for n in 0..shared.config.threads {
+        let (dealer, dealt) = mpsc::channel(DEALT);
+        workers.push(start_worker(n, &shared, dealt, stopping.clone())?);
+        dealers.push(dealer);
+    }
+    let dealers = Arc::new(dealers);
+    let accepting: Vec<_> = listeners
+        .into_iter()
+        .map(|(listener, level)| tokio::spawn(accept(listener, level, shared.clone(), dealers.clone())))
+        .collect();
+    shutdown.await;
+    tracing::info!("stopping: no new connections, {} clients have {:?} to finish", shared.clients.len(), shared.config.shutdown_grace);
+    accepting.iter().for_each(tokio::task::JoinHandle::abort);
+    let _ = stop.send(true);
+    drain(&shared).await;
+    drop(dealers);
+    sweeping.store(false, Ordering::Release);
+    sweep.thread().unpark();
+    let join = move || {
+        for thread in workers.into_iter().chain([control, sweep]) {
+            if thread.join().is_err() {
+                tracing::error!("a thread ended by a panic");
+            }
+        }
+    };
+    tokio::task::spawn_blocking(join).await.map_err(|e| Error::Io(io::Error::other(e)))
+}
+
+/// Waits for the clients to finish what they have begun, then ends them.
+async fn drain(shared: &Shared) {
+    let deadline = tokio::time::Instant::now() + shared.config.shutdown_grace;
+    shared.clients.all().iter().for_each(|c| c.drain());
+    while !shared.clients.is_empty() && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let left = shared.clients.all();
+    if !left.is_empty() {
+        tracing::warn!("{} clients did not finish in time and are cut off", left.len());
+        left.iter().for_each(|c| c.kill());
+    }
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
+    std::thread::Builder::new().name(name).spawn(work).map_err(Error::Io)
+}
+
+fn start_worker(n: usize, shared: &Arc<Shared>, mut dealt: mpsc::Receiver<Dealt>, stopping: watch::Receiver<bool>) -> Result<JoinHandle<()>, Error> {
+    let shared = shared.clone();
+    let runtime = runtime().map_err(Error::Io)?;
+    spawn(format!("nearside-{n}"), move || {
+        let local = LocalSet::new();
+        let pool = Rc::new(Pool::new(shared.node.clone()));
+        local.block_on(&runtime, async move {
+            while let Some(dealt) = dealt.recv().await {
+                start_session(&shared, &pool, dealt);
+            }
+            // The dealers are dropped only once the drain is over.
+            drop(stopping);
+        });
+    })
+}
+
+fn start_session(shared: &Arc<Shared>, pool: &Rc<Pool>, dealt: Dealt) {
+    let (shared, pool) = (shared.clone(), pool.clone());
+    let Dealt { socket, client, level } = dealt;
+    match socket.into_stream() {
+        Ok(stream) => {
+            tokio::task::spawn_local(async move { session::run(&shared, &pool, stream, client, level).await });
+        }
+        Err(e) => {
+            tracing::debug!("a connection broke before it was served: {e}");
+            shared.clients.leave(&client);
+        }
+    }
+}
+
+/// The link has a thread of its own.
+fn start_control(shared: &Arc<Shared>, mut stopping: watch::Receiver<bool>) -> Result<JoinHandle<()>, Error> {
+    let (node, upstream) = (shared.node.clone(), shared.upstream.clone());
+    let runtime = runtime().map_err(Error::Io)?;
+    let creds = upstream.password.as_ref().map(|password| {
+        let user = upstream.username.as_deref().unwrap_or("default").as_bytes().to_vec();
+        Arc::new(Creds { user, password: password.as_bytes().to_vec() })
+    });
+    let key = ConnectionKey { creds, resp3: false, db: 0 };
+    spawn("nearside-link".into(), move || {
+        runtime.block_on(async move {
+            tokio::select! {
+                () = link::run(node, key) => {}
+                _ = stopping.changed() => {}
+            }
+        });
+    })
+}
+
+fn start_sweep(shared: &Arc<Shared>, running: Arc<AtomicBool>) -> Result<JoinHandle<()>, Error> {
+    let shared = shared.clone();
+    spawn("nearside-sweep".into(), move || {
+        while running.load(Ordering::Acquire) {
+            shared.cache.sweep(Time::now());
+            std::thread::park_timeout(SWEEP);
+        }
+    })
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    async fn bind(address: &Address) -> io::Result<Listener> {
+        match address {
+            Address::Tcp(host, port) => TcpListener::bind((host.as_str(), *port)).await.map(Listener::Tcp),
+            Address::Unix(path) => {
+                // A socket left behind by a process that is gone; one that still answers is not ours to take.
+                let left_behind = std::fs::metadata(path).is_ok_and(|m| m.file_type().is_socket())
+                    && std::os::unix::net::UnixStream::connect(path).is_err();
+                if left_behind {
+                    std::fs::remove_file(path)?;
+                }
+                UnixListener::bind(path).map(Listener::Unix)
+            }
+        }
+    }
+
+    async fn accept(&self) -> io::Result<Socket> {
+        match self {
+            Listener::Tcp(l) => l.accept().await.and_then(|(s, _)| s.into_std()).map(Socket::Tcp),
+            Listener::Unix(l) => l.accept().await.and_then(|(s, _)| s.into_std()).map(Socket::Unix),
+        }
+    }
+}
+
+async fn accept(listener: Listener, level: Level, shared: Arc<Shared>, dealers: Arc<Vec<mpsc::Sender<Dealt>>>) {
+    let mut pause = Duration::from_millis(1);
+    let mut next = 0;
+    loop {
+        match listener.accept().await {
+            Ok(socket) => {
+                pause = Duration::from_millis(1);
+                let (addr, laddr) = socket.names();
+                let Some(client) = shared.clients.enter(shared.config.maxclients, addr, laddr) else {
+                    socket.refuse("-ERR max number of clients reached\r\n");
+                    continue;
+                };
+                next = (next + 1) % dealers.len();
+                if let Err(e) = dealers[next].send(Dealt { socket, client, level }).await {
+                    shared.clients.leave(&e.0.client);
+                }
+            }
+            Err(e) => {
+                tracing::warn!("cannot accept a connection: {e}; trying again in {pause:?} (raise the limit of open files, or lower maxclients)");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(ACCEPT_PAUSE);
+            }
+        }
+    }
+}

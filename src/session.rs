@@ -1,0 +1,533 @@
+//! One client connection: read, plan, answer in order. It has one task, on the thread that also owns its lanes; a hit
+//! is answered between one read and one write of that task, without an await.
+//!
+//! Order: replies come out in the order of the commands ([`crate::outbox`]). Effects keep it too: commands that go down
+//! the same connection cannot overtake each other, and before a command goes down another connection than the one
+//! before it, everything outstanding is answered first.
+
+mod client;
+mod dedicated;
+mod local;
+mod read;
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::cache::Cache;
+use crate::clients::Client;
+use crate::command::{self, Keys, Plan, Request, Route, Table};
+use crate::config::Level;
+use crate::outbox::{Outbox, Piece};
+use crate::resp::{self, Scan, Scanner};
+use crate::shared::Shared;
+use crate::time::Time;
+use crate::transport::Stream;
+use crate::upstream::connection::Connection;
+use crate::upstream::effect::{Effect, KeySet};
+use crate::upstream::{ConnectionKey, Creds, Pool};
+use dedicated::Lent;
+
+/// Commands of one session that may be unanswered at once; the rest of its pipeline waits in its input.
+const MAX_WAITING: usize = 1024;
+/// Replies a session may owe before it reads on.
+const OUTPUT_SOFT: usize = 1 << 20;
+/// Input read ahead of a command that has to wait.
+const READ_AHEAD: usize = 1 << 20;
+/// Room of one read.
+const ROOM: usize = 16 * 1024;
+/// Turns of the loop before other tasks of the thread get theirs.
+const TURNS: usize = 8;
+
+/// The bytes of the client that are not dealt with yet.
+#[derive(Default)]
+struct Input {
+    buf: BytesMut,
+    scanner: Scanner,
+    /// Where the present request starts.
+    pos: usize,
+    /// Its length, once it is whole.
+    len: usize,
+    /// Bytes the present request needs before another look makes sense.
+    need: usize,
+    keys: Keys,
+}
+
+impl Input {
+    fn request(&self) -> Request<'_> {
+        Request { buf: &self.buf[self.pos..self.pos + self.len], args: self.scanner.args() }
+    }
+
+    fn left(&self) -> usize {
+        self.buf.len() - self.pos
+    }
+
+    fn consume(&mut self) {
+        self.pos += self.len;
+        self.len = 0;
+        self.scanner.reset();
+        if self.pos == self.buf.len() {
+            self.buf.clear();
+            self.pos = 0;
+        }
+    }
+
+    /// The present request as bytes of their own, without a copy.
+    fn take(&mut self) -> Bytes {
+        self.buf.advance(self.pos);
+        self.pos = 0;
+        let request = self.buf.split_to(self.len).freeze();
+        self.len = 0;
+        self.scanner.reset();
+        request
+    }
+
+    /// Everything, as bytes of their own.
+    fn take_all(&mut self) -> Bytes {
+        self.len = self.left();
+        self.take()
+    }
+}
+
+/// What became of one request.
+enum Step {
+    /// It is dealt with.
+    Done,
+    /// It goes down this connection.
+    Send(Rc<Connection>, Effect),
+    /// It cannot go on yet.
+    Stall(Stall),
+    /// The session ends once its replies are written.
+    Close,
+}
+
+/// Why the present request waits.
+enum Stall {
+    /// For everything outstanding to be answered.
+    Drain,
+    /// For something else.
+    For(Pin<Box<dyn Future<Output = After>>>),
+}
+
+/// How a request goes on after it has waited.
+enum After {
+    /// From the start.
+    Again,
+    /// Upstream, without another look at the cache.
+    Upstream,
+    /// It is answered.
+    Reply(Bytes),
+    /// It is answered, and the session is somebody else from here on.
+    Become(Box<Become>),
+}
+
+/// Another identity for the session.
+struct Become {
+    key: ConnectionKey,
+    name: Option<String>,
+    reply: Bytes,
+}
+
+/// Why a session ended; a word for the log.
+type Why = &'static str;
+
+/// One client connection.
+pub struct Session {
+    shared: Arc<Shared>,
+    pool: Rc<Pool>,
+    cache: Arc<Cache>,
+    stream: Stream,
+    outbox: Rc<Outbox>,
+    input: Input,
+    client: Arc<Client>,
+    key: ConnectionKey,
+    view: u32,
+    lane: Rc<Connection>,
+    lent: Option<Lent>,
+    level: Level,
+    /// When the last bytes came in: no request in the input arrived later.
+    arrived: Time,
+    now: Time,
+    /// `causal`: the latest thing a hit has shown.
+    shown: Time,
+    stall: Option<Stall>,
+    /// The present request is not to look in the cache again.
+    bypass: bool,
+    /// How often the present request has waited.
+    tries: u32,
+    /// Keys of fills outstanding: a hit on one of them would overtake it.
+    filling: Vec<u64>,
+    /// Nothing more is read; what is owed is written.
+    closing: Option<Why>,
+    eof: bool,
+    /// Not yet added to the process's counters.
+    commands: u64,
+    hits: u64,
+}
+
+/// Serves one client until it goes.
+pub async fn run(shared: &Arc<Shared>, pool: &Rc<Pool>, stream: Stream, client: Arc<Client>, level: Level) {
+    let timeout = shared.config.timeout;
+    let mut session = Session::new(shared.clone(), pool.clone(), stream, client.clone(), level);
+    let why = if timeout.is_zero() {
+        poll_fn(|cx| session.poll(cx)).await
+    } else {
+        session.run_with_timeout(timeout).await
+    };
+    tracing::debug!(id = client.id, why, "client gone");
+    session.end();
+}
+
+impl Session {
+    fn new(shared: Arc<Shared>, pool: Rc<Pool>, stream: Stream, client: Arc<Client>, level: Level) -> Session {
+        let key = Self::first_key(&shared);
+        let lane = pool.lane(&key);
+        let now = Time::now();
+        let view = shared.views.number(key.user(), key.db, key.resp3);
+        client.db.store(key.db, Ordering::Relaxed);
+        Session {
+            cache: shared.cache.clone(),
+            shared,
+            pool,
+            stream,
+            outbox: Rc::default(),
+            input: Input::default(),
+            client,
+            key,
+            view,
+            lane,
+            lent: None,
+            level,
+            arrived: now,
+            now,
+            shown: Time::ZERO,
+            stall: None,
+            bypass: false,
+            tries: 0,
+            filling: Vec::new(),
+            closing: None,
+            eof: false,
+            commands: 0,
+            hits: 0,
+        }
+    }
+
+    /// Who a session is until it says otherwise: the user, if any, that the upstream's address names.
+    fn first_key(shared: &Shared) -> ConnectionKey {
+        let upstream = &shared.upstream;
+        let creds = upstream.password.as_ref().map(|password| {
+            let user = upstream.username.as_deref().unwrap_or("default").as_bytes().to_vec();
+            Arc::new(Creds { user, password: password.as_bytes().to_vec() })
+        });
+        ConnectionKey { creds, resp3: false, db: upstream.db }
+    }
+
+    /// Redis does not time out clients that wait for it, nor subscribers.
+    async fn run_with_timeout(&mut self, timeout: Duration) -> Why {
+        loop {
+            let slept = tokio::time::sleep(timeout / 4);
+            tokio::select! {
+                biased;
+                why = poll_fn(|cx| self.poll(cx)) => return why,
+                () = slept => {}
+            }
+            if self.outbox.waiting() == 0 && self.lent.is_none() && Time::now().since(self.arrived) > timeout {
+                return "idle for longer than `timeout`";
+            }
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Why> {
+        self.outbox.register(cx.waker());
+        if self.client.poll_killed(cx.waker()) {
+            return Poll::Ready("killed");
+        }
+        for _ in 0..TURNS {
+            self.poll_stall(cx);
+            if self.stall.is_none() {
+                self.process();
+                // The stall just made must be polled once, to be woken by what it waits for.
+                self.poll_stall(cx);
+            }
+            if let Poll::Ready(Err(_)) = self.outbox.poll_write(cx, &mut self.stream) {
+                return Poll::Ready("it does not take its replies");
+            }
+            if let Some(why) = self.over() {
+                return Poll::Ready(why);
+            }
+            if !self.may_go_on() {
+                match self.poll_read(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Ok(true)) => {}
+                    Poll::Ready(Ok(false)) => self.eof = true,
+                    Poll::Ready(Err(_)) => return Poll::Ready("its connection broke"),
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// There is input that the last turn left alone and that could be dealt with now.
+    fn may_go_on(&self) -> bool {
+        self.stall.is_none() && self.input.len > 0 && self.closing.is_none() && !self.must_drain()
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<bool>> {
+        let left = self.input.left();
+        let blocked = self.stall.is_some() || self.must_drain();
+        if self.eof || self.closing.is_some() || (blocked && left >= READ_AHEAD) {
+            return Poll::Pending;
+        }
+        if self.input.pos > 0 && left > 0 {
+            self.input.buf.advance(self.input.pos);
+            self.input.pos = 0;
+        }
+        let room = self.input.need.saturating_sub(left).max(ROOM);
+        self.stream.poll_read(cx, &mut self.input.buf, room).map_ok(|n| {
+            self.arrived = Time::now();
+            n > 0
+        })
+    }
+
+    fn must_drain(&self) -> bool {
+        self.outbox.waiting() >= MAX_WAITING || self.outbox.bytes() > OUTPUT_SOFT
+    }
+
+    /// Whether and why the session ends now.
+    fn over(&mut self) -> Option<Why> {
+        if self.outbox.broken() {
+            self.upstream_left();
+        }
+        let idle = self.outbox.is_idle();
+        if let Some(why) = self.closing.filter(|_| idle) {
+            return Some(why);
+        }
+        if self.eof && self.stall.is_none() && idle {
+            return Some("closed by the client");
+        }
+        if self.eof && self.lent.as_ref().is_some_and(Lent::waits_for_others) {
+            return Some("closed by the client while it waited");
+        }
+        if self.client.draining() && (idle || self.lent.as_ref().is_some_and(Lent::waits_for_others)) {
+            return Some("the proxy stops");
+        }
+        let limit = self.shared.config.client_output_buffer_limit;
+        if self.outbox.bytes() > limit {
+            self.shared.slow_readers.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(client = self.client.addr, "closed: more than {limit} bytes of replies it does not read (client_output_buffer_limit)");
+            return Some("it reads too slowly");
+        }
+        if self.input.left() > self.shared.config.client_query_buffer_limit {
+            tracing::warn!(client = self.client.addr, "closed: its request exceeds client_query_buffer_limit");
+            return Some("its request is too large");
+        }
+        None
+    }
+
+    fn poll_stall(&mut self, cx: &mut Context<'_>) {
+        let after = match &mut self.stall {
+            None => return,
+            Some(Stall::Drain) if self.outbox.waiting() > 0 => return,
+            Some(Stall::Drain) => After::Again,
+            Some(Stall::For(wait)) => match wait.as_mut().poll(cx) {
+                Poll::Pending => return,
+                Poll::Ready(after) => after,
+            },
+        };
+        self.stall = None;
+        match after {
+            After::Again => {}
+            After::Upstream => self.bypass = true,
+            After::Reply(reply) => {
+                self.outbox.put(Piece::Bytes(reply));
+                self.request_done();
+            }
+            After::Become(other) => {
+                self.become_other(*other);
+                self.request_done();
+            }
+        }
+    }
+
+    fn become_other(&mut self, other: Become) {
+        let words = || String::from_utf8_lossy(other.key.user()).into_owned();
+        self.client.words().user = words();
+        if let Some(name) = other.name {
+            self.client.words().name = name;
+        }
+        self.client.db.store(other.key.db, Ordering::Relaxed);
+        self.client.resp.store(if other.key.resp3 { 3 } else { 2 }, Ordering::Relaxed);
+        self.view = self.shared.views.number(other.key.user(), other.key.db, other.key.resp3);
+        self.lane = self.pool.lane(&other.key);
+        self.key = other.key;
+        self.outbox.put(Piece::Bytes(other.reply));
+    }
+
+    fn request_done(&mut self) {
+        self.input.consume();
+        self.bypass = false;
+        self.tries = 0;
+        self.commands += 1;
+    }
+
+    /// Deals with all the input there is, or until something has to wait.
+    fn process(&mut self) {
+        self.now = Time::now();
+        if self.outbox.waiting() == 0 {
+            self.filling.clear();
+        }
+        let table = self.shared.node.table.load_full();
+        // Taken out so that a request can be looked at while the session changes.
+        let mut input = std::mem::take(&mut self.input);
+        while self.closing.is_none() && self.stall.is_none() && !self.must_drain() {
+            self.settle_lent();
+            if self.lent.as_ref().is_some_and(|l| l.raw) {
+                self.pass_on(&mut input);
+                break;
+            }
+            if input.len == 0 && !self.scan(&mut input) {
+                break;
+            }
+            let mut keys = std::mem::take(&mut input.keys);
+            let step = self.dispatch(&input.request(), &table, &mut keys);
+            input.keys = keys;
+            self.carry_out(step, &mut input);
+        }
+        self.input = input;
+        if self.commands > 0 {
+            self.client.active.store(self.now.0, Ordering::Relaxed);
+            self.shared.count(std::mem::take(&mut self.commands), std::mem::take(&mut self.hits));
+        }
+    }
+
+    /// Finds the next request. False: there is none yet.
+    fn scan(&mut self, input: &mut Input) -> bool {
+        loop {
+            let rest = &input.buf[input.pos..];
+            match input.scanner.scan(rest, self.shared.config.proto_max_bulk_len) {
+                Ok(Scan::Request(len)) => {
+                    input.len = len;
+                    input.need = 0;
+                    return true;
+                }
+                Ok(Scan::Incomplete(need)) => {
+                    input.need = need;
+                    return false;
+                }
+                Ok(Scan::Nothing(len)) => {
+                    input.len = len;
+                    input.consume();
+                }
+                Ok(Scan::Inline(len)) => match resp::inline_args(&rest[..len]) {
+                    Ok(args) => {
+                        // As if it had been sent in the usual form.
+                        let request = resp::encode(&args);
+                        let tail = input.buf.split_off(input.pos + len);
+                        input.buf.truncate(input.pos);
+                        input.buf.extend_from_slice(&request);
+                        input.buf.unsplit(tail);
+                        input.scanner.reset();
+                    }
+                    Err(e) => return self.protocol_error(&e),
+                },
+                Err(e) => return self.protocol_error(&e),
+            }
+        }
+    }
+
+    fn protocol_error(&mut self, e: &resp::ProtocolError) -> bool {
+        self.outbox.put(Piece::Slice(format!("-ERR {e}\r\n").as_bytes()));
+        self.closing = Some("protocol error");
+        false
+    }
+
+    fn dispatch(&mut self, request: &Request<'_>, table: &Table, keys: &mut Keys) -> Step {
+        let plan = table.plan(request, keys);
+        if self.lent.is_some() {
+            return self.dispatch_lent(request, plan, keys);
+        }
+        match plan.route {
+            Route::Cache(read) => self.cached_read(request, plan, read, keys),
+            Route::Lane => self.forward(self.lane.clone(), self.effect(request, plan, keys)),
+            Route::Dedicated(need) => self.dedicate(need),
+            Route::Local(local) => self.local(request, local),
+        }
+    }
+
+    fn forward(&self, lane: Rc<Connection>, effect: Effect) -> Step {
+        let limit = self.shared.config.lane_buffer_limit;
+        if lane.backlog() > limit {
+            return Step::Stall(Stall::For(Box::pin(async move {
+                while lane.backlog() > limit / 2 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                After::Again
+            })));
+        }
+        Step::Send(lane, effect)
+    }
+
+    /// What the command does to the cache, by the hashes of its keys.
+    fn effect(&self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Effect {
+        let hash = |positions: &[usize]| positions.iter().map(|i| self.cache.hash(request.arg(*i))).collect();
+        match plan.effect {
+            command::Effect::None => Effect::None,
+            command::Effect::Flush => Effect::Flush,
+            command::Effect::Keys => match (&keys.writes[..], &keys.reads[..]) {
+                ([key], []) => Effect::Write(self.cache.hash(request.arg(*key))),
+                ([], [key]) => Effect::Read(self.cache.hash(request.arg(*key))),
+                (writes, reads) => Effect::of_keys(KeySet { writes: hash(writes), reads: hash(reads) }),
+            },
+            command::Effect::Unknown => {
+                Effect::Unknown(Box::new(KeySet { writes: hash(&keys.writes), reads: hash(&keys.reads) }))
+            }
+        }
+    }
+
+    fn carry_out(&mut self, step: Step, input: &mut Input) {
+        match step {
+            Step::Stall(stall) => {
+                self.tries += 1;
+                self.stall = Some(stall);
+                return;
+            }
+            Step::Close => self.closing = Some("it said QUIT"),
+            Step::Done => {}
+            Step::Send(connection, effect) => {
+                let place = self.outbox.reserve(true);
+                if input.len >= crate::buffer::LARGE {
+                    let request = input.take();
+                    connection.send(Piece::Bytes(request), place, effect, self.now);
+                } else {
+                    connection.send(Piece::Slice(input.request().buf), place, effect, self.now);
+                }
+            }
+        }
+        input.consume();
+        self.bypass = false;
+        self.tries = 0;
+        self.commands += 1;
+    }
+
+    /// Answers with one line of the proxy's own.
+    fn say(&self, line: &str) -> Step {
+        self.outbox.put(Piece::Slice(line.as_bytes()));
+        self.outbox.put(Piece::Slice(b"\r\n"));
+        Step::Done
+    }
+
+    fn end(mut self) {
+        self.outbox.close();
+        if let Some(lent) = self.lent.take() {
+            self.pool.discard(&lent.connection);
+        }
+        self.shared.clients.leave(&self.client);
+    }
+}

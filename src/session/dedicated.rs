@@ -1,0 +1,214 @@
+//! Sessions with a connection of their own: transactions, blocking commands, pub/sub, and everything that keeps state.
+//! While it has one, all its commands go down that connection; the cache answers nothing.
+
+use std::rc::Rc;
+
+use super::{Input, Session, Stall, Step};
+use crate::command::{Keys, Local, Need, Plan, Request, Route};
+use crate::outbox::{Outbox, Piece};
+use crate::upstream::connection::Connection;
+use crate::upstream::effect::{Effect, KeySet};
+
+/// A connection lent to the session, and what state the session has on it.
+pub(super) struct Lent {
+    pub(super) connection: Rc<Connection>,
+    /// Between MULTI and EXEC: what EXEC will do to the cache.
+    multi: Option<Queued>,
+    watching: bool,
+    /// A blocking command is on its way.
+    blocking: bool,
+    /// Until the session ends; bytes pass both ways unlooked at, and each piece of the server's waits for a barrier.
+    pub(super) raw: bool,
+}
+
+#[derive(Default)]
+struct Queued {
+    keys: KeySet,
+    unknown: bool,
+    flush: bool,
+}
+
+impl Queued {
+    fn add(&mut self, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::Write(hash) => self.keys.writes.push(hash),
+            Effect::Read(hash) => self.keys.reads.push(hash),
+            Effect::Flush => self.flush = true,
+            Effect::Keys(keys) => self.extend(*keys),
+            Effect::Unknown(keys) => {
+                self.unknown = true;
+                self.extend(*keys);
+            }
+        }
+    }
+
+    fn extend(&mut self, keys: KeySet) {
+        self.keys.writes.extend(keys.writes);
+        self.keys.reads.extend(keys.reads);
+    }
+
+    fn effect(self) -> Effect {
+        match self {
+            Queued { flush: true, .. } => Effect::Flush,
+            Queued { unknown: true, keys, .. } => Effect::Unknown(Box::new(keys)),
+            Queued { keys, .. } => Effect::of_keys(keys),
+        }
+    }
+}
+
+impl Lent {
+    /// It waits for somebody else to do something, for as long as it takes.
+    pub(super) fn waits_for_others(&self) -> bool {
+        self.blocking || self.raw || self.connection.subscriptions() > 0
+    }
+}
+
+/// Whether the request is this command, without arguments.
+fn is_bare(request: &Request<'_>, name: &[u8]) -> bool {
+    request.len() == 1 && request.arg(0).eq_ignore_ascii_case(name)
+}
+
+/// The first word of the confirmations of this command, if it is one of the six.
+fn confirmation(request: &Request<'_>) -> Option<&'static str> {
+    const KINDS: [&str; 6] = ["subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe"];
+    KINDS.into_iter().find(|k| request.arg(0).eq_ignore_ascii_case(k.as_bytes()))
+}
+
+impl Session {
+    /// Gets the session a connection of its own; the request is then dealt with again.
+    pub(super) fn dedicate(&mut self, need: Need) -> Step {
+        if self.outbox.waiting() > 0 {
+            return Step::Stall(Stall::Drain);
+        }
+        let Some(connection) = self.pool.lend(&self.key) else {
+            let max = self.shared.config.max_dedicated;
+            return self.say(&format!("-ERR nearside: all {max} connections for transactions, blocking commands and subscriptions are taken (max_dedicated)"));
+        };
+        connection.lend(Some(Rc::<Outbox>::clone(&self.outbox)));
+        let raw = need == Need::Pin;
+        self.lent = Some(Lent { connection, multi: None, watching: false, blocking: false, raw });
+        // Nothing waits, so this drain is over at once.
+        Step::Stall(Stall::Drain)
+    }
+
+    /// Gives the connection back once its state allows it.
+    pub(super) fn settle_lent(&mut self) {
+        let Some(lent) = &mut self.lent else { return };
+        if self.outbox.waiting() > 0 {
+            return;
+        }
+        lent.blocking = false;
+        let free = lent.multi.is_none() && !lent.watching && !lent.raw && lent.connection.subscriptions() == 0;
+        // A request that was just lent the connection has not used it yet.
+        if free && self.tries == 0
+            && let Some(lent) = self.lent.take()
+        {
+            self.pool.give_back(lent.connection);
+        }
+    }
+
+    /// The connection lent to the session is lost. A blocking command has been answered with an error, which is all;
+    /// other state is lost with it, so the session ends as it would have with the server itself.
+    pub(super) fn upstream_left(&mut self) {
+        match self.lent.take() {
+            Some(lent) if lent.blocking => {
+                self.pool.discard(&lent.connection);
+                self.outbox.mend();
+            }
+            Some(lent) => {
+                self.pool.discard(&lent.connection);
+                self.closing = Some("its connection to the upstream was lost");
+            }
+            None => self.closing = Some("its connection to the upstream was lost"),
+        }
+    }
+
+    /// Raw: everything the client sends goes through as it is.
+    pub(super) fn pass_on(&mut self, input: &mut Input) {
+        if let Some(lent) = &self.lent
+            && input.left() > 0
+        {
+            lent.connection.send_raw(input.take_all());
+            self.tries = 0;
+        }
+    }
+
+    pub(super) fn dispatch_lent(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
+        let in_multi = self.lent.as_ref().is_some_and(|l| l.multi.is_some());
+        match plan.route {
+            Route::Local(Local::Quit | Local::Reset) if !in_multi || request.len() == 1 => {
+                let Route::Local(local) = plan.route else { return Step::Done };
+                return self.local(request, local);
+            }
+            Route::Local(Local::Client | Local::Nearside) if !in_multi && !self.subscribed() => {
+                let Route::Local(local) = plan.route else { return Step::Done };
+                return self.local(request, local);
+            }
+            // They change what the connection is: from here on nothing is looked at any more.
+            Route::Local(Local::Select | Local::Auth | Local::Hello) | Route::Dedicated(Need::Pin) => {
+                return self.go_raw();
+            }
+            Route::Dedicated(Need::Subscribe) if in_multi => return self.go_raw(),
+            Route::Dedicated(Need::Subscribe) => return self.subscribe(request),
+            _ => {}
+        }
+        let effect = self.effect(request, plan, keys);
+        let Some(lent) = &mut self.lent else { return Step::Done };
+        let effect = lent.track(request, plan, effect);
+        let connection = lent.connection.clone();
+        self.forward(connection, effect)
+    }
+
+    fn subscribed(&self) -> bool {
+        self.lent.as_ref().is_some_and(|l| l.connection.subscriptions() > 0)
+    }
+
+    /// What was sent so far is answered first; then everything is passed on unlooked at.
+    fn go_raw(&mut self) -> Step {
+        if self.outbox.waiting() > 0 {
+            return Step::Stall(Stall::Drain);
+        }
+        if let Some(lent) = &mut self.lent {
+            lent.raw = true;
+        }
+        Step::Stall(Stall::Drain)
+    }
+
+    fn subscribe(&mut self, request: &Request<'_>) -> Step {
+        let (Some(lent), Some(kind)) = (&self.lent, confirmation(request)) else { return Step::Done };
+        // Without arguments, UNSUBSCRIBE confirms once for each channel there is, and at least once: the first counts.
+        let left = (request.len() - 1).max(1);
+        let place = self.outbox.reserve(true);
+        lent.connection.send_subscribe(Piece::Slice(request.buf), place, kind, left, self.now);
+        Step::Done
+    }
+}
+
+impl Lent {
+    /// Follows MULTI, EXEC, WATCH … and says what the command's reply will do to the cache.
+    fn track(&mut self, request: &Request<'_>, plan: Plan, effect: Effect) -> Effect {
+        if is_bare(request, b"EXEC")
+            && let Some(queued) = self.multi.take()
+        {
+            self.watching = false;
+            return queued.effect();
+        }
+        if is_bare(request, b"DISCARD") && self.multi.take().is_some() {
+            self.watching = false;
+            return Effect::None;
+        }
+        if let Some(queued) = &mut self.multi {
+            queued.add(effect);
+            return Effect::None;
+        }
+        match plan.route {
+            Route::Dedicated(Need::Transaction) if is_bare(request, b"MULTI") => self.multi = Some(Queued::default()),
+            Route::Dedicated(Need::Transaction) => self.watching = true,
+            Route::Dedicated(Need::Block) => self.blocking = true,
+            _ if is_bare(request, b"UNWATCH") => self.watching = false,
+            _ => {}
+        }
+        effect
+    }
+}

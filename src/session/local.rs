@@ -1,0 +1,281 @@
+//! Commands that change who the session is, and those the proxy adds to: SELECT, AUTH, HELLO, RESET, QUIT, INFO,
+//! NEARSIDE.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::{Bytes, BytesMut};
+
+use super::{After, Become, Session, Stall, Step};
+use crate::admin;
+use crate::command::{Local, Request};
+use crate::outbox::{Outbox, Piece};
+use crate::resp;
+use crate::time::Time;
+use crate::transport::Stream;
+use crate::upstream::connection::Connection;
+use crate::upstream::effect::Effect;
+use crate::upstream::handshake::{self, Wire};
+use crate::upstream::{ConnectionKey, Creds, Node};
+
+impl Session {
+    pub(super) fn local(&mut self, request: &Request<'_>, local: Local) -> Step {
+        match local {
+            Local::Client => self.client_command(request),
+            Local::Nearside => self.nearside(request),
+            Local::Info => self.info(request),
+            Local::Quit => {
+                self.say("+OK");
+                Step::Close
+            }
+            // What was sent as somebody else is answered first.
+            Local::Select | Local::Auth | Local::Hello | Local::Reset if self.outbox.waiting() > 0 => {
+                Step::Stall(Stall::Drain)
+            }
+            Local::Select => self.select(request),
+            Local::Auth => self.auth(request),
+            Local::Hello => self.hello(request),
+            Local::Reset => self.reset(),
+        }
+    }
+
+    /// The server's verdict on the database is that of a lane that selects it.
+    fn select(&mut self, request: &Request<'_>) -> Step {
+        if request.len() != 2 {
+            return self.say("-ERR wrong number of arguments for 'select' command");
+        }
+        let Some(db) = resp::parse_i64(request.arg(1)).filter(|n| i32::try_from(*n).is_ok()) else {
+            return self.say("-ERR value is not an integer or out of range");
+        };
+        let Ok(db) = u32::try_from(db) else { return self.say("-ERR DB index is out of range") };
+        if db == self.key.db {
+            return self.say("+OK");
+        }
+        self.move_to(ConnectionKey { db, ..self.key.clone() }, None, |_| Bytes::from_static(b"+OK\r\n"))
+    }
+
+    /// Becomes `key`, if the server opens a lane for it; `reply` makes the answer from its HELLO.
+    fn move_to(&self, key: ConnectionKey, name: Option<String>, reply: impl FnOnce(Bytes) -> Bytes + 'static) -> Step {
+        let lane = self.pool.lane(&key);
+        Step::Stall(Stall::For(Box::pin(async move {
+            match lane.ready().await {
+                Ok(hello) => After::Become(Box::new(Become { key, name, reply: reply(hello) })),
+                Err(error) => After::Reply(error),
+            }
+        })))
+    }
+
+    /// AUTH is put to the server as it is, on a connection of its own: a lane of that user proves nothing about the
+    /// password given here.
+    fn auth(&mut self, request: &Request<'_>) -> Step {
+        let (user, password) = match request.len() {
+            2 => (b"default".as_slice(), request.arg(1)),
+            3 => (request.arg(1), request.arg(2)),
+            1 => return self.say("-ERR wrong number of arguments for 'auth' command"),
+            _ => return self.say("-ERR syntax error"),
+        };
+        let creds = Creds { user: user.to_vec(), password: password.to_vec() };
+        let key = ConnectionKey { creds: Some(Arc::new(creds)), ..self.key.clone() };
+        let (node, question) = (self.shared.node.clone(), request.buf.to_vec());
+        Step::Stall(Stall::For(Box::pin(async move {
+            match verdict(&node, None, &question).await {
+                Ok(reply) if reply.starts_with(b"+") => After::Become(Box::new(Become { key, name: None, reply })),
+                Ok(reply) | Err(reply) => After::Reply(reply),
+            }
+        })))
+    }
+
+    fn hello(&mut self, request: &Request<'_>) -> Step {
+        let id = self.client.id;
+        let with_id = move |hello| set_id(&hello, id);
+        let args: Vec<&[u8]> = (1..request.len()).map(|i| request.arg(i)).collect();
+        match args[..] {
+            [] => return self.move_to(self.key.clone(), None, with_id),
+            [v @ (b"2" | b"3")] => {
+                return self.move_to(ConnectionKey { resp3: v == b"3", ..self.key.clone() }, None, with_id);
+            }
+            _ => {}
+        }
+        let asked = HelloArgs::parse(&args);
+        let key = ConnectionKey {
+            creds: asked.creds.map(Arc::new).or_else(|| self.key.creds.clone()),
+            resp3: asked.resp3,
+            // AUTH and HELLO leave the database as it is.
+            db: self.key.db,
+        };
+        let (node, question, old) = (self.shared.node.clone(), request.buf.to_vec(), self.key.clone());
+        Step::Stall(Stall::For(Box::pin(async move {
+            match verdict(&node, Some(&old), &question).await {
+                Ok(reply) if !reply.starts_with(b"-") => {
+                    After::Become(Box::new(Become { key, name: asked.name, reply: set_id(&reply, id) }))
+                }
+                Ok(reply) | Err(reply) => After::Reply(reply),
+            }
+        })))
+    }
+
+    fn reset(&mut self) -> Step {
+        if let Some(lent) = self.lent.take() {
+            lent.connection.lend(None);
+            self.pool.discard(&lent.connection);
+        }
+        let key = ConnectionKey { db: 0, ..Self::first_key(&self.shared) };
+        self.become_other(Become { key, name: Some(String::new()), reply: Bytes::from_static(b"+RESET\r\n") });
+        Step::Done
+    }
+
+    /// INFO as the server gives it, with our section where a section was not asked for by another name.
+    fn info(&mut self, request: &Request<'_>) -> Step {
+        let asked: Vec<Vec<u8>> = (1..request.len()).map(|i| request.arg(i).to_ascii_lowercase()).collect();
+        let general = |s: &Vec<u8>| matches!(&s[..], b"default" | b"all" | b"everything");
+        let ours = asked.is_empty() || asked.iter().any(|s| general(s) || s == b"nearside");
+        let shared = self.shared.clone();
+        if asked.len() == 1 && asked[0] == b"nearside" {
+            let text = admin::info(&shared);
+            self.outbox.put(Piece::Slice(&verbatim(&text, self.key.resp3)));
+            return Step::Done;
+        }
+        if !ours {
+            return self.forward(self.lane.clone(), Effect::None);
+        }
+        let reply = ask(&self.lane, request.buf);
+        let resp3 = self.key.resp3;
+        Step::Stall(Stall::For(Box::pin(async move {
+            let reply = reply.await;
+            let Some((text, _)) = resp::split_bulk(&reply) else { return After::Reply(reply.into()) };
+            let text = text.strip_prefix(b"txt:").filter(|_| resp3).unwrap_or(text);
+            let text = format!("{}\r\n{}", String::from_utf8_lossy(text), admin::info(&shared));
+            After::Reply(verbatim(&text, resp3).into())
+        })))
+    }
+
+    fn nearside(&mut self, request: &Request<'_>) -> Step {
+        if request.len() > 2 && request.arg(1).eq_ignore_ascii_case(b"EXPLAIN") {
+            return self.explain(request);
+        }
+        if request.len() <= 3 && request.len() >= 2 && request.arg(1).eq_ignore_ascii_case(b"CONSISTENCY") {
+            return self.consistency(request);
+        }
+        let reply = admin::command(&self.shared, request);
+        self.outbox.put(Piece::Slice(&reply));
+        Step::Done
+    }
+
+    /// The level of this connection, read or set.
+    fn consistency(&mut self, request: &Request<'_>) -> Step {
+        if request.len() == 2 {
+            return self.say(&format!("+{}", admin::level_name(self.level)));
+        }
+        match admin::level(request.arg(2)) {
+            Some(level) => {
+                self.level = level;
+                self.say("+OK")
+            }
+            None => self.say("-ERR nearside: the level is one of bounded, causal, linearizable"),
+        }
+    }
+
+    fn explain(&mut self, request: &Request<'_>) -> Step {
+        let args: Vec<&[u8]> = (2..request.len()).map(|i| request.arg(i)).collect();
+        let command = resp::encode(&args);
+        let explained = admin::explain(&self.shared, &command, self.view, self.level, self.outbox.seen().max(self.shown));
+        self.outbox.put(Piece::Slice(&explained));
+        Step::Done
+    }
+}
+
+/// What a HELLO asks for, as far as the proxy must know it once the server has accepted it.
+struct HelloArgs {
+    resp3: bool,
+    creds: Option<Creds>,
+    name: Option<String>,
+}
+
+impl HelloArgs {
+    fn parse(args: &[&[u8]]) -> HelloArgs {
+        let mut asked = HelloArgs { resp3: args.first() == Some(&b"3".as_slice()), creds: None, name: None };
+        let mut rest = args.get(1..).unwrap_or_default();
+        loop {
+            rest = match rest {
+                [word, user, password, tail @ ..] if word.eq_ignore_ascii_case(b"AUTH") => {
+                    asked.creds = Some(Creds { user: user.to_vec(), password: password.to_vec() });
+                    tail
+                }
+                [word, name, tail @ ..] if word.eq_ignore_ascii_case(b"SETNAME") => {
+                    asked.name = Some(String::from_utf8_lossy(name).into_owned());
+                    tail
+                }
+                _ => return asked,
+            };
+        }
+    }
+}
+
+/// Puts one question to the server on a fresh connection, as the user of `key` if there is one. `Err`: it could not be put.
+async fn verdict(node: &Node, key: Option<&ConnectionKey>, question: &[u8]) -> Result<Bytes, Bytes> {
+    let work = async {
+        let stream = Stream::connect(&node.address, node.connect_timeout).await?;
+        let mut wire = Wire { stream, input: BytesMut::new() };
+        if let Some(key) = key.filter(|k| k.creds.is_some()) {
+            wire.send(&handshake::hello(key)).await?;
+            wire.reply().await?;
+        }
+        wire.send(question).await?;
+        wire.reply().await
+    };
+    match tokio::time::timeout(node.connect_timeout, work).await {
+        Ok(Ok(reply)) => Ok(reply),
+        Ok(Err(e)) => Err(node.error(&format!("cannot be reached: {e}"))),
+        Err(_) => Err(node.error(&format!("no answer within {:?}", node.connect_timeout))),
+    }
+}
+
+/// Asks the server one question on a shared lane, for the proxy itself.
+pub(super) fn ask(lane: &Connection, question: &[u8]) -> impl Future<Output = Vec<u8>> + 'static {
+    let outbox = Rc::new(Outbox::default());
+    let place = outbox.reserve(true);
+    lane.send(Piece::Slice(question), place, Effect::None, Time::now());
+    poll_fn(move |cx| {
+        outbox.register(cx.waker());
+        if outbox.waiting() > 0 { Poll::Pending } else { Poll::Ready(outbox.take()) }
+    })
+}
+
+/// The reply to HELLO names the connection's number: the session's is ours.
+fn set_id(hello: &[u8], id: u64) -> Bytes {
+    const FIELD: &[u8] = b"$2\r\nid\r\n:";
+    let Some(at) = memchr::memmem::find(hello, FIELD) else { return Bytes::copy_from_slice(hello) };
+    let start = at + FIELD.len();
+    let end = start + hello[start..].iter().take_while(|b| b.is_ascii_digit()).count();
+    [&hello[..start], id.to_string().as_bytes(), &hello[end..]].concat().into()
+}
+
+/// A text as INFO gives it: verbatim in RESP3, bulk in RESP2.
+fn verbatim(text: &str, resp3: bool) -> Vec<u8> {
+    if resp3 {
+        return format!("={}\r\ntxt:{text}\r\n", text.len() + 4).into_bytes();
+    }
+    let mut out = Vec::new();
+    resp::encode_bulk(&mut out, text.as_bytes());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_id_in_hello_is_the_sessions() {
+        let hello = b"%2\r\n$2\r\nid\r\n:123\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n";
+        assert_eq!(&set_id(hello, 7)[..], b"%2\r\n$2\r\nid\r\n:7\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n");
+    }
+
+    #[test]
+    fn hello_options_in_any_order() {
+        let asked = HelloArgs::parse(&[b"3", b"setname", b"me", b"AUTH", b"u", b"p"]);
+        assert!(asked.resp3 && asked.name.as_deref() == Some("me"));
+        assert!(asked.creds.is_some_and(|c| c.user == b"u" && c.password == b"p"));
+    }
+}

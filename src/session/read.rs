@@ -1,0 +1,222 @@
+//! Reads that the cache can answer.
+
+use std::future::poll_fn;
+use std::time::Duration;
+
+use super::{After, Session, Stall, Step};
+use crate::cache::entry::Variant;
+use crate::cache::{Begin, FillToken, Lookup, Need};
+use crate::command::{CacheRead, FieldTtl, Keys, Plan, Request};
+use crate::config::Level;
+use crate::outbox::Piece;
+use crate::time::Time;
+use crate::upstream::effect::{Effect, KeySet};
+use crate::upstream::fill::{FillKey, FillRead};
+
+/// How often one read waits (for a flight, for a clock) before it simply goes upstream.
+const MAX_TRIES: u32 = 3;
+/// How long one wait for a clock may take.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// An MGET of more keys is forwarded without filling the cache.
+const MGET_MAX: usize = 256;
+/// Requests longer than this are forwarded without filling the cache.
+const REQUEST_MAX: usize = 64 * 1024;
+/// Replies at least this large are not copied.
+const BY_REFERENCE: usize = crate::buffer::LARGE;
+
+impl Session {
+    pub(super) fn cached_read(&mut self, request: &Request<'_>, plan: Plan, read: CacheRead, keys: &Keys) -> Step {
+        match read {
+            CacheRead::One(field_ttl) => self.read_one(request, plan.id, field_ttl),
+            CacheRead::Mget => self.read_many(request, plan, keys),
+        }
+    }
+
+    /// Whether a hit on this key may be told before what is outstanding is answered. It must not overtake a command
+    /// whose effect it should see, nor show an older state than an outstanding read of the same key; above `bounded`,
+    /// nothing at all.
+    fn may_overtake(&self, hash: u64) -> bool {
+        match self.level {
+            Level::Bounded => self.outbox.followed() == 0 && !self.filling.contains(&hash),
+            Level::Causal | Level::Linearizable => self.outbox.waiting() == 0,
+        }
+    }
+
+    fn watermark(&self) -> Time {
+        let coherence = &self.shared.node.coherence;
+        match self.level {
+            Level::Bounded => coherence.watermark(self.level, self.now, Time::ZERO),
+            Level::Causal => coherence.watermark(self.level, self.now, self.shown.max(self.outbox.seen())),
+            Level::Linearizable => coherence.watermark(self.level, self.arrived, Time::ZERO),
+        }
+    }
+
+    fn variant<'a>(&self, request: &Request<'a>, id: u16) -> Variant<'a> {
+        Variant { view: self.view, id, key: request.arg(1), tail: &request.buf[request.args[1].end + 2..] }
+    }
+
+    fn read_one(&mut self, request: &Request<'_>, id: u16, field_ttl: FieldTtl) -> Step {
+        let variant = self.variant(request, id);
+        let hash = self.cache.hash(variant.key);
+        let overtake = !self.bypass && self.may_overtake(hash);
+        if overtake {
+            let outbox = &self.outbox;
+            let found = self.cache.lookup(hash, &variant, self.now, self.watermark(), |node| {
+                let reply = node.reply();
+                if reply.len() < BY_REFERENCE {
+                    outbox.put(Piece::Slice(reply));
+                } else {
+                    outbox.put(Piece::Bytes(node.reply_bytes()));
+                }
+                node.stored()
+            });
+            match found {
+                Lookup::Hit(stored) => {
+                    self.shown = self.shown.max(stored);
+                    self.hits += 1;
+                    return Step::Done;
+                }
+                Lookup::Behind(need) if self.worth_waiting() => return self.wait_for(need),
+                Lookup::Behind(_) | Lookup::Miss => {}
+            }
+        }
+        self.miss(request, id, field_ttl, &variant, hash, overtake)
+    }
+
+    fn miss(&mut self, request: &Request<'_>, id: u16, field_ttl: FieldTtl, variant: &Variant<'_>, hash: u64, overtake: bool) -> Step {
+        let token = if request.buf.len() > REQUEST_MAX {
+            None
+        } else {
+            match self.cache.begin(hash, variant) {
+                Begin::Lead(token) => Some(token),
+                // Behind an own write the flight may be older than the write: no joining then.
+                Begin::Join(flight) if overtake && self.tries < MAX_TRIES => {
+                    let landed = async move {
+                        poll_fn(|cx| flight.poll_landed(cx)).await;
+                        After::Again
+                    };
+                    return Step::Stall(Stall::For(Box::pin(landed)));
+                }
+                Begin::Join(_) => None,
+            }
+        };
+        self.count_miss();
+        match token {
+            // In this order: see `Coherence::generation`.
+            Some(token) if self.lane.can_fill() => {
+                let read = FillRead {
+                    view: self.view,
+                    id,
+                    request: request.buf.into(),
+                    keys: vec![FillKey { range: request.args[1].clone(), token: Some(token) }],
+                    mget: false,
+                    field_ttl,
+                    fields: match field_ttl {
+                        FieldTtl::Named { fields } => request.args[2..2 + fields].to_vec(),
+                        _ => Vec::new(),
+                    },
+                };
+                self.send_fill(read, &[hash])
+            }
+            _ => self.forward(self.lane.clone(), Effect::Read(hash)),
+        }
+    }
+
+    fn send_fill(&mut self, read: FillRead, hashes: &[u64]) -> Step {
+        let place = self.outbox.reserve(false);
+        self.lane.send_fill(place, read, self.now);
+        self.filling.extend_from_slice(hashes);
+        Step::Done
+    }
+
+    fn count_miss(&self) {
+        self.cache.stats.misses.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// A clock that stands still is not waited for: the read goes upstream.
+    fn worth_waiting(&self) -> bool {
+        let coherence = &self.shared.node.coherence;
+        self.tries < MAX_TRIES
+            && coherence.clock_age(self.now).is_some_and(|age| age <= self.shared.config.max_staleness)
+    }
+
+    fn wait_for(&self, need: Need) -> Step {
+        let node = self.shared.node.clone();
+        Step::Stall(Stall::For(Box::pin(async move {
+            if node.coherence.reach(need, PATIENCE).await { After::Again } else { After::Upstream }
+        })))
+    }
+
+    /// MGET: one snapshot, or upstream as a whole.
+    fn read_many(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
+        let hashes: Vec<u64> = (1..request.len()).map(|i| self.cache.hash(request.arg(i))).collect();
+        if !self.bypass && hashes.iter().all(|h| self.may_overtake(*h)) {
+            match self.snapshot(request, plan.id, &hashes) {
+                Lookup::Hit(reply) => {
+                    self.outbox.put(Piece::Slice(&reply));
+                    self.hits += 1;
+                    return Step::Done;
+                }
+                Lookup::Behind(need) if self.worth_waiting() => return self.wait_for(need),
+                Lookup::Behind(_) | Lookup::Miss => {}
+            }
+        }
+        self.count_miss();
+        let get = |i: usize| Variant { view: self.view, id: plan.id, key: request.arg(i), tail: b"" };
+        let lead = |i: usize| -> Option<FillToken> {
+            match self.cache.begin(hashes[i - 1], &get(i)) {
+                Begin::Lead(token) => Some(token),
+                Begin::Join(_) => None,
+            }
+        };
+        if request.len() > MGET_MAX || request.buf.len() > REQUEST_MAX {
+            return self.forward(self.lane.clone(), self.effect(request, plan, keys));
+        }
+        let key = |i| FillKey { range: request.args[i].clone(), token: lead(i) };
+        let keys: Vec<FillKey> = (1..request.len()).map(key).collect();
+        if !self.lane.can_fill() {
+            drop(keys);
+            return self.forward(self.lane.clone(), Effect::of_keys(KeySet { writes: Vec::new(), reads: hashes }));
+        }
+        let (view, id) = (self.view, plan.id);
+        let request = request.buf.into();
+        let read = FillRead { view, id, request, keys, mget: true, field_ttl: FieldTtl::No, fields: Vec::new() };
+        self.send_fill(read, &hashes)
+    }
+
+    /// All of MGET's keys as of one instant: every entry was filled before the time that link and lanes prove, so all
+    /// of them held then.
+    fn snapshot(&mut self, request: &Request<'_>, id: u16, hashes: &[u64]) -> Lookup<Vec<u8>> {
+        // Read first: whatever is found afterwards has survived everything acknowledged before this time.
+        let mut proven = self.cache.clocks.link();
+        let watermark = self.watermark();
+        let mut reply = format!("*{}\r\n", hashes.len()).into_bytes();
+        let mut youngest = Time::ZERO;
+        let mut slowest = None;
+        for (i, hash) in hashes.iter().enumerate() {
+            let variant = Variant { view: self.view, id, key: request.arg(i + 1), tail: b"" };
+            let found = self.cache.lookup(*hash, &variant, self.now, watermark, |node| {
+                reply.extend_from_slice(node.reply());
+                (node.stored(), node.lane())
+            });
+            let (stored, lane) = match found {
+                Lookup::Hit(found) => found,
+                Lookup::Behind(need) => return Lookup::Behind(need),
+                Lookup::Miss => return Lookup::Miss,
+            };
+            youngest = youngest.max(stored);
+            let alive = self.cache.clocks.lane(lane).unwrap_or(Time::ZERO);
+            if alive < proven || slowest.is_none() {
+                slowest = Some(lane);
+            }
+            proven = proven.min(alive);
+        }
+        match slowest {
+            Some(lane) if youngest > proven => Lookup::Behind(Need { time: youngest, lane }),
+            _ => {
+                self.shown = self.shown.max(youngest);
+                Lookup::Hit(reply)
+            }
+        }
+    }
+}

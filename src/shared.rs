@@ -1,0 +1,59 @@
+//! What all threads share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::cache::Cache;
+use crate::clients::{Clients, Views};
+use crate::coherence::Coherence;
+use crate::config::{Config, Upstream};
+use crate::time::Time;
+use crate::upstream::Node;
+
+/// One process's state.
+pub struct Shared {
+    /// What was configured.
+    pub config: Config,
+    /// Who sessions are until they say AUTH, and where the upstream is.
+    pub upstream: Upstream,
+    /// The upstream.
+    pub node: Arc<Node>,
+    /// The cache.
+    pub cache: Arc<Cache>,
+    /// Who is connected.
+    pub clients: Clients,
+    /// Numbers of (user, database, protocol).
+    pub views: Views,
+    /// When the process began.
+    pub started: Time,
+    /// Commands dealt with.
+    pub commands: AtomicU64,
+    /// Clients closed because they did not read their replies.
+    pub slow_readers: AtomicU64,
+}
+
+impl Shared {
+    /// Puts cache, coherence and node together.
+    pub fn new(config: Config, upstream: Upstream) -> Shared {
+        let cache = Arc::new(Cache::new(config.max_memory, config.max_entry));
+        let coherence = Coherence::new(cache.clone(), config.max_staleness);
+        let node = Arc::new(Node::new(&config, &upstream, coherence));
+        Shared {
+            config,
+            upstream,
+            node,
+            cache,
+            clients: Clients::default(),
+            views: Views::default(),
+            started: Time::now(),
+            commands: AtomicU64::new(0),
+            slow_readers: AtomicU64::new(0),
+        }
+    }
+
+    /// Adds what one session counted since it last did.
+    pub fn count(&self, commands: u64, hits: u64) {
+        self.commands.fetch_add(commands, Ordering::Relaxed);
+        self.cache.stats.hits.fetch_add(hits, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,41 @@
+//! One clock for everything that is compared: nanoseconds since boot, suspended time included.
+
+use std::ops::{Add, Sub};
+use std::time::Duration;
+
+/// A moment of CLOCK_BOOTTIME, in nanoseconds. It never goes back when the wall clock is set, and it goes on
+/// while the process is stopped or the machine sleeps, so an answer cannot look younger than it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
+pub struct Time(pub u64);
+
+impl Time {
+    /// Before everything.
+    pub const ZERO: Time = Time(0);
+    /// After everything: a deadline that never comes.
+    pub const NEVER: Time = Time(u64::MAX);
+
+    /// Reads the clock (one vDSO call).
+    pub fn now() -> Time {
+        let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Time(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
+    }
+
+    /// How long ago `earlier` was; zero if it is not in the past.
+    pub fn since(self, earlier: Time) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Add<Duration> for Time {
+    type Output = Time;
+    fn add(self, d: Duration) -> Time {
+        Time(self.0.saturating_add(u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
+impl Sub<Duration> for Time {
+    type Output = Time;
+    fn sub(self, d: Duration) -> Time {
+        Time(self.0.saturating_sub(u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}

@@ -1,0 +1,175 @@
+//! The Redis or Valkey behind the proxy, and the connections to it. A thread has its own lanes and its own idle
+//! dedicated connections; the link and everything in [`Node`] is shared by all.
+
+pub mod connection;
+pub mod effect;
+pub mod fill;
+pub mod handshake;
+pub mod link;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+
+use crate::coherence::Coherence;
+use crate::command::Table;
+use crate::config::{Address, Config, ScriptKeys, Upstream};
+use connection::{Connection, Role};
+
+/// A user and its password.
+#[derive(PartialEq, Eq, Hash)]
+pub struct Creds {
+    /// ACL user; `default` for a password alone.
+    pub user: Vec<u8>,
+    /// In the clear, for as long as the connections live.
+    pub password: Vec<u8>,
+}
+
+/// What makes two connections interchangeable.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct ConnectionKey {
+    /// `None`: nobody said AUTH and the upstream's address names no user.
+    pub creds: Option<Arc<Creds>>,
+    /// Protocol 3.
+    pub resp3: bool,
+    /// Database.
+    pub db: u32,
+}
+
+impl ConnectionKey {
+    /// The user's name, as the cache tells users apart.
+    pub fn user(&self) -> &[u8] {
+        self.creds.as_ref().map_or(b"default", |c| &c.user)
+    }
+}
+
+/// One server, as all threads see it.
+pub struct Node {
+    /// Where it is.
+    pub address: Address,
+    /// Cache and clocks.
+    pub coherence: Coherence,
+    /// Its commands, as it described them last.
+    pub table: ArcSwap<Table>,
+    /// Product and version.
+    pub version: ArcSwap<String>,
+    /// When it last gave any sign of life ([`crate::time::Time`] in nanoseconds).
+    pub seen: AtomicU64,
+    /// Lanes that are up.
+    pub lanes: AtomicUsize,
+    /// Connections lent to single sessions.
+    pub dedicated: AtomicUsize,
+    /// See [`Config`].
+    pub connect_timeout: Duration,
+    /// See [`Config`].
+    pub upstream_timeout: Duration,
+    /// See [`Config`].
+    pub heartbeat: Duration,
+    /// See [`Config`].
+    pub script_keys: ScriptKeys,
+    reconnect_max: Duration,
+    max_dedicated: usize,
+}
+
+impl Node {
+    /// The node at `upstream`.
+    pub fn new(config: &Config, upstream: &Upstream, coherence: Coherence) -> Node {
+        Node {
+            address: upstream.address.clone(),
+            coherence,
+            table: ArcSwap::from_pointee(Table::empty(config.script_keys)),
+            version: ArcSwap::from_pointee("unknown".into()),
+            seen: AtomicU64::new(0),
+            lanes: AtomicUsize::new(0),
+            dedicated: AtomicUsize::new(0),
+            connect_timeout: config.connect_timeout,
+            upstream_timeout: config.upstream_timeout,
+            heartbeat: config.heartbeat,
+            script_keys: config.script_keys,
+            reconnect_max: config.reconnect_max,
+            max_dedicated: config.max_dedicated,
+        }
+    }
+
+    /// An error reply in the proxy's name.
+    pub fn error(&self, text: &str) -> Bytes {
+        let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        Bytes::from(format!("-ERR nearside: upstream {}: {line}\r\n", self.address))
+    }
+
+    /// How long to wait after so many failures: doubling from 10 ms, with jitter so that proxies do not come in step.
+    pub fn backoff(&self, failures: u32) -> Duration {
+        let full = Duration::from_millis(10).saturating_mul(1 << failures.min(16)).min(self.reconnect_max);
+        let jitter = ahash::RandomState::new().hash_one(failures) % 512;
+        full.mul_f64(0.5 + jitter as f64 / 1024.0)
+    }
+}
+
+/// The connections of one thread.
+pub struct Pool {
+    /// The node they lead to.
+    pub node: Arc<Node>,
+    lanes: RefCell<HashMap<ConnectionKey, Rc<Connection>>>,
+    idle: RefCell<HashMap<ConnectionKey, Vec<Rc<Connection>>>>,
+}
+
+/// Idle dedicated connections kept per key and thread.
+const IDLE: usize = 16;
+
+impl Pool {
+    /// An empty pool.
+    pub fn new(node: Arc<Node>) -> Pool {
+        Pool { node, lanes: RefCell::default(), idle: RefCell::default() }
+    }
+
+    /// The shared connection for this user, protocol and database.
+    pub fn lane(&self, key: &ConnectionKey) -> Rc<Connection> {
+        let mut lanes = self.lanes.borrow_mut();
+        let start = || Connection::start(self.node.clone(), key.clone(), Role::Lane);
+        lanes.entry(key.clone()).or_insert_with(start).clone()
+    }
+
+    /// A connection for one session alone; `None` at the limit.
+    pub fn lend(&self, key: &ConnectionKey) -> Option<Rc<Connection>> {
+        let mut idle = self.idle.borrow_mut();
+        while let Some(connection) = idle.get_mut(key).and_then(Vec::pop) {
+            if connection.is_clean() {
+                return Some(connection);
+            }
+            self.discard(&connection);
+        }
+        self.open(key)
+    }
+
+    /// A new connection, even if idle ones are there: its handshake is the server's verdict on the credentials.
+    pub fn open(&self, key: &ConnectionKey) -> Option<Rc<Connection>> {
+        let count = &self.node.dedicated;
+        let max = self.node.max_dedicated;
+        count.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| (n < max).then_some(n + 1)).ok()?;
+        Some(Connection::start(self.node.clone(), key.clone(), Role::Dedicated))
+    }
+
+    /// Takes it back for the next session, if its state allows that.
+    pub fn give_back(&self, connection: Rc<Connection>) {
+        connection.lend(None);
+        let mut idle = self.idle.borrow_mut();
+        let same = idle.entry(connection.key.clone()).or_default();
+        if connection.is_clean() && same.len() < IDLE {
+            same.push(connection);
+        } else {
+            self.discard(&connection);
+        }
+    }
+
+    /// Ends it.
+    pub fn discard(&self, connection: &Connection) {
+        connection.close();
+        self.node.dedicated.fetch_sub(1, Ordering::AcqRel);
+    }
+}

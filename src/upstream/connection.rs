@@ -1,0 +1,748 @@
+//! One connection to a node: handshake, batched writes, replies matched to what was sent by position. A lane is one
+//! that many sessions share and that comes back; a dedicated one is lent to one session and dies once.
+//!
+//! Bounds: the bytes queued for the node (`lane_buffer_limit`, checked by sessions before they send), what is awaited
+//! (each session's own limit), one reply at a time in the input buffer.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+use tokio::sync::Notify;
+
+use super::effect::{Effect, KeySet};
+use super::fill::{Fill, FillRead};
+use super::handshake;
+use super::{ConnectionKey, Node};
+use crate::buffer::{LARGE, OutBuf};
+use crate::clock::LaneStamp;
+use crate::outbox::{Outbox, Piece, Place};
+use crate::resp::{self, Cutter};
+use crate::time::Time;
+use crate::transport::Stream;
+
+const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
+/// Reads before other tasks of the thread get their turn.
+const READS_PER_TURN: usize = 16;
+/// PINGs on their way at once; who comes later shares the next.
+const PINGS: usize = 4;
+
+/// What kind of life it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Shared; reconnects when somebody needs it; fills the cache.
+    Lane,
+    /// Lent to one session; never reconnects.
+    Dedicated,
+}
+
+/// What is done with the next reply.
+pub enum Expect {
+    /// Goes to a session.
+    Reply {
+        /// Its place in the session's order.
+        place: Place,
+        /// What it does to the cache first.
+        effect: Effect,
+        /// The request, if it is a read that may be sent again once.
+        retry: Option<Box<[u8]>>,
+    },
+    /// One of the replies of a fill.
+    Fill(Box<Fill>),
+    /// The confirmations of a (P|S)(UN)SUBSCRIBE: pushes, or one error.
+    Confirm {
+        /// Filled with nothing, or with the error.
+        place: Place,
+        /// First word of the confirmation.
+        kind: &'static str,
+        /// How many are still to come.
+        left: usize,
+    },
+    /// A lane's own PING.
+    Ping,
+    /// CLIENT TRACKING for this generation of the link.
+    Arm(u64),
+}
+
+struct InFlight {
+    expect: Expect,
+    /// Position of its first byte in all that was ever queued.
+    start: u64,
+    sent: Time,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Nobody has needed it yet, or it is being opened.
+    Opening,
+    Up,
+    /// It could not be opened: this error is told until then.
+    Down {
+        error: Bytes,
+        until: Time,
+    },
+    /// It will not come back.
+    Closed(Bytes),
+}
+
+struct Shared {
+    phase: Phase,
+    out: OutBuf,
+    /// Bytes ever queued.
+    queued: u64,
+    awaited: VecDeque<InFlight>,
+    waker: Option<Waker>,
+    hello: Bytes,
+    armed: u64,
+    arming: bool,
+    stamp: Option<LaneStamp>,
+    pings: usize,
+    last_ping: Time,
+    failures: u32,
+    close: bool,
+    /// Of a dedicated connection: who gets its pushes.
+    session: Option<Rc<Outbox>>,
+    subscriptions: i64,
+    confirms: usize,
+    /// Everything that comes is passed on as it is (MONITOR, CLIENT REPLY …), each piece behind a barrier.
+    raw: bool,
+    raw_queue: VecDeque<(Time, Bytes)>,
+}
+
+/// See the module.
+pub struct Connection {
+    /// Who it speaks as, in which protocol and database.
+    pub key: ConnectionKey,
+    role: Role,
+    node: Arc<Node>,
+    shared: RefCell<Shared>,
+    changed: Notify,
+}
+
+impl Connection {
+    /// Makes it and starts its task on this thread. It connects at once if dedicated, else when first needed.
+    pub fn start(node: Arc<Node>, key: ConnectionKey, role: Role) -> Rc<Connection> {
+        let shared = Shared {
+            phase: Phase::Opening,
+            out: OutBuf::default(),
+            queued: 0,
+            awaited: VecDeque::new(),
+            waker: None,
+            hello: Bytes::new(),
+            armed: 0,
+            arming: false,
+            stamp: None,
+            pings: 0,
+            last_ping: Time::ZERO,
+            failures: 0,
+            close: false,
+            session: None,
+            subscriptions: 0,
+            confirms: 0,
+            raw: false,
+            raw_queue: VecDeque::new(),
+        };
+        let connection =
+            Rc::new(Connection { key, role, node, shared: RefCell::new(shared), changed: Notify::new() });
+        tokio::task::spawn_local(run(connection.clone()));
+        connection
+    }
+
+    // --- what sessions ask of it ---
+
+    /// Sends a request as it is; its reply goes to `place` after `effect`.
+    pub fn send(&self, request: Piece<'_>, place: Place, effect: Effect, now: Time) {
+        let retry = (self.role == Role::Lane && !effect.may_write() && request.len() < LARGE)
+            .then(|| request.as_slice().into());
+        self.enqueue(request, Expect::Reply { place, effect, retry }, now);
+    }
+
+    /// Sends (P|S)(UN)SUBSCRIBE.
+    pub fn send_subscribe(&self, request: Piece<'_>, place: Place, kind: &'static str, left: usize, now: Time) {
+        self.shared.borrow_mut().confirms += 1;
+        self.enqueue(request, Expect::Confirm { place, kind, left }, now);
+    }
+
+    /// Sends bytes whose replies are passed on as they come.
+    pub fn send_raw(&self, bytes: Bytes) {
+        let mut shared = self.shared.borrow_mut();
+        shared.raw = true;
+        shared.queued += bytes.len() as u64;
+        shared.out.push_bytes(bytes);
+        shared.wake();
+    }
+
+    /// Sends a read that fills the cache. Ask [`Connection::can_fill`] after the token was taken.
+    pub fn send_fill(&self, place: Place, read: FillRead, now: Time) {
+        let mut shared = self.shared.borrow_mut();
+        let fill = Fill::new(place, read, now);
+        let before = shared.out.len();
+        fill.write(&mut shared.out);
+        let start = shared.queued;
+        shared.queued += (shared.out.len() - before) as u64;
+        shared.awaited.push_back(InFlight { expect: Expect::Fill(Box::new(fill)), start, sent: now });
+        shared.wake();
+    }
+
+    /// Whether a token taken before this call may be filled by this lane.
+    pub fn can_fill(&self) -> bool {
+        let shared = self.shared.borrow();
+        matches!(shared.phase, Phase::Up)
+            && shared.stamp.is_some()
+            && self.node.coherence.generation() == Some(shared.armed)
+    }
+
+    fn enqueue(&self, request: Piece<'_>, expect: Expect, now: Time) {
+        let mut shared = self.shared.borrow_mut();
+        match &shared.phase {
+            Phase::Down { error, until } if now < *until => {
+                let error = error.clone();
+                drop(shared);
+                return fail(expect, &error, &self.node, now);
+            }
+            Phase::Closed(error) => {
+                let error = error.clone();
+                drop(shared);
+                return fail(expect, &error, &self.node, now);
+            }
+            _ => {}
+        }
+        let start = shared.queued;
+        shared.queued += request.len() as u64;
+        match request {
+            Piece::Slice(s) => shared.out.push(s),
+            Piece::Bytes(b) => shared.out.push_bytes(b),
+        }
+        shared.awaited.push_back(InFlight { expect, start, sent: now });
+        shared.wake();
+    }
+
+    /// Bytes that wait to be sent.
+    pub fn backlog(&self) -> usize {
+        self.shared.borrow().out.len()
+    }
+
+    /// Opens it if it is not open. The server's reply to HELLO, or the error that clients are told.
+    pub async fn ready(&self) -> Result<Bytes, Bytes> {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let mut shared = self.shared.borrow_mut();
+                match &shared.phase {
+                    Phase::Up => return Ok(shared.hello.clone()),
+                    Phase::Closed(error) => return Err(error.clone()),
+                    Phase::Down { error, until } if Time::now() < *until => return Err(error.clone()),
+                    Phase::Down { .. } => shared.phase = Phase::Opening,
+                    Phase::Opening => {}
+                }
+                shared.pings += usize::from(shared.pings == 0);
+                shared.wake();
+            }
+            changed.await;
+        }
+    }
+
+    /// Whether it is open and nothing is awaited, so that it can be lent again.
+    pub fn is_clean(&self) -> bool {
+        let shared = self.shared.borrow();
+        matches!(shared.phase, Phase::Up)
+            && shared.awaited.is_empty()
+            && shared.subscriptions == 0
+            && !shared.raw
+            && !shared.close
+    }
+
+    /// Lends it to a session, or takes it back.
+    pub fn lend(&self, session: Option<Rc<Outbox>>) {
+        self.shared.borrow_mut().session = session;
+    }
+
+    /// Subscriptions its session holds.
+    pub fn subscriptions(&self) -> i64 {
+        let shared = self.shared.borrow();
+        shared.subscriptions + shared.confirms as i64
+    }
+
+    /// Ends it: the session that had it is gone.
+    pub fn close(&self) {
+        let mut shared = self.shared.borrow_mut();
+        shared.close = true;
+        shared.session = None;
+        shared.wake();
+    }
+}
+
+impl Shared {
+    fn wake(&self) {
+        if let Some(waker) = &self.waker {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Bytes handed to the socket so far.
+    fn written(&self) -> u64 {
+        self.queued - self.out.len() as u64
+    }
+
+    fn own(&mut self, request: &[u8], expect: Expect, now: Time) {
+        let start = self.queued;
+        self.queued += request.len() as u64;
+        self.out.push(request);
+        self.awaited.push_back(InFlight { expect, start, sent: now });
+    }
+}
+
+/// Tells the session that its command failed. Whatever it may have changed is dropped all the same.
+fn fail(expect: Expect, error: &Bytes, node: &Node, now: Time) {
+    match expect {
+        Expect::Reply { place, effect, .. } => {
+            effect.settle(&node.coherence, now);
+            place.deliver(Piece::Bytes(error.clone()), now);
+        }
+        Expect::Fill(mut fill) => {
+            if let Some(place) = fill.place.take() {
+                place.deliver(Piece::Bytes(error.clone()), now);
+            }
+        }
+        Expect::Confirm { place, .. } => place.deliver(Piece::Bytes(error.clone()), now),
+        Expect::Ping | Expect::Arm(_) => {}
+    }
+}
+
+// --- the connection's task ---
+
+async fn run(connection: Rc<Connection>) {
+    loop {
+        if connection.role == Role::Lane && !connection.needed().await {
+            return;
+        }
+        let outcome = match handshake::open(&connection.node, &connection.key, connection.role).await {
+            Ok(opened) => {
+                connection.opened(&opened);
+                let why = pump(&connection, opened.stream, opened.input).await;
+                connection.lost(&why)
+            }
+            Err(refusal) => connection.not_opened(refusal),
+        };
+        connection.changed.notify_waiters();
+        if outcome == Outcome::End {
+            return;
+        }
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Outcome {
+    Again,
+    End,
+}
+
+impl Connection {
+    /// Waits until a lane that is not open has something to do. False: it is to end.
+    async fn needed(&self) -> bool {
+        poll_fn(|cx| {
+            let mut shared = self.shared.borrow_mut();
+            shared.waker = Some(cx.waker().clone());
+            if shared.close {
+                return Poll::Ready(false);
+            }
+            if shared.awaited.is_empty() && shared.pings == 0 {
+                return Poll::Pending;
+            }
+            shared.phase = Phase::Opening;
+            Poll::Ready(true)
+        })
+        .await
+    }
+
+    fn opened(&self, opened: &handshake::Opened) {
+        let mut shared = self.shared.borrow_mut();
+        shared.phase = Phase::Up;
+        shared.hello = opened.hello.clone();
+        shared.failures = 0;
+        shared.pings = 0;
+        shared.arming = false;
+        shared.armed = opened.armed.unwrap_or(0);
+        if self.role == Role::Lane {
+            shared.stamp = self.node.coherence.cache.clocks.open_lane(opened.asked);
+            if shared.stamp.is_none() {
+                tracing::warn!("more than {} lanes: this one forwards but does not cache", crate::clock::MAX_LANES);
+            }
+            self.node.lanes.fetch_add(1, Ordering::Relaxed);
+        }
+        drop(shared);
+        self.changed.notify_waiters();
+    }
+
+    /// It could not be opened: whoever waits is told why, and until the back-off ends so is everybody else.
+    fn not_opened(&self, refusal: handshake::Refusal) -> Outcome {
+        let now = Time::now();
+        let error = refusal.reply(&self.node);
+        let mut shared = self.shared.borrow_mut();
+        shared.failures += 1;
+        shared.pings = 0;
+        let until = now + self.node.backoff(shared.failures);
+        if shared.failures == 1 && matches!(refusal, handshake::Refusal::Io(_)) {
+            tracing::warn!("{}", String::from_utf8_lossy(&error).trim_start_matches("-ERR nearside: ").trim());
+        }
+        let awaited = std::mem::take(&mut shared.awaited);
+        shared.out.clear();
+        shared.phase = match self.role {
+            Role::Lane => Phase::Down { error: error.clone(), until },
+            Role::Dedicated => Phase::Closed(error.clone()),
+        };
+        let session = shared.session.clone();
+        drop(shared);
+        let told = !awaited.is_empty();
+        awaited.into_iter().for_each(|a| fail(a.expect, &error, &self.node, now));
+        if let (Some(session), false) = (session, told) {
+            session.break_off();
+        }
+        if self.role == Role::Lane { Outcome::Again } else { Outcome::End }
+    }
+
+    /// It is lost. A read is sent again once, on the next connection; everything else fails, because its outcome is
+    /// unknown or because it was not sent.
+    fn lost(&self, why: &io::Error) -> Outcome {
+        let now = Time::now();
+        let mut shared = self.shared.borrow_mut();
+        if let Some(stamp) = shared.stamp.take() {
+            // First of all: whatever this lane filled is void.
+            self.node.coherence.cache.clocks.close_lane(stamp);
+        }
+        let written = shared.written();
+        let awaited = std::mem::take(&mut shared.awaited);
+        let again = self.role == Role::Lane && !shared.close;
+        let unknown = self.node.error(&format!("the connection was lost ({why}); the outcome of this command is unknown"));
+        let unsent = self.node.error(&format!("the connection was lost ({why}) before this command was sent"));
+        shared.out.clear();
+        shared.raw_queue.clear();
+        shared.armed = 0;
+        shared.pings = 0;
+        shared.phase = if again { Phase::Opening } else { Phase::Closed(unsent.clone()) };
+        let session = shared.session.take();
+        let mut failed = Vec::new();
+        for item in awaited {
+            let start = item.start;
+            match if again { item.expect.again(&self.node) } else { Err(item.expect) } {
+                Ok((request, expect)) => shared.own(&request, expect, now),
+                Err(expect) => failed.push((expect, if start < written { &unknown } else { &unsent })),
+            }
+        }
+        drop(shared);
+        if self.role == Role::Lane {
+            self.node.lanes.fetch_sub(1, Ordering::Relaxed);
+            tracing::debug!("lane lost: {why}");
+        }
+        failed.into_iter().for_each(|(expect, error)| fail(expect, error, &self.node, now));
+        if let Some(session) = session {
+            session.break_off();
+        }
+        if again { Outcome::Again } else { Outcome::End }
+    }
+}
+
+impl Expect {
+    /// The read to be sent again, if it is one that was not sent twice already.
+    fn again(self, node: &Node) -> Result<(Box<[u8]>, Expect), Expect> {
+        match self {
+            Expect::Reply { place, effect, retry: Some(request) } => {
+                Ok((request, Expect::Reply { place, effect, retry: None }))
+            }
+            Expect::Fill(mut fill) => match fill.place.take() {
+                Some(place) => {
+                    let reads = fill.hashes(&node.coherence);
+                    let effect = Effect::of_keys(KeySet { writes: Vec::new(), reads });
+                    Ok((fill.request().into(), Expect::Reply { place, effect, retry: None }))
+                }
+                None => Err(Expect::Fill(fill)),
+            },
+            other => Err(other),
+        }
+    }
+}
+
+// --- reading and writing ---
+
+/// Moves bytes both ways until the connection ends; returns why.
+async fn pump(connection: &Rc<Connection>, mut stream: Stream, mut input: BytesMut) -> io::Error {
+    let mut cutter = Cutter::default();
+    let mut ticks = tokio::time::interval(connection.node.heartbeat);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut pending_input = !input.is_empty();
+    poll_fn(|cx| {
+        if std::mem::take(&mut pending_input)
+            && let Err(e) = connection.take_replies(&mut input, &mut cutter)
+        {
+            return Poll::Ready(e);
+        }
+        match connection.turn(cx, &mut stream, &mut input, &mut cutter, &mut ticks) {
+            Ok(()) => Poll::Pending,
+            Err(e) => Poll::Ready(e),
+        }
+    })
+    .await
+}
+
+impl Connection {
+    fn turn(
+        self: &Rc<Self>,
+        cx: &mut Context<'_>,
+        stream: &mut Stream,
+        input: &mut BytesMut,
+        cutter: &mut Cutter,
+        ticks: &mut tokio::time::Interval,
+    ) -> io::Result<()> {
+        self.attend(cx);
+        let mut reads = 0;
+        loop {
+            let room = cutter.need().saturating_sub(input.len()).max(LARGE);
+            match stream.poll_read(cx, input, room) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(0)) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the server")),
+                Poll::Ready(Ok(_)) => self.take_replies(input, cutter).map_or(Ok(()), Err)?,
+                Poll::Ready(Err(e)) => return Err(e),
+            }
+            reads += 1;
+            if reads == READS_PER_TURN {
+                cx.waker().wake_by_ref();
+                break;
+            }
+        }
+        while ticks.poll_tick(cx).is_ready() {
+            self.tick()?;
+        }
+        let mut shared = self.shared.borrow_mut();
+        if shared.close {
+            return Err(io::Error::new(io::ErrorKind::Interrupted, "given up by its session"));
+        }
+        if let Poll::Ready(Err(e)) = stream.poll_write(cx, &mut shared.out) {
+            return Err(e);
+        }
+        Ok(())
+    }
+
+    /// Registers to be woken, and sends the PING that somebody waits for.
+    fn attend(&self, cx: &mut Context<'_>) {
+        let mut shared = self.shared.borrow_mut();
+        match &mut shared.waker {
+            Some(old) if old.will_wake(cx.waker()) => {}
+            slot => *slot = Some(cx.waker().clone()),
+        }
+        if let Some(stamp) = shared.stamp {
+            self.node.coherence.register_lane(stamp, cx.waker());
+            let wanted = self.node.coherence.cache.clocks.lane_wanted(stamp);
+            if wanted > shared.last_ping && shared.pings < PINGS {
+                shared.ping();
+            }
+        }
+    }
+
+    /// Every heartbeat: a PING so that the lane's clock goes on, a new arming if the link is a new one, and a look at
+    /// whether the node is still there.
+    fn tick(&self) -> io::Result<()> {
+        let now = Time::now();
+        let mut shared = self.shared.borrow_mut();
+        let waited = shared.awaited.front().map(|a| now.since(a.sent)).unwrap_or_default();
+        let silent = now.since(Time(self.node.seen.load(Ordering::Relaxed)));
+        let limit = self.node.upstream_timeout;
+        if waited > limit && silent > limit {
+            let text = format!("no sign of life from the server for {} ms", silent.as_millis());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
+        if self.role == Role::Lane {
+            if shared.stamp.is_some() && shared.pings == 0 {
+                shared.ping();
+            }
+            let link = self.node.coherence.link();
+            if let Some(link) = link.filter(|l| l.generation != shared.armed && !shared.arming && shared.stamp.is_some()) {
+                shared.arming = true;
+                shared.own(&handshake::track(link.client_id), Expect::Arm(link.generation), now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Deals with every whole reply in `input`.
+    fn take_replies(self: &Rc<Self>, input: &mut BytesMut, cutter: &mut Cutter) -> Option<io::Error> {
+        let now = Time::now();
+        self.node.seen.store(now.0, Ordering::Relaxed);
+        if self.shared.borrow().raw {
+            self.pass_on(input.split().freeze(), now);
+            return None;
+        }
+        let mut answered = None;
+        let mut done = 0;
+        let error = loop {
+            match cutter.cut(&input[done..]) {
+                Ok(Some(len)) if len >= LARGE => {
+                    bytes::Buf::advance(input, std::mem::take(&mut done));
+                    let frame = input.split_to(len).freeze();
+                    answered = self.frame(Piece::Bytes(frame), now).or(answered);
+                }
+                Ok(Some(len)) => {
+                    answered = self.frame(Piece::Slice(&input[done..done + len]), now).or(answered);
+                    done += len;
+                }
+                Ok(None) => break None,
+                Err(e) => break Some(io::Error::new(io::ErrorKind::InvalidData, e)),
+            }
+        };
+        bytes::Buf::advance(input, done);
+        if let (Some(stamp), Some(sent)) = (self.shared.borrow().stamp, answered) {
+            self.node.coherence.lane_answered(stamp, sent);
+        }
+        error
+    }
+
+    /// One frame of the server. Returns when what it answers was sent.
+    fn frame(self: &Rc<Self>, frame: Piece<'_>, now: Time) -> Option<Time> {
+        let bytes = frame.as_slice();
+        let mut shared = self.shared.borrow_mut();
+        let kind = push_kind(bytes, self.key.resp3, shared.subscriptions > 0 || shared.confirms > 0);
+        if let Some(kind) = kind {
+            shared.note_push(kind, bytes, now);
+            let session = shared.session.clone();
+            drop(shared);
+            if let Some(session) = session {
+                session.push(frame);
+            }
+            return None;
+        }
+        // A reply nobody asked for: the positions are lost, and so is the connection.
+        let Some(mut item) = shared.awaited.pop_front() else {
+            debug_assert!(false, "a reply nobody asked for");
+            shared.close = true;
+            return None;
+        };
+        let sent = item.sent;
+        match &mut item.expect {
+            Expect::Fill(fill) => {
+                let stamp = shared.stamp;
+                drop(shared);
+                if !fill.reply(frame, now, &self.node.coherence, stamp) {
+                    self.shared.borrow_mut().awaited.push_front(item);
+                }
+                return Some(sent);
+            }
+            Expect::Ping => shared.pings = shared.pings.saturating_sub(1),
+            Expect::Arm(generation) => {
+                shared.arming = false;
+                if bytes == b"+OK\r\n" {
+                    shared.armed = *generation;
+                }
+            }
+            Expect::Confirm { .. } => shared.confirms -= 1,
+            Expect::Reply { .. } => {}
+        }
+        drop(shared);
+        match item.expect {
+            Expect::Reply { place, effect, .. } => self.settle(place, &effect, frame, now),
+            Expect::Confirm { place, .. } => place.deliver(frame, now),
+            _ => {}
+        }
+        Some(sent)
+    }
+
+    /// Rule 2: first the cache, then the client.
+    fn settle(&self, place: Place, effect: &Effect, frame: Piece<'_>, now: Time) {
+        if !effect.settle(&self.node.coherence, now) {
+            return place.deliver(frame, now);
+        }
+        let reply = match frame {
+            Piece::Slice(s) => Bytes::copy_from_slice(s),
+            Piece::Bytes(b) => b,
+        };
+        let node = self.node.clone();
+        tokio::task::spawn_local(async move {
+            node.coherence.barrier(now).await;
+            place.deliver(Piece::Bytes(reply), Time::now());
+        });
+    }
+
+    /// Bytes of a connection whose replies are not matched: an ack may be among them, so each piece waits for a barrier.
+    fn pass_on(self: &Rc<Self>, bytes: Bytes, now: Time) {
+        let mut shared = self.shared.borrow_mut();
+        shared.raw_queue.push_back((now, bytes));
+        if shared.raw_queue.len() > 1 {
+            return;
+        }
+        let connection = self.clone();
+        tokio::task::spawn_local(async move {
+            loop {
+                let Some(at) = connection.shared.borrow().raw_queue.front().map(|(at, _)| *at) else { return };
+                connection.node.coherence.barrier(at).await;
+                let mut shared = connection.shared.borrow_mut();
+                let Some((_, bytes)) = shared.raw_queue.pop_front() else { return };
+                let session = shared.session.clone();
+                drop(shared);
+                if let Some(session) = session {
+                    session.push(Piece::Bytes(bytes));
+                }
+            }
+        });
+    }
+}
+
+impl Shared {
+    fn ping(&mut self) {
+        let now = Time::now();
+        self.pings += 1;
+        self.last_ping = now;
+        self.own(PING, Expect::Ping, now);
+    }
+
+    /// Keeps count of confirmations, and of a lane whose redirect broke.
+    fn note_push(&mut self, kind: &[u8], frame: &[u8], now: Time) {
+        if kind == b"tracking-redir-broken" {
+            self.armed = 0;
+        }
+        let confirmation = kind.ends_with(b"subscribe");
+        if !confirmation {
+            return;
+        }
+        // `sunsubscribe` may also come unasked, when a slot moves away.
+        if let Some(total) = last_integer(frame) {
+            self.subscriptions = total;
+        }
+        let Some(InFlight { expect: Expect::Confirm { kind: wanted, left, .. }, .. }) = self.awaited.front_mut() else {
+            return;
+        };
+        if wanted.as_bytes() != kind {
+            return;
+        }
+        *left = left.saturating_sub(1);
+        if *left == 0 {
+            self.confirms -= 1;
+            if let Some(InFlight { expect: Expect::Confirm { place, .. }, .. }) = self.awaited.pop_front() {
+                place.deliver(Piece::Slice(b""), now);
+            }
+        }
+    }
+}
+
+/// The first word of a push, or `None` if the frame is a reply. RESP2 has no push type: there it is what a subscriber
+/// gets while it is one.
+fn push_kind(frame: &[u8], resp3: bool, subscribed: bool) -> Option<&[u8]> {
+    let marked = frame[0] == b'>';
+    if !marked && (resp3 || !subscribed || frame[0] != b'*') {
+        return None;
+    }
+    let (_, rest) = resp::split_aggregate(frame)?;
+    let (word, _) = resp::split_bulk(rest)?;
+    let pubsub = word.ends_with(b"subscribe") || word.ends_with(b"message");
+    (marked || pubsub).then_some(word)
+}
+
+/// The last value of a confirmation: how many subscriptions there are now.
+fn last_integer(frame: &[u8]) -> Option<i64> {
+    let text = frame.strip_suffix(b"\r\n")?;
+    let colon = memchr::memrchr(b':', text)?;
+    resp::parse_i64(&text[colon + 1..])
+}

@@ -1,0 +1,274 @@
+//! A read that fills the cache: `CLIENT CACHING YES`, the read, `PTTL` of each key and, where hash fields may have a
+//! time to live of their own, one question about them. Written as one unit; its replies come back in that order.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use crate::cache::entry::Variant;
+use crate::cache::{FillTimes, FillToken};
+use crate::clock::LaneStamp;
+use crate::coherence::Coherence;
+use crate::command::FieldTtl;
+use crate::outbox::{Piece, Place};
+use crate::resp;
+use crate::time::Time;
+
+const CACHING: &[u8] = b"*3\r\n$6\r\nCLIENT\r\n$7\r\nCACHING\r\n$3\r\nYES\r\n";
+const INFO_KEYSPACE: &[u8] = b"*2\r\n$4\r\nINFO\r\n$8\r\nkeyspace\r\n";
+
+/// One key of the read, and the right to store what is said of it.
+pub struct FillKey {
+    /// Where the key stands in the request.
+    pub range: Range<usize>,
+    /// `None`: somebody else is already reading it.
+    pub token: Option<FillToken>,
+}
+
+/// What is asked for.
+pub struct FillRead {
+    /// Whose view.
+    pub view: u32,
+    /// The command's number.
+    pub id: u16,
+    /// The request as it was sent.
+    pub request: Box<[u8]>,
+    /// One key, or all of MGET's.
+    pub keys: Vec<FillKey>,
+    /// MGET: each element of the reply is stored as the GET of its key.
+    pub mget: bool,
+    /// What hash fields could do to the reply.
+    pub field_ttl: FieldTtl,
+    /// Where the arguments from the third on stand, for `FieldTtl::Named`.
+    pub fields: Vec<Range<usize>>,
+}
+
+/// The read on its way.
+pub struct Fill {
+    /// Who asked; `None` once answered.
+    pub place: Option<Place>,
+    read: FillRead,
+    sent: Time,
+    step: usize,
+    reply: Vec<u8>,
+    stored: Time,
+    ttls: Vec<i64>,
+    spoiled: bool,
+}
+
+impl Fill {
+    /// To be sent at `sent`.
+    pub fn new(place: Place, read: FillRead, sent: Time) -> Fill {
+        let ttls = Vec::with_capacity(read.keys.len());
+        Fill { place: Some(place), read, sent, step: 0, reply: Vec::new(), stored: Time::ZERO, ttls, spoiled: false }
+    }
+
+    /// The bytes to send.
+    pub fn write(&self, out: &mut crate::buffer::OutBuf) {
+        let request = &self.read.request;
+        out.push(CACHING);
+        out.push(request);
+        for key in &self.read.keys {
+            out.push(&resp::encode(&[b"PTTL".as_slice(), &request[key.range.clone()]]));
+        }
+        match self.read.field_ttl {
+            FieldTtl::No => {}
+            FieldTtl::Whole => out.push(INFO_KEYSPACE),
+            FieldTtl::Named { .. } => out.push(&self.field_question()),
+        }
+    }
+
+    fn field_question(&self) -> Vec<u8> {
+        let request = &self.read.request;
+        let count = self.read.fields.len().to_string();
+        let mut args = vec![b"HPEXPIRETIME".as_slice(), &request[self.read.keys[0].range.clone()], b"FIELDS"];
+        args.push(count.as_bytes());
+        args.extend(self.read.fields.iter().map(|r| &request[r.clone()]));
+        resp::encode(&args)
+    }
+
+    /// The request itself, to be sent again on another connection.
+    pub fn request(&self) -> &[u8] {
+        &self.read.request
+    }
+
+    /// Hashes of the keys, for a read that goes on without filling.
+    pub fn hashes(&self, coherence: &Coherence) -> Vec<u64> {
+        let hash = |k: &FillKey| coherence.cache.hash(&self.read.request[k.range.clone()]);
+        self.read.keys.iter().map(hash).collect()
+    }
+
+    /// The next reply. True if it was the last one.
+    pub fn reply(&mut self, frame: Piece<'_>, now: Time, coherence: &Coherence, lane: Option<LaneStamp>) -> bool {
+        let keys = self.read.keys.len();
+        let bytes = frame.as_slice();
+        match self.step {
+            0 => self.spoiled |= bytes != b"+OK\r\n",
+            1 => self.take_reply(frame, now, coherence),
+            n if n < 2 + keys => match bytes {
+                [b':', ..] => self.ttls.push(resp::parse_i64(&bytes[1..bytes.len() - 2]).unwrap_or(-2)),
+                _ => self.spoiled = true,
+            },
+            _ => self.spoiled |= !fields_live_on(self.read.field_ttl, bytes),
+        }
+        self.step += 1;
+        let last = self.step == 2 + keys + usize::from(self.read.field_ttl != FieldTtl::No);
+        if last && !self.spoiled && let Some(lane) = lane {
+            self.store(coherence, lane);
+        }
+        last
+    }
+
+    fn take_reply(&mut self, frame: Piece<'_>, now: Time, coherence: &Coherence) {
+        let bytes = frame.as_slice();
+        self.stored = now;
+        self.spoiled |= matches!(bytes[0], b'-' | b'!');
+        if self.spoiled {
+            // The client is told something the cache will not keep: what it keeps must not be older.
+            self.hashes(coherence).into_iter().for_each(|hash| coherence.cache.observe(hash, now));
+        } else {
+            self.reply = bytes.to_vec();
+        }
+        if let Some(place) = self.place.take() {
+            place.deliver(frame, now);
+        }
+    }
+
+    fn store(&mut self, coherence: &Coherence, lane: LaneStamp) {
+        let reply = std::mem::take(&mut self.reply);
+        if self.read.mget {
+            return self.store_each(&reply, coherence, lane);
+        }
+        let Some(token) = self.read.keys[0].token.take() else { return };
+        let (ttl, missing) = (self.ttls[0], says_missing(&reply));
+        let Some(deadline) = deadline(self.sent, ttl, missing) else { return };
+        let range = self.read.keys[0].range.clone();
+        let variant = Variant {
+            view: self.read.view,
+            id: self.read.id,
+            key: &self.read.request[range.clone()],
+            tail: &self.read.request[range.end + 2..],
+        };
+        let times = FillTimes { sent: self.sent, stored: self.stored, deadline };
+        coherence.cache.fill(token, &variant, &reply, times, lane);
+    }
+
+    fn store_each(&mut self, reply: &[u8], coherence: &Coherence, lane: LaneStamp) {
+        let Some((count, mut rest)) = resp::split_aggregate(reply) else { return };
+        if count != self.read.keys.len() {
+            return;
+        }
+        for (key, ttl) in self.read.keys.iter_mut().zip(&self.ttls) {
+            let Some(len) = resp::value_len(rest) else { return };
+            let (value, next) = rest.split_at(len);
+            rest = next;
+            let nil = is_nil(value);
+            // MGET says nil for a list as well, where GET would say WRONGTYPE.
+            if nil != (*ttl == -2) {
+                continue;
+            }
+            let (Some(token), Some(deadline)) = (key.token.take(), deadline(self.sent, *ttl, nil)) else { continue };
+            let key = &self.read.request[key.range.clone()];
+            let variant = Variant { view: self.read.view, id: self.read.id, key, tail: b"" };
+            let times = FillTimes { sent: self.sent, stored: self.stored, deadline };
+            coherence.cache.fill(token, &variant, value, times, lane);
+        }
+    }
+}
+
+/// When a reply that came with this PTTL ends; `None` if it must not be kept. `missing`: it is what a key that does not
+/// exist answers.
+fn deadline(sent: Time, pttl: i64, missing: bool) -> Option<Time> {
+    match pttl {
+        -1 => Some(Time::NEVER),
+        -2 if missing => Some(Time::NEVER),
+        1.. => Some(sent + Duration::from_millis(pttl as u64)),
+        // It died between the read and the question, or dies this very millisecond.
+        _ => None,
+    }
+}
+
+fn is_nil(value: &[u8]) -> bool {
+    matches!(value, b"$-1\r\n" | b"*-1\r\n" | b"_\r\n")
+}
+
+/// Whether this is what a key that does not exist answers: nil, zero, nothing, or a list of these.
+fn says_missing(reply: &[u8]) -> bool {
+    if matches!(reply, b":0\r\n" | b"$0\r\n\r\n" | b"+none\r\n" | b":-1\r\n" | b"#f\r\n") || is_nil(reply) {
+        return true;
+    }
+    let Some((_, mut rest)) = resp::split_aggregate(reply) else { return false };
+    while !rest.is_empty() {
+        let Some(len) = resp::value_len(rest) else { return false };
+        if !matches!(&rest[..len], b":0\r\n") && !is_nil(&rest[..len]) {
+            return false;
+        }
+        rest = &rest[len..];
+    }
+    true
+}
+
+/// Whether no field the reply depends on has a time to live: the answer to the question that [`Fill::write`] asked.
+fn fields_live_on(question: FieldTtl, answer: &[u8]) -> bool {
+    match question {
+        FieldTtl::No => true,
+        FieldTtl::Named { .. } => {
+            let Some((_, mut rest)) = resp::split_aggregate(answer) else { return false };
+            while let Some(len) = resp::value_len(rest).filter(|n| *n > 0) {
+                if !matches!(&rest[..len], b":-1\r\n" | b":-2\r\n") {
+                    return false;
+                }
+                rest = &rest[len..];
+            }
+            true
+        }
+        FieldTtl::Whole => {
+            let Some((text, _)) = resp::split_bulk(answer) else { return false };
+            let text = String::from_utf8_lossy(text);
+            text.lines().filter(|l| l.starts_with("db")).all(no_volatile_fields)
+        }
+    }
+}
+
+/// `db0:keys=1,expires=0,avg_ttl=0,subexpiry=0` (Redis), `…,keys_with_volatile_items=0` (Valkey).
+fn no_volatile_fields(line: &str) -> bool {
+    let counts = line.split([':', ',']).filter_map(|f| f.split_once('='));
+    counts.into_iter().any(|(name, n)| matches!(name, "subexpiry" | "keys_with_volatile_items") && n.trim() == "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_count_from_the_time_of_sending() {
+        assert_eq!(deadline(Time(5), 2, false), Some(Time(2_000_005)));
+        assert_eq!(deadline(Time(5), -1, false), Some(Time::NEVER));
+        assert_eq!(deadline(Time(5), -2, true), Some(Time::NEVER));
+        assert_eq!(deadline(Time(5), -2, false), None, "a value that died in between");
+        assert_eq!(deadline(Time(5), 0, false), None);
+    }
+
+    #[test]
+    fn what_a_missing_key_answers() {
+        for reply in [&b"$-1\r\n"[..], b"_\r\n", b"*0\r\n", b"%0\r\n", b":0\r\n", b"*2\r\n$-1\r\n:0\r\n", b"+none\r\n"] {
+            assert!(says_missing(reply), "{reply:?}");
+        }
+        for reply in [&b"$1\r\nx\r\n"[..], b":1\r\n", b"*1\r\n$0\r\n\r\n", b"+string\r\n"] {
+            assert!(!says_missing(reply), "{reply:?}");
+        }
+    }
+
+    #[test]
+    fn a_hash_with_mortal_fields_is_seen() {
+        let whole = |text: &str| fields_live_on(FieldTtl::Whole, format!("${}\r\n{text}\r\n", text.len()).as_bytes());
+        assert!(whole("# Keyspace\r\n"));
+        assert!(whole("# Keyspace\r\ndb0:keys=1,expires=0,avg_ttl=0,subexpiry=0\r\n"));
+        assert!(whole("# Keyspace\r\ndb0:keys=1,expires=0,avg_ttl=0,keys_with_volatile_items=0\r\n"));
+        assert!(!whole("# Keyspace\r\ndb0:keys=1,expires=0,avg_ttl=0,subexpiry=3\r\n"));
+        assert!(!whole("# Keyspace\r\ndb0:keys=1,expires=0,avg_ttl=0\r\n"), "a server that does not tell");
+        let named = FieldTtl::Named { fields: 2 };
+        assert!(fields_live_on(named, b"*2\r\n:-1\r\n:-2\r\n"));
+        assert!(!fields_live_on(named, b"*2\r\n:-1\r\n:1790000000000\r\n"));
+        assert!(!fields_live_on(named, b"-NOPERM\r\n"));
+    }
+}

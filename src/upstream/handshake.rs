@@ -1,0 +1,148 @@
+//! How a connection to a node begins: who we are, in which protocol and database, and where to report changed keys.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use std::future::poll_fn;
+
+use super::connection::Role;
+use super::{ConnectionKey, Node};
+use crate::buffer::OutBuf;
+use crate::resp::{self, Cutter};
+use crate::time::Time;
+use crate::transport::Stream;
+
+/// An open connection.
+pub struct Opened {
+    /// The socket.
+    pub stream: Stream,
+    /// What has been read past the handshake.
+    pub input: BytesMut,
+    /// The reply to HELLO.
+    pub hello: Bytes,
+    /// The link's generation that changed keys are reported to.
+    pub armed: Option<u64>,
+    /// When the handshake was sent: the server had the connection after that.
+    pub asked: Time,
+}
+
+/// Why a connection could not be opened.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The node was not reached.
+    Io(io::Error),
+    /// The node said this: clients are told the same.
+    Server(Bytes),
+}
+
+impl Refusal {
+    /// The error that clients are told.
+    pub fn reply(&self, node: &Node) -> Bytes {
+        match self {
+            Refusal::Io(e) => node.error(&format!("cannot be reached: {e}")),
+            Refusal::Server(reply) => reply.clone(),
+        }
+    }
+}
+
+impl From<io::Error> for Refusal {
+    fn from(e: io::Error) -> Self {
+        Refusal::Io(e)
+    }
+}
+
+/// CLIENT TRACKING towards the link.
+pub fn track(client_id: i64) -> Vec<u8> {
+    let id = client_id.to_string();
+    resp::encode(&["CLIENT", "TRACKING", "ON", "REDIRECT", &id, "OPTIN"])
+}
+
+/// HELLO, with AUTH if there are credentials.
+pub fn hello(key: &ConnectionKey) -> Vec<u8> {
+    let mut args: Vec<&[u8]> = vec![b"HELLO", if key.resp3 { b"3" } else { b"2" }];
+    if let Some(creds) = &key.creds {
+        args.extend([b"AUTH".as_slice(), &creds.user, &creds.password]);
+    }
+    resp::encode(&args)
+}
+
+/// Connects and greets, in `connect_timeout` at the most.
+pub async fn open(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Opened, Refusal> {
+    let limit = node.connect_timeout;
+    match tokio::time::timeout(limit, greet(node, key, role)).await {
+        Ok(result) => result,
+        Err(_) => Err(Refusal::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")))),
+    }
+}
+
+async fn greet(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Opened, Refusal> {
+    let stream = Stream::connect(&node.address, node.connect_timeout).await?;
+    let mut wire = Wire { stream, input: BytesMut::new() };
+    let name = if role == Role::Lane { "nearside-lane" } else { "nearside-dedicated" };
+    let link = node.coherence.link().filter(|_| role == Role::Lane);
+    let asked = Time::now();
+    let mut request = hello(key);
+    request.extend(resp::encode(&["CLIENT", "SETNAME", name]));
+    if key.db != 0 {
+        request.extend(resp::encode(&["SELECT", &key.db.to_string()]));
+    }
+    if let Some(link) = &link {
+        request.extend(track(link.client_id));
+    }
+    wire.send(&request).await?;
+    let hello = wire.reply().await?;
+    if hello[0] == b'-' {
+        return Err(Refusal::Server(hello));
+    }
+    // Without CLIENT's permission the connection works all the same, unnamed.
+    wire.reply().await?;
+    if key.db != 0 {
+        let selected = wire.reply().await?;
+        if selected[0] == b'-' {
+            return Err(Refusal::Server(selected));
+        }
+    }
+    let armed = match link {
+        Some(link) if &wire.reply().await?[..] == b"+OK\r\n" => Some(link.generation),
+        _ => None,
+    };
+    Ok(Opened { stream: wire.stream, input: wire.input, hello, armed, asked })
+}
+
+/// A socket used one question at a time, before (or instead of) being shared.
+pub struct Wire {
+    /// The socket.
+    pub stream: Stream,
+    /// Bytes read and not used.
+    pub input: BytesMut,
+}
+
+impl Wire {
+    /// Writes all of it.
+    pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut out = OutBuf::default();
+        out.push(bytes);
+        poll_fn(|cx| self.stream.poll_write(cx, &mut out)).await
+    }
+
+    /// The next reply.
+    pub async fn reply(&mut self) -> io::Result<Bytes> {
+        let mut cutter = Cutter::default();
+        loop {
+            let cut = cutter.cut(&self.input).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+            if let Some(len) = cut {
+                return Ok(self.input.split_to(len).freeze());
+            }
+            if poll_fn(|cx| self.stream.poll_read(cx, &mut self.input, 4096)).await? == 0 {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the server"));
+            }
+        }
+    }
+
+    /// Asks one question.
+    pub async fn ask<A: AsRef<[u8]>>(&mut self, args: &[A]) -> io::Result<Bytes> {
+        self.send(&resp::encode(args)).await?;
+        self.reply().await
+    }
+}
