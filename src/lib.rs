@@ -2,3 +2,7 @@
 
 pub mod command;
 pub mod config;
+pub mod embedded;
+pub mod error;
+pub mod limits;
+pub mod server;
