@@ -2,7 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, getpgid, kill_process};
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -41,8 +42,13 @@ struct Proxy {
 
 impl Proxy {
     fn start() -> Proxy {
+        Self::start_with_path(&std::env::var_os("PATH").unwrap())
+    }
+
+    fn start_with_path(path: &OsStr) -> Proxy {
         let home = TempDir::new().unwrap();
         let mut process = nearside()
+            .env("PATH", path)
             .args(["--listen", "127.0.0.1:0", "--threads", "1"])
             .env("TMPDIR", home.path())
             .stderr(Stdio::piped())
@@ -188,12 +194,17 @@ fn without_upstream_and_server_it_says_what_to_install() {
     assert!(said.contains("apt-get install redis-server") && said.contains("--upstream"), "{said}");
 }
 
+/// A `valkey-server` of our own making, in `dir`.
+fn write_server(dir: &Path, script: &str) {
+    let program = dir.join("valkey-server");
+    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+}
+
 #[test]
 fn a_server_that_does_not_start_is_quoted() {
     let dir = TempDir::new().unwrap();
-    let program = dir.path().join("valkey-server");
-    std::fs::write(&program, "#!/bin/sh\necho out of luck\nexit 3\n").unwrap();
-    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+    write_server(dir.path(), "echo out of luck; exit 3");
     let output = nearside().env("PATH", dir.path()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output.stderr);
@@ -210,6 +221,33 @@ fn sigterm_ends_the_proxy_and_its_private_server() {
         assert!(gone(server).is_some(), "the proxy ended before its server");
         assert!(is_empty(proxy.home.path()), "the server's directory is left");
     }
+}
+
+#[test]
+fn the_private_server_is_asked_before_it_is_killed() {
+    let dir = TempDir::new().unwrap();
+    let asked = dir.path().join("asked");
+    let wrapper = format!(
+        "trap 'echo > {}; kill $server; wait; exit' TERM\nredis-server \"$@\" &\nserver=$!\nwait",
+        asked.display()
+    );
+    write_server(dir.path(), &wrapper);
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    let mut proxy = Proxy::start_with_path(OsStr::new(&path));
+    let wrapper = only(proxy.servers());
+    let server = only(children(wrapper));
+    proxy.signal(Signal::TERM);
+    assert_eq!(proxy.ended().code(), Some(0));
+    assert!(asked.exists());
+    assert!(gone(server).is_some());
+}
+
+/// Else an interrupt from the terminal would end the server while the proxy still drains.
+#[test]
+fn the_private_server_is_no_part_of_the_terminals_process_group() {
+    let proxy = Proxy::start();
+    let server = only(proxy.servers());
+    assert_ne!(getpgid(Some(server)).unwrap(), getpgid(Some(proxy.pid())).unwrap());
 }
 
 fn is_empty(dir: &Path) -> bool {
