@@ -1,6 +1,16 @@
 //! `proxy.toml` and flags into a validated [`Config`]. The only home of defaults; unknown keys are errors.
+//!
+//! Three steps, and nothing is done on the way: text → plain (`raw`: every value parsed, and where it was given) → ready
+//! (`ready`: defaults filled in, limits checked). Flags beat the file, the file beats the defaults.
 
-use std::path::PathBuf;
+mod raw;
+mod ready;
+mod units;
+mod values;
+
+pub use raw::{Overrides, Source};
+
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How fresh a cached answer must be. See `DESIGN`'s freshness clock: each level is a watermark.
@@ -57,7 +67,7 @@ pub enum ScriptKeys {
 }
 
 /// Everything that can be set, validated.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Front doors.
     pub listen: Vec<Listen>,
@@ -106,7 +116,7 @@ impl Default for Config {
         Self {
             listen: vec![Listen { address: Address::Tcp("127.0.0.1".into(), 6380), consistency: Level::Bounded }],
             upstream: None,
-            threads: std::thread::available_parallelism().map_or(2, usize::from),
+            threads: std::thread::available_parallelism().map_or(2, usize::from).min(256),
             max_staleness: Duration::from_secs(1),
             heartbeat: Duration::from_millis(100),
             upstream_timeout: Duration::from_secs(10),
@@ -124,6 +134,59 @@ impl Default for Config {
             lane_buffer_limit: 64 << 20,
             shutdown_grace: Duration::from_secs(5),
             log: "info".into(),
+        }
+    }
+}
+
+impl Config {
+    /// The configuration that `text`, the content of `filename`, describes.
+    pub fn from_toml(text: &str, filename: &str) -> Result<Self, ConfigError> {
+        Self::resolve(Some(Source { text, filename }), &Overrides::default())
+    }
+
+    /// Reads `path`, if there is one, and lays `flags` over it.
+    pub fn load(path: Option<&Path>, flags: &Overrides) -> Result<Self, ConfigError> {
+        let Some(path) = path else { return Self::resolve(None, flags) };
+        let filename = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|e| ConfigError {
+            origin: filename.clone(),
+            line: None,
+            problem: format!("cannot be read: {e}"),
+        })?;
+        Self::resolve(Some(Source { text: &text, filename: &filename }), flags)
+    }
+
+    /// Defaults, under the file's settings, under the flags.
+    pub fn resolve(file: Option<Source<'_>>, flags: &Overrides) -> Result<Self, ConfigError> {
+        let mut plain = file.map_or_else(|| Ok(raw::Raw::default()), raw::Raw::from_source)?;
+        plain.overlay(flags)?;
+        ready::ready(plain, file)
+    }
+
+    /// The name of every setting of `proxy.toml`.
+    pub fn keys() -> &'static [&'static str] {
+        raw::KEYS
+    }
+}
+
+/// What is wrong with a setting, where it was given, and what is allowed instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file's name, or the flag.
+    pub origin: String,
+    /// The line in the file.
+    pub line: Option<usize>,
+    /// The setting, what is wrong with it, what to write.
+    pub problem: String,
+}
+
+impl std::error::Error for ConfigError {}
+
+impl std::fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {}", self.origin, self.problem),
+            None => write!(f, "{}: {}", self.origin, self.problem),
         }
     }
 }

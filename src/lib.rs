@@ -11,6 +11,7 @@ pub mod command;
 pub mod config;
 pub mod embedded;
 pub mod error;
+pub mod limits;
 pub mod outbox;
 pub mod resp;
 pub mod sabotage;

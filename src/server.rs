@@ -18,8 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
 use crate::clients::Client;
-use crate::config::{Address, Config, Level, Upstream};
-use crate::embedded::Embedded;
+use crate::config::{Address, Config, Level};
 use crate::error::Error;
 use crate::session;
 use crate::shared::Shared;
@@ -79,24 +78,9 @@ impl Socket {
     }
 }
 
-/// Runs the proxy until `shutdown` resolves, then drains.
+/// Runs the proxy until `shutdown` resolves, then drains. `config` names the upstream.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
-    let (embedded, upstream) = match &config.upstream {
-        Some(upstream) => (None, upstream.clone()),
-        None => {
-            let embedded = Embedded::start().await?;
-            let upstream = embedded.upstream();
-            (Some(embedded), upstream)
-        }
-    };
-    let result = serve(config, upstream, shutdown).await;
-    if let Some(embedded) = embedded {
-        embedded.stop().await;
-    }
-    result
-}
-
-async fn serve(config: Config, upstream: Upstream, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    let upstream = config.upstream.clone().ok_or_else(|| Error::Embedded("no upstream is named".into()))?;
     if cfg!(feature = "sabotage") {
         tracing::error!("built with `sabotage`: for tests only, answers may be wrong");
     }
@@ -104,7 +88,7 @@ async fn serve(config: Config, upstream: Upstream, shutdown: impl Future<Output 
     let (stop, stopping) = watch::channel(false);
     let mut listeners = Vec::new();
     for listen in &shared.config.listen {
-        let listener = Listener::bind(&listen.address).await.map_err(|source| Error::Bind { address: listen.address.to_string(), source })?;
+        let listener = Listener::bind(&listen.address).await.map_err(|source| Error::Bind { address: listen.address.clone(), source })?;
         tracing::info!("listening on {} ({})", listen.address, crate::admin::level_name(listen.consistency));
         listeners.push((listener, listen.consistency));
     }

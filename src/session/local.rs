@@ -89,7 +89,7 @@ impl Session {
 
     fn hello(&mut self, request: &Request<'_>) -> Step {
         let id = self.client.id;
-        let with_id = move |hello| set_id(&hello, id);
+        let with_id = move |hello: Bytes| set_id(&hello, id);
         let args: Vec<&[u8]> = (1..request.len()).map(|i| request.arg(i)).collect();
         match args[..] {
             [] => return self.move_to(self.key.clone(), None, with_id),

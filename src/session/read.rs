@@ -172,7 +172,7 @@ impl Session {
         if request.len() > MGET_MAX || request.buf.len() > REQUEST_MAX {
             return self.forward(self.lane.clone(), self.effect(request, plan, keys));
         }
-        let key = |i| FillKey { range: request.args[i].clone(), token: lead(i) };
+        let key = |i: usize| FillKey { range: request.args[i].clone(), token: lead(i) };
         let keys: Vec<FillKey> = (1..request.len()).map(key).collect();
         if !self.lane.can_fill() {
             drop(keys);

@@ -105,6 +105,8 @@ struct Shared {
     pings: usize,
     last_ping: Time,
     failures: u32,
+    /// Somebody waits for it to be open.
+    wanted: bool,
     close: bool,
     /// Of a dedicated connection: who gets its pushes.
     session: Option<Rc<Outbox>>,
@@ -141,6 +143,7 @@ impl Connection {
             pings: 0,
             last_ping: Time::ZERO,
             failures: 0,
+            wanted: false,
             close: false,
             session: None,
             subscriptions: 0,
@@ -241,7 +244,7 @@ impl Connection {
                     Phase::Down { .. } => shared.phase = Phase::Opening,
                     Phase::Opening => {}
                 }
-                shared.pings += usize::from(shared.pings == 0);
+                shared.wanted = true;
                 shared.wake();
             }
             changed.await;
@@ -352,7 +355,7 @@ impl Connection {
             if shared.close {
                 return Poll::Ready(false);
             }
-            if shared.awaited.is_empty() && shared.pings == 0 {
+            if shared.awaited.is_empty() && !shared.wanted {
                 return Poll::Pending;
             }
             shared.phase = Phase::Opening;
@@ -366,6 +369,7 @@ impl Connection {
         shared.phase = Phase::Up;
         shared.hello = opened.hello.clone();
         shared.failures = 0;
+        shared.wanted = false;
         shared.pings = 0;
         shared.arming = false;
         shared.armed = opened.armed.unwrap_or(0);
@@ -386,6 +390,7 @@ impl Connection {
         let error = refusal.reply(&self.node);
         let mut shared = self.shared.borrow_mut();
         shared.failures += 1;
+        shared.wanted = false;
         shared.pings = 0;
         let until = now + self.node.backoff(shared.failures);
         if shared.failures == 1 && matches!(refusal, handshake::Refusal::Io(_)) {
@@ -478,7 +483,7 @@ async fn pump(connection: &Rc<Connection>, mut stream: Stream, mut input: BytesM
     let mut pending_input = !input.is_empty();
     poll_fn(|cx| {
         if std::mem::take(&mut pending_input)
-            && let Err(e) = connection.take_replies(&mut input, &mut cutter)
+            && let Some(e) = connection.take_replies(&mut input, &mut cutter)
         {
             return Poll::Ready(e);
         }

@@ -1,0 +1,235 @@
+//! Plain values to a [`Config`]: defaults filled in, limits checked. An error says what to do.
+
+use super::raw::{At, Given, Raw, RawListen, Source};
+use super::units::{Count, Period, Size, Threads};
+use super::values::Origin;
+use super::{Config, ConfigError, Level, Listen};
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const MB: u64 = 1 << 20;
+/// More than any machine has, and far from overflow.
+const HUGE: u64 = 1 << 50;
+
+/// Turns what was given into what holds.
+pub(super) fn ready(raw: Raw, file: Option<Source<'_>>) -> Result<Config, ConfigError> {
+    let blame = Blame { file };
+    let default = Config::default();
+    let places = Places::of(&raw);
+    let level = raw.consistency.map_or_else(Level::default, |given| given.value);
+    let config = Config {
+        listen: listeners(raw.listen, default.listen, level, &blame)?,
+        upstream: raw.upstream.and_then(|given| match given.value {
+            Origin::Embedded => None,
+            Origin::At(upstream) => Some(upstream),
+        }),
+        threads: threads(raw.threads, default.threads, &blame)?,
+        max_staleness: blame.period("max_staleness", raw.max_staleness, default.max_staleness, ms(2)..=DAY)?,
+        heartbeat: blame.period("heartbeat", raw.heartbeat, default.heartbeat, ms(1)..=DAY)?,
+        upstream_timeout: blame.period(
+            "upstream_timeout",
+            raw.upstream_timeout,
+            default.upstream_timeout,
+            ms(2)..=DAY,
+        )?,
+        connect_timeout: blame.period("connect_timeout", raw.connect_timeout, default.connect_timeout, ms(1)..=DAY)?,
+        reconnect_max: blame.period("reconnect_max", raw.reconnect_max, default.reconnect_max, ms(1)..=DAY)?,
+        max_memory: blame.within("max_memory", raw.max_memory, Size(default.max_memory), Size(MB)..=Size(HUGE))?.0,
+        max_entry: blame.bytes("max_entry", raw.max_entry, default.max_entry, 1)?,
+        script_keys: raw.script_keys.map_or(default.script_keys, |given| given.value),
+        maxclients: blame.count("maxclients", raw.maxclients, default.maxclients)?,
+        timeout: blame.period("timeout", raw.timeout, default.timeout, Duration::ZERO..=365 * DAY)?,
+        proto_max_bulk_len: blame.bytes(
+            "proto_max_bulk_len",
+            raw.proto_max_bulk_len,
+            default.proto_max_bulk_len,
+            1024,
+        )?,
+        client_query_buffer_limit: blame.bytes(
+            "client_query_buffer_limit",
+            raw.client_query_buffer_limit,
+            default.client_query_buffer_limit,
+            1024,
+        )?,
+        client_output_buffer_limit: blame.bytes(
+            "client_output_buffer_limit",
+            raw.client_output_buffer_limit,
+            default.client_output_buffer_limit,
+            1024,
+        )?,
+        max_dedicated: blame.count("max_dedicated", raw.max_dedicated, default.max_dedicated)?,
+        lane_buffer_limit: blame.bytes("lane_buffer_limit", raw.lane_buffer_limit, default.lane_buffer_limit, 1024)?,
+        shutdown_grace: blame.period(
+            "shutdown_grace",
+            raw.shutdown_grace,
+            default.shutdown_grace,
+            Duration::ZERO..=DAY,
+        )?,
+        log: raw.log.map_or(default.log, |given| given.value.0),
+    };
+    together(&config, &places, &blame)?;
+    Ok(config)
+}
+
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+fn threads(given: Option<Given<Threads>>, auto: usize, blame: &Blame<'_>) -> Result<usize, ConfigError> {
+    let given = match given {
+        Some(Given { value: Threads::Exactly(value), at }) => Some(Given { value, at }),
+        Some(Given { value: Threads::Auto, .. }) | None => None,
+    };
+    Ok(blame.within("threads", given, Count(auto), Count(1)..=Count(256))?.0)
+}
+
+fn listeners(
+    given: Option<Vec<RawListen>>,
+    default: Vec<Listen>,
+    level: Level,
+    blame: &Blame<'_>,
+) -> Result<Vec<Listen>, ConfigError> {
+    let Some(given) = given else {
+        return Ok(default.into_iter().map(|listen| Listen { consistency: level, ..listen }).collect());
+    };
+    let mut ready: Vec<Listen> = Vec::with_capacity(given.len());
+    for RawListen { address, consistency } in given {
+        // port 0 is a port of the kernel's choice, so it may stand there twice
+        let taken = ready.iter().any(|other| other.address == address.value);
+        if taken && !matches!(address.value, super::Address::Tcp(_, 0)) {
+            return Err(blame.error("listen", Some(address.at), &format!("{} stands there twice", address.value)));
+        }
+        let consistency = consistency.map_or(level, |given| given.value);
+        ready.push(Listen { address: address.value, consistency });
+    }
+    if ready.is_empty() {
+        return Err(blame.error(
+            "listen",
+            None,
+            "is empty; write [[listen]], and address = \"127.0.0.1:6380\" below it",
+        ));
+    }
+    Ok(ready)
+}
+
+/// Where the settings that must fit each other were given.
+struct Places {
+    heartbeat: Option<At>,
+    max_staleness: Option<At>,
+    upstream_timeout: Option<At>,
+    max_entry: Option<At>,
+    max_memory: Option<At>,
+    proto_max_bulk_len: Option<At>,
+    client_query_buffer_limit: Option<At>,
+}
+
+impl Places {
+    fn of(raw: &Raw) -> Self {
+        fn at<T>(given: &Option<Given<T>>) -> Option<At> {
+            given.as_ref().map(|given| given.at)
+        }
+        Places {
+            heartbeat: at(&raw.heartbeat),
+            max_staleness: at(&raw.max_staleness),
+            upstream_timeout: at(&raw.upstream_timeout),
+            max_entry: at(&raw.max_entry),
+            max_memory: at(&raw.max_memory),
+            proto_max_bulk_len: at(&raw.proto_max_bulk_len),
+            client_query_buffer_limit: at(&raw.client_query_buffer_limit),
+        }
+    }
+}
+
+/// The limits between two settings.
+fn together(config: &Config, places: &Places, blame: &Blame<'_>) -> Result<(), ConfigError> {
+    let (beat, stale, dead) = (Period(config.heartbeat), Period(config.max_staleness), Period(config.upstream_timeout));
+    if beat >= stale {
+        let problem = format!("{beat} must be shorter than max_staleness ({stale}), or no hit is ever fresh enough");
+        return Err(blame.either("heartbeat", places.heartbeat, places.max_staleness, &problem));
+    }
+    if beat >= dead {
+        let problem = format!("{beat} must be shorter than upstream_timeout ({dead}), or every link is taken for dead");
+        return Err(blame.either("heartbeat", places.heartbeat, places.upstream_timeout, &problem));
+    }
+    let (entry, memory) = (Size(config.max_entry as u64), Size(config.max_memory));
+    if entry > memory {
+        let problem = format!("{entry} is more than max_memory ({memory}); lower it or raise max_memory");
+        return Err(blame.either("max_entry", places.max_entry, places.max_memory, &problem));
+    }
+    let (bulk, query) = (Size(config.proto_max_bulk_len as u64), Size(config.client_query_buffer_limit as u64));
+    if bulk > query {
+        let problem = format!(
+            "{bulk} is more than client_query_buffer_limit ({query}), so that no such argument could arrive; lower it \
+             or raise client_query_buffer_limit"
+        );
+        let (bulk, query) = (places.proto_max_bulk_len, places.client_query_buffer_limit);
+        return Err(blame.either("proto_max_bulk_len", bulk, query, &problem));
+    }
+    Ok(())
+}
+
+/// Names the place of a mistake.
+struct Blame<'a> {
+    file: Option<Source<'a>>,
+}
+
+impl Blame<'_> {
+    fn error(&self, key: &str, at: Option<At>, problem: &str) -> ConfigError {
+        match (at, self.file) {
+            (Some(At::Byte(byte)), Some(file)) => file.error(byte, &format!("{key}: {problem}")),
+            (Some(At::Flag), _) => {
+                ConfigError { origin: format!("--{}", key.replace('_', "-")), line: None, problem: problem.into() }
+            }
+            (_, file) => {
+                let origin = file.map_or("config", |file| file.filename).into();
+                ConfigError { origin, line: None, problem: format!("{key}: {problem}") }
+            }
+        }
+    }
+
+    /// Of two settings that do not fit, the one that was given is to blame; of two given ones, the first.
+    fn either(&self, key: &str, first: Option<At>, second: Option<At>, problem: &str) -> ConfigError {
+        match (first, second) {
+            // the flag's name must be its own key's, so a flag of the second is told without a line
+            (None, Some(At::Flag)) => self.error(key, None, problem),
+            (first, second) => self.error(key, first.or(second), problem),
+        }
+    }
+
+    fn within<T: Copy + PartialOrd + Display>(
+        &self,
+        key: &str,
+        given: Option<Given<T>>,
+        default: T,
+        allowed: RangeInclusive<T>,
+    ) -> Result<T, ConfigError> {
+        let Some(Given { value, at }) = given else { return Ok(default) };
+        if allowed.contains(&value) {
+            return Ok(value);
+        }
+        let (least, most) = allowed.into_inner();
+        Err(self.error(key, Some(at), &format!("{value} is out of range; write {least} to {most}")))
+    }
+
+    fn period(
+        &self,
+        key: &str,
+        given: Option<Given<Period>>,
+        default: Duration,
+        allowed: RangeInclusive<Duration>,
+    ) -> Result<Duration, ConfigError> {
+        let (least, most) = allowed.into_inner();
+        Ok(self.within(key, given, Period(default), Period(least)..=Period(most))?.0)
+    }
+
+    fn bytes(&self, key: &str, given: Option<Given<Size>>, default: usize, least: u64) -> Result<usize, ConfigError> {
+        let size = self.within(key, given, Size(default as u64), Size(least)..=Size(HUGE))?;
+        usize::try_from(size.0).map_err(|_| self.error(key, None, "is more than this machine can address"))
+    }
+
+    fn count(&self, key: &str, given: Option<Given<Count>>, default: usize) -> Result<usize, ConfigError> {
+        Ok(self.within(key, given, Count(default), Count(1)..=Count(1_000_000))?.0)
+    }
+}

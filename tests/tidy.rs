@@ -1,0 +1,244 @@
+//! What no compiler checks: layers, the length of functions, and that README names what is there.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Who may use whom; nothing points up. `error` and `metrics` are leaves that all may use.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("main", &["config", "embedded", "limits", "server"]),
+    (
+        "server",
+        &["admin", "cache", "clock", "coherence", "command", "config", "session", "time", "transport", "upstream"],
+    ),
+    (
+        "session",
+        &[
+            "admin",
+            "buffer",
+            "cache",
+            "clock",
+            "coherence",
+            "command",
+            "config",
+            "outbox",
+            "resp",
+            "time",
+            "transport",
+            "upstream",
+        ],
+    ),
+    ("admin", &["cache", "clock", "coherence", "config", "resp", "time"]),
+    ("upstream", &["buffer", "clock", "coherence", "command", "config", "outbox", "resp", "time", "transport"]),
+    ("embedded", &["config"]),
+    ("limits", &["config"]),
+    ("coherence", &["cache", "clock", "config", "time"]),
+    ("command", &["resp"]),
+    ("cache", &["clock", "time"]),
+    ("outbox", &["buffer", "time", "transport"]),
+    ("transport", &["buffer", "config"]),
+    ("clock", &["time"]),
+    ("error", &["config"]),
+    ("buffer", &[]),
+    ("config", &[]),
+    ("metrics", &[]),
+    ("resp", &[]),
+    ("sabotage", &[]),
+    ("time", &[]),
+];
+const LEAVES: &[&str] = &["error", "metrics", "sabotage"];
+
+/// The longest function, and those that are longer for now: (file, function, lines). A row may only shrink or go.
+const LONGEST: usize = 70;
+const LONGER_FOR_NOW: &[(&str, &str, usize)] = &[];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    std::fs::read_to_string(path.as_ref()).unwrap_or_else(|e| panic!("{}: {e}", path.as_ref().display()))
+}
+
+/// Every Rust file below `dir`.
+fn rust_files(dir: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut dirs = vec![root().join(dir)];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The file's code: comments are left out.
+fn code(path: &Path) -> String {
+    let text = read(path);
+    text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+/// `src/upstream/lane.rs` and `src/upstream.rs` are of the layer `upstream`.
+fn layer(path: &Path) -> String {
+    let inside = path.strip_prefix(root().join("src")).unwrap();
+    let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
+    first.trim_end_matches(".rs").into()
+}
+
+/// The modules behind each `crate::` (or, in main, `nearside::`), those in braces included.
+fn used(code: &str, prefix: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for behind in code.split(prefix).skip(1) {
+        let Some(group) = behind.strip_prefix('{') else {
+            found.insert(identifier(behind));
+            continue;
+        };
+        let mut depth = 0;
+        let mut start = true;
+        for (i, c) in group.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => start = true,
+                c if start && !c.is_whitespace() => {
+                    found.insert(identifier(&group[i..]));
+                    start = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    // a type at the crate's root, or a macro's `$crate::`, is no module
+    found.retain(|name| name.starts_with(|c: char| c.is_ascii_lowercase()));
+    found
+}
+
+fn identifier(text: &str) -> String {
+    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+}
+
+#[test]
+fn uses_are_found() {
+    let code = "use crate::{a::{x, y}, b, c::Z};\nfn f() { crate::d::g() }\nuse crate::Top;";
+    assert_eq!(used(code, "crate::").into_iter().collect::<Vec<_>>(), ["a", "b", "c", "d"]);
+}
+
+#[test]
+fn no_layer_points_up() {
+    let mut wrong = Vec::new();
+    for path in rust_files("src") {
+        let from = layer(&path);
+        if from == "lib" {
+            continue;
+        }
+        let prefix = if from == "main" { "nearside::" } else { "crate::" };
+        let Some((_, allowed)) = LAYERS.iter().find(|(name, _)| *name == from) else {
+            wrong.push(format!("{from} is no layer: add it to LAYERS"));
+            continue;
+        };
+        for to in used(&code(&path), prefix) {
+            if to != from && !allowed.contains(&to.as_str()) && !LEAVES.contains(&to.as_str()) {
+                wrong.push(format!("{}: {from} may not use {to}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The table itself has no circle: each row uses only rows below it.
+#[test]
+fn the_layers_are_layers() {
+    for (i, (from, allowed)) in LAYERS.iter().enumerate() {
+        for to in *allowed {
+            let below = LAYERS[i + 1..].iter().any(|(name, _)| name == to);
+            assert!(below, "{from} uses {to}, which is not below it");
+        }
+    }
+}
+
+/// Name and length of each function; rustfmt puts the last brace under the first letter.
+fn functions(text: &str) -> Vec<(String, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (i, line) in lines.iter().enumerate() {
+        let trimmed = line.trim_start();
+        let is_head = ["fn ", "pub ", "async ", "const ", "unsafe ", "extern "].iter().any(|w| trimmed.starts_with(w));
+        let Some((_, name)) = line.split_once("fn ").filter(|_| is_head) else { continue };
+        if trimmed.ends_with(';') || trimmed.ends_with('}') {
+            continue;
+        }
+        let end = format!("{}}}", &line[..line.len() - trimmed.len()]);
+        let length = lines[i..].iter().position(|line| *line == end).map_or(0, |last| last + 1);
+        found.push((identifier(name), length));
+    }
+    found
+}
+
+#[test]
+fn functions_are_found() {
+    let text =
+        "fn a() {\n    1\n}\nimpl X {\n    pub async fn b(\n        x: u8,\n    ) {\n        {\n        }\n    }\n}\n";
+    assert_eq!(functions(text), [("a".into(), 3), ("b".into(), 6)]);
+}
+
+#[test]
+fn no_function_is_long() {
+    let mut wrong = Vec::new();
+    let mut longer = 0;
+    for path in ["src", "tests", "benches"].into_iter().flat_map(rust_files) {
+        let file = path.strip_prefix(root()).unwrap().display().to_string();
+        for (name, length) in functions(&read(&path)) {
+            let known = LONGER_FOR_NOW.iter().find(|(f, n, _)| *f == file && *n == name);
+            longer += usize::from(known.is_some_and(|_| length > LONGEST));
+            let limit = known.map_or(LONGEST, |(_, _, lines)| *lines);
+            if length > limit {
+                wrong.push(format!("{file}: {name} has {length} lines, {limit} are allowed"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(longer, LONGER_FOR_NOW.len(), "a row of LONGER_FOR_NOW is no longer needed: delete it");
+}
+
+#[test]
+fn readme_names_commands_and_files_that_exist() {
+    let readme = read(root().join("README.md"));
+    let commands = readme.split(|c: char| c.is_whitespace() || c == '`').filter(|word| word.starts_with("scripts/"));
+    let commands: BTreeSet<&str> = commands.collect();
+    assert!(commands.contains("scripts/run") && commands.contains("scripts/test"), "{commands:?}");
+    for command in commands {
+        assert!(is_executable(&root().join(command)), "README names {command}, which cannot be run");
+    }
+    for link in readme.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+        assert!(link.starts_with("http") || root().join(link).exists(), "README links to {link}, which is not there");
+    }
+}
+
+fn is_executable(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    path.metadata().is_ok_and(|meta| meta.permissions().mode() & 0o111 != 0)
+}
+
+#[test]
+fn readme_names_every_flag() {
+    let readme = read(root().join("README.md"));
+    let main = read(root().join("src/main.rs"));
+    let args = main.split("struct Args {").nth(1).unwrap().split("\n}").next().unwrap();
+    let fields = args.lines().map(str::trim).filter(|line| !line.starts_with("//") && !line.starts_with('#'));
+    let flags: Vec<String> = fields
+        .filter_map(|line| line.split_once(':'))
+        .map(|(field, _)| format!("--{}", field.replace('_', "-")))
+        .collect();
+    assert!(flags.len() >= 8, "{flags:?}");
+    for flag in flags {
+        assert!(readme.contains(&flag), "README does not mention {flag}");
+    }
+}
