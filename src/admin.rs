@@ -27,22 +27,6 @@ fn get(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
-/// The level's name in the configuration.
-pub fn level_name(level: Level) -> &'static str {
-    match level {
-        Level::Bounded => "bounded",
-        Level::Causal => "causal",
-        Level::Linearizable => "linearizable",
-    }
-}
-
-/// The level of this name.
-pub fn level(name: &[u8]) -> Option<Level> {
-    [Level::Bounded, Level::Causal, Level::Linearizable]
-        .into_iter()
-        .find(|l| name.eq_ignore_ascii_case(level_name(*l).as_bytes()))
-}
-
 /// Names and values of everything the proxy counts, in the order of INFO.
 pub fn fields(shared: &Shared) -> Vec<(String, String)> {
     let (cache, node) = (&shared.cache, &shared.node);
@@ -51,7 +35,8 @@ pub fn fields(shared: &Shared) -> Vec<(String, String)> {
     let ratio = if hits + misses == 0 { 0.0 } else { hits as f64 / (hits + misses) as f64 };
     let age = node.coherence.clock_age(Time::now());
     let mut fields: Vec<(String, String)> = Vec::new();
-    let mut add = |name: &str, value: &dyn std::fmt::Display| fields.push((format!("nearside_{name}"), value.to_string()));
+    let mut add =
+        |name: &str, value: &dyn std::fmt::Display| fields.push((format!("nearside_{name}"), value.to_string()));
     add("version", &env!("CARGO_PKG_VERSION"));
     add("uptime_in_seconds", &Time::now().since(shared.started).as_secs());
     add("upstream", &node.address);
@@ -108,8 +93,10 @@ pub fn command(shared: &Shared, request: &Request<'_>) -> Vec<u8> {
         _ => {
             let word = String::from_utf8_lossy(&word);
             let word: String = word.chars().filter(|c| !c.is_control()).take(128).collect();
-            format!("-ERR nearside: unknown subcommand or wrong number of arguments for '{word}'. Try NEARSIDE HELP.\r\n")
-                .into_bytes()
+            format!(
+                "-ERR nearside: unknown subcommand or wrong number of arguments for '{word}'. Try NEARSIDE HELP.\r\n"
+            )
+            .into_bytes()
         }
     }
 }
@@ -146,7 +133,12 @@ pub fn explain(shared: &Shared, command: &[u8], view: u32, level: Level, seen: T
     lines([word.to_owned(), why].into_iter())
 }
 
-fn explain_read<'a>(shared: &Shared, variants: impl Iterator<Item = Variant<'a>>, level: Level, seen: Time) -> (&'static str, String) {
+fn explain_read<'a>(
+    shared: &Shared,
+    variants: impl Iterator<Item = Variant<'a>>,
+    level: Level,
+    seen: Time,
+) -> (&'static str, String) {
     let coherence = &shared.node.coherence;
     let now = Time::now();
     let Some(age) = coherence.clock_age(now) else {
@@ -154,7 +146,8 @@ fn explain_read<'a>(shared: &Shared, variants: impl Iterator<Item = Variant<'a>>
     };
     for variant in variants {
         // A linearizable read is always behind by the time of its own arrival; it then waits for one PING.
-        let watermark = coherence.watermark(if level == Level::Linearizable { Level::Bounded } else { level }, now, seen);
+        let watermark =
+            coherence.watermark(if level == Level::Linearizable { Level::Bounded } else { level }, now, seen);
         if let Err(absence) = shared.cache.explain(&variant, now, watermark) {
             let key = String::from_utf8_lossy(variant.key).into_owned();
             return explain_absence(absence, &key, now);
@@ -165,7 +158,7 @@ fn explain_read<'a>(shared: &Shared, variants: impl Iterator<Item = Variant<'a>>
         Level::Causal => "as new as all this connection has seen".to_owned(),
         Level::Linearizable => "after one PING on the link, shared with all who wait".to_owned(),
     };
-    ("hit", format!("cached, known to be exact as of {} ms ago; {}: {proof}", age.as_millis(), level_name(level)))
+    ("hit", format!("cached, known to be exact as of {} ms ago; {}: {proof}", age.as_millis(), level))
 }
 
 fn explain_absence(absence: Absence, key: &str, now: Time) -> (&'static str, String) {
@@ -174,7 +167,9 @@ fn explain_absence(absence: Absence, key: &str, now: Time) -> (&'static str, Str
         Absence::NotCached => miss("not cached: not read in this form since it last changed, or evicted"),
         Absence::Flushed => miss("flushed since it was filled"),
         Absence::Expired => miss("its time to live has ended"),
-        Absence::LaneLost => miss("the connection that filled it is gone, and with it the server's promise to report changes"),
+        Absence::LaneLost => {
+            miss("the connection that filled it is gone, and with it the server's promise to report changes")
+        }
         Absence::Behind(need) if need.time > now => miss("the freshness clock cannot have got there yet"),
         Absence::Behind(need) => {
             let behind = now.since(need.time).as_millis();
@@ -189,9 +184,13 @@ fn explain_route(route: Route, effect: command::Effect) -> &'static str {
         (Route::Local(_), _) => "answered by the proxy: it is about this connection",
         (Route::Dedicated(Need::Block), _) => "it may block: it gets a connection of its own",
         (Route::Dedicated(_), _) => "it keeps state on its connection: the session gets one of its own",
-        (_, command::Effect::Unknown) => "forwarded: it may touch any key, so its reply waits until the cache is known to reflect it",
+        (_, command::Effect::Unknown) => {
+            "forwarded: it may touch any key, so its reply waits until the cache is known to reflect it"
+        }
         (_, command::Effect::Flush) => "forwarded; all that is cached is flushed before it is acknowledged",
-        (_, command::Effect::Keys) => "forwarded: it writes, or its reply cannot be kept (random, dependent on time, of several keys, or not tracked by the server)",
+        (_, command::Effect::Keys) => {
+            "forwarded: it writes, or its reply cannot be kept (random, dependent on time, of several keys, or not tracked by the server)"
+        }
         (_, command::Effect::None) => "forwarded: it reads no key that could be cached",
     }
 }

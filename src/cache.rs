@@ -194,7 +194,14 @@ impl Cache {
 
     /// Serves the reply to `variant` if it is alive and proven fresh as of `watermark`. `hit` runs under the shard's lock:
     /// copy and go.
-    pub fn lookup<R>(&self, hash: u64, v: &Variant<'_>, now: Time, watermark: Time, hit: impl FnOnce(&Node) -> R) -> Lookup<R> {
+    pub fn lookup<R>(
+        &self,
+        hash: u64,
+        v: &Variant<'_>,
+        now: Time,
+        watermark: Time,
+        hit: impl FnOnce(&Node) -> R,
+    ) -> Lookup<R> {
         let Some(entry) = self.map.get(&hash) else { return Lookup::Miss };
         match self.judge(&entry, v, now, watermark) {
             Ok(node) => {
@@ -255,7 +262,8 @@ impl Cache {
         if reply.len() + v.key.len() + v.tail.len() > self.max_entry {
             return false;
         }
-        let stamp = Stamp { deadline: times.deadline, stored: times.stored, lane, epoch: token.flight.epoch, seq: token.seq };
+        let stamp =
+            Stamp { deadline: times.deadline, stored: times.stored, lane, epoch: token.flight.epoch, seq: token.seq };
         let node = Node::new(v, reply, stamp);
         let weight = node.weight();
         let item = Item { hash: token.hash, variant: self.variant_hash(v), seq: token.seq };

@@ -159,7 +159,10 @@ impl Clients {
 
 /// Users, databases and protocols, numbered: cached replies belong to one of each.
 #[derive(Default)]
-pub struct Views(Mutex<HashMap<(Vec<u8>, u32, bool), u32>>);
+pub struct Views(Mutex<HashMap<View, u32>>);
+
+/// User, database, RESP3.
+type View = (Vec<u8>, u32, bool);
 
 impl Views {
     /// The number of this view; the same for the life of the process.

@@ -49,11 +49,7 @@ impl Default for Clocks {
             clock: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
         };
-        Clocks {
-            link: AtomicU64::new(0),
-            link_wanted: AtomicU64::new(0),
-            lanes: (0..MAX_LANES).map(slot).collect(),
-        }
+        Clocks { link: AtomicU64::new(0), link_wanted: AtomicU64::new(0), lanes: (0..MAX_LANES).map(slot).collect() }
     }
 }
 

@@ -134,9 +134,15 @@ use crate::config::ScriptKeys;
 pub struct Table;
 impl Table {
     /// stub
-    pub fn empty(_: ScriptKeys) -> Table { Table }
+    pub fn empty(_: ScriptKeys) -> Table {
+        Table
+    }
     /// stub
-    pub fn from_command_reply(_: &[u8], _: ScriptKeys) -> Result<Table, String> { Ok(Table) }
+    pub fn from_command_reply(_: &[u8], _: ScriptKeys) -> Result<Table, String> {
+        Ok(Table)
+    }
     /// stub
-    pub fn plan(&self, _r: &Request<'_>, _keys: &mut Keys) -> Plan { Plan { route: Route::Lane, effect: Effect::Unknown, id: 0 } }
+    pub fn plan(&self, _r: &Request<'_>, _keys: &mut Keys) -> Plan {
+        Plan { route: Route::Lane, effect: Effect::Unknown, id: 0 }
+    }
 }

@@ -88,8 +88,10 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let (stop, stopping) = watch::channel(false);
     let mut listeners = Vec::new();
     for listen in &shared.config.listen {
-        let listener = Listener::bind(&listen.address).await.map_err(|source| Error::Bind { address: listen.address.clone(), source })?;
-        tracing::info!("listening on {} ({})", listen.address, crate::admin::level_name(listen.consistency));
+        let listener = Listener::bind(&listen.address)
+            .await
+            .map_err(|source| Error::Bind { address: listen.address.clone(), source })?;
+        tracing::info!("listening on {} ({})", listen.address, listen.consistency);
         listeners.push((listener, listen.consistency));
     }
     let control = start_control(&shared, stopping.clone())?;
@@ -108,7 +110,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         .map(|(listener, level)| tokio::spawn(accept(listener, level, shared.clone(), dealers.clone())))
         .collect();
     shutdown.await;
-    tracing::info!("stopping: no new connections, {} clients have {:?} to finish", shared.clients.len(), shared.config.shutdown_grace);
+    tracing::info!(
+        "stopping: no new connections, {} clients have {:?} to finish",
+        shared.clients.len(),
+        shared.config.shutdown_grace
+    );
     accepting.iter().for_each(tokio::task::JoinHandle::abort);
     let _ = stop.send(true);
     drain(&shared).await;
@@ -147,7 +153,12 @@ fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandl
     std::thread::Builder::new().name(name).spawn(work).map_err(Error::Io)
 }
 
-fn start_worker(n: usize, shared: &Arc<Shared>, mut dealt: mpsc::Receiver<Dealt>, stopping: watch::Receiver<bool>) -> Result<JoinHandle<()>, Error> {
+fn start_worker(
+    n: usize,
+    shared: &Arc<Shared>,
+    mut dealt: mpsc::Receiver<Dealt>,
+    stopping: watch::Receiver<bool>,
+) -> Result<JoinHandle<()>, Error> {
     let shared = shared.clone();
     let runtime = runtime().map_err(Error::Io)?;
     spawn(format!("nearside-{n}"), move || {
@@ -253,7 +264,9 @@ async fn accept(listener: Listener, level: Level, shared: Arc<Shared>, dealers: 
                 }
             }
             Err(e) => {
-                tracing::warn!("cannot accept a connection: {e}; trying again in {pause:?} (raise the limit of open files, or lower maxclients)");
+                tracing::warn!(
+                    "cannot accept a connection: {e}; trying again in {pause:?} (raise the limit of open files, or lower maxclients)"
+                );
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(ACCEPT_PAUSE);
             }

@@ -175,11 +175,8 @@ pub struct Session {
 pub async fn run(shared: &Arc<Shared>, pool: &Rc<Pool>, stream: Stream, client: Arc<Client>, level: Level) {
     let timeout = shared.config.timeout;
     let mut session = Session::new(shared.clone(), pool.clone(), stream, client.clone(), level);
-    let why = if timeout.is_zero() {
-        poll_fn(|cx| session.poll(cx)).await
-    } else {
-        session.run_with_timeout(timeout).await
-    };
+    let why =
+        if timeout.is_zero() { poll_fn(|cx| session.poll(cx)).await } else { session.run_with_timeout(timeout).await };
     tracing::debug!(id = client.id, why, "client gone");
     session.end();
 }
@@ -321,7 +318,10 @@ impl Session {
         let limit = self.shared.config.client_output_buffer_limit;
         if self.outbox.bytes() > limit {
             self.shared.slow_readers.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(client = self.client.addr, "closed: more than {limit} bytes of replies it does not read (client_output_buffer_limit)");
+            tracing::warn!(
+                client = self.client.addr,
+                "closed: more than {limit} bytes of replies it does not read (client_output_buffer_limit)"
+            );
             return Some("it reads too slowly");
         }
         if self.input.left() > self.shared.config.client_query_buffer_limit {
@@ -357,8 +357,7 @@ impl Session {
     }
 
     fn become_other(&mut self, other: Become) {
-        let words = || String::from_utf8_lossy(other.key.user()).into_owned();
-        self.client.words().user = words();
+        self.client.words().user = String::from_utf8_lossy(other.key.user()).into_owned();
         if let Some(name) = other.name {
             self.client.words().name = name;
         }

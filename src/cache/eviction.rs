@@ -85,7 +85,7 @@ impl Queues {
         if self.ghost_set.insert(ghost(item)) {
             self.ghosts.push_back(ghost(item));
         }
-        while self.ghosts.len() > self.len() + 64 {
+        while self.ghosts.len() > self.queued() + 64 {
             if let Some(old) = self.ghosts.pop_front() {
                 self.ghost_set.remove(&old);
             }
@@ -93,13 +93,13 @@ impl Queues {
     }
 
     /// Items queued, those that are gone included.
-    pub fn len(&self) -> usize {
+    pub fn queued(&self) -> usize {
         self.small.len() + self.main.len()
     }
 
     /// Throws out what is gone, once that is half of the queue. `live` is how many the owner still has here.
     pub fn compact(&mut self, live: usize, mut probe: impl FnMut(&Item) -> Probe) {
-        if self.len() <= 2 * live + 64 {
+        if self.queued() <= 2 * live + 64 {
             return;
         }
         for (queue, bytes) in [(&mut self.small, &mut self.small_bytes), (&mut self.main, &mut self.main_bytes)] {
@@ -137,7 +137,8 @@ mod tests {
         let mut hits = 1;
         let mut out = Vec::new();
         for _ in 0..99 {
-            let victim = queues.victim(|i| Probe::Live { weight: 10, hits: if i.hash == 1 { std::mem::take(&mut hits) } else { 0 } });
+            let victim = queues
+                .victim(|i| Probe::Live { weight: 10, hits: if i.hash == 1 { std::mem::take(&mut hits) } else { 0 } });
             out.push(victim.expect("a victim").hash);
         }
         assert!(!out[..98].contains(&1), "the hit item went last");
@@ -159,9 +160,12 @@ mod tests {
             queues.push(item(n), 10);
             queues.compact(10, |i| if i.hash + 10 > n { Probe::Live { weight: 10, hits: 0 } } else { Probe::Gone });
         }
-        assert!(queues.len() <= 2 * 10 + 64 + 1, "{}", queues.len());
+        assert!(queues.queued() <= 2 * 10 + 64 + 1, "{}", queues.queued());
         let mut left = 0;
-        while queues.victim(|i| if i.hash >= 9_990 { Probe::Live { weight: 10, hits: 0 } } else { Probe::Gone }).is_some() {
+        while queues
+            .victim(|i| if i.hash >= 9_990 { Probe::Live { weight: 10, hits: 0 } } else { Probe::Gone })
+            .is_some()
+        {
             left += 1;
         }
         assert_eq!(left, 10);

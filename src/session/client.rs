@@ -116,7 +116,10 @@ impl Session {
 
     fn tracking_info(&self) -> Step {
         let (map, set) = if self.key.resp3 { ("%3", "~1") } else { ("*6", "*1") };
-        self.say(&format!("{map}\r\n$5\r\nflags\r\n{set}\r\n$3\r\noff\r\n$8\r\nredirect\r\n:-1\r\n$8\r\nprefixes\r\n{}", if self.key.resp3 { "~0" } else { "*0" }))
+        self.say(&format!(
+            "{map}\r\n$5\r\nflags\r\n{set}\r\n$3\r\noff\r\n$8\r\nredirect\r\n:-1\r\n$8\r\nprefixes\r\n{}",
+            if self.key.resp3 { "~0" } else { "*0" }
+        ))
     }
 }
 

@@ -101,7 +101,8 @@ impl Session {
         lent.blocking = false;
         let free = lent.multi.is_none() && !lent.watching && !lent.raw && lent.connection.subscriptions() == 0;
         // A request that was just lent the connection has not used it yet.
-        if free && self.tries == 0
+        if free
+            && self.tries == 0
             && let Some(lent) = self.lent.take()
         {
             self.pool.give_back(lent.connection);

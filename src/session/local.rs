@@ -166,21 +166,22 @@ impl Session {
     /// The level of this connection, read or set.
     fn consistency(&mut self, request: &Request<'_>) -> Step {
         if request.len() == 2 {
-            return self.say(&format!("+{}", admin::level_name(self.level)));
+            return self.say(&format!("+{}", self.level));
         }
-        match admin::level(request.arg(2)) {
-            Some(level) => {
+        match String::from_utf8_lossy(request.arg(2)).to_ascii_lowercase().parse() {
+            Ok(level) => {
                 self.level = level;
                 self.say("+OK")
             }
-            None => self.say("-ERR nearside: the level is one of bounded, causal, linearizable"),
+            Err(_) => self.say("-ERR nearside: the level is one of bounded, causal, linearizable"),
         }
     }
 
     fn explain(&mut self, request: &Request<'_>) -> Step {
         let args: Vec<&[u8]> = (2..request.len()).map(|i| request.arg(i)).collect();
         let command = resp::encode(&args);
-        let explained = admin::explain(&self.shared, &command, self.view, self.level, self.outbox.seen().max(self.shown));
+        let explained =
+            admin::explain(&self.shared, &command, self.view, self.level, self.outbox.seen().max(self.shown));
         self.outbox.put(Piece::Slice(&explained));
         Step::Done
     }

@@ -83,7 +83,15 @@ impl Session {
         self.miss(request, id, field_ttl, &variant, hash, overtake)
     }
 
-    fn miss(&mut self, request: &Request<'_>, id: u16, field_ttl: FieldTtl, variant: &Variant<'_>, hash: u64, overtake: bool) -> Step {
+    fn miss(
+        &mut self,
+        request: &Request<'_>,
+        id: u16,
+        field_ttl: FieldTtl,
+        variant: &Variant<'_>,
+        hash: u64,
+        overtake: bool,
+    ) -> Step {
         let token = if request.buf.len() > REQUEST_MAX {
             None
         } else {

@@ -151,8 +151,7 @@ impl Connection {
             raw: false,
             raw_queue: VecDeque::new(),
         };
-        let connection =
-            Rc::new(Connection { key, role, node, shared: RefCell::new(shared), changed: Notify::new() });
+        let connection = Rc::new(Connection { key, role, node, shared: RefCell::new(shared), changed: Notify::new() });
         tokio::task::spawn_local(run(connection.clone()));
         connection
     }
@@ -424,7 +423,8 @@ impl Connection {
         let written = shared.written();
         let awaited = std::mem::take(&mut shared.awaited);
         let again = self.role == Role::Lane && !shared.close;
-        let unknown = self.node.error(&format!("the connection was lost ({why}); the outcome of this command is unknown"));
+        let unknown =
+            self.node.error(&format!("the connection was lost ({why}); the outcome of this command is unknown"));
         let unsent = self.node.error(&format!("the connection was lost ({why}) before this command was sent"));
         shared.out.clear();
         shared.raw_queue.clear();
@@ -566,7 +566,9 @@ impl Connection {
                 shared.ping();
             }
             let link = self.node.coherence.link();
-            if let Some(link) = link.filter(|l| l.generation != shared.armed && !shared.arming && shared.stamp.is_some()) {
+            if let Some(link) =
+                link.filter(|l| l.generation != shared.armed && !shared.arming && shared.stamp.is_some())
+            {
                 shared.arming = true;
                 shared.own(&handshake::track(link.client_id), Expect::Arm(link.generation), now);
             }

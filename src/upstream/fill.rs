@@ -112,7 +112,10 @@ impl Fill {
         }
         self.step += 1;
         let last = self.step == 2 + keys + usize::from(self.read.field_ttl != FieldTtl::No);
-        if last && !self.spoiled && let Some(lane) = lane {
+        if last
+            && !self.spoiled
+            && let Some(lane) = lane
+        {
             self.store(coherence, lane);
         }
         last
@@ -250,7 +253,8 @@ mod tests {
 
     #[test]
     fn what_a_missing_key_answers() {
-        for reply in [&b"$-1\r\n"[..], b"_\r\n", b"*0\r\n", b"%0\r\n", b":0\r\n", b"*2\r\n$-1\r\n:0\r\n", b"+none\r\n"] {
+        for reply in [&b"$-1\r\n"[..], b"_\r\n", b"*0\r\n", b"%0\r\n", b":0\r\n", b"*2\r\n$-1\r\n:0\r\n", b"+none\r\n"]
+        {
             assert!(says_missing(reply), "{reply:?}");
         }
         for reply in [&b"$1\r\nx\r\n"[..], b":1\r\n", b"*1\r\n$0\r\n\r\n", b"+string\r\n"] {

@@ -37,7 +37,10 @@ pub async fn run(node: Arc<Node>, key: ConnectionKey) {
                 let why = link.run(wire).await;
                 if link.up {
                     node.coherence.link_lost();
-                    tracing::warn!("link to {} lost ({why}): cache flushed, reads go upstream until it is back", node.address);
+                    tracing::warn!(
+                        "link to {} lost ({why}): cache flushed, reads go upstream until it is back",
+                        node.address
+                    );
                 }
             }
             Err(refusal) => {
@@ -54,7 +57,10 @@ pub async fn run(node: Arc<Node>, key: ConnectionKey) {
 fn report(node: &Node, refusal: &Refusal) {
     match refusal {
         Refusal::Io(e) => {
-            tracing::warn!("upstream {} cannot be reached: {e}; trying again, clients get errors until then", node.address);
+            tracing::warn!(
+                "upstream {} cannot be reached: {e}; trying again, clients get errors until then",
+                node.address
+            );
         }
         Refusal::Server(reply) => tracing::warn!(
             "upstream {} refuses the invalidation link: {}; nothing is cached. The link's user needs +client +subscribe +ping +command +info and the channel {CHANNEL}",
@@ -121,7 +127,15 @@ struct Link {
 impl Link {
     fn new(node: Arc<Node>, id: LinkId) -> Link {
         let now = Time::now();
-        Link { node, id: Some(id), up: false, out: OutBuf::default(), pings: VecDeque::new(), last_ping: Time::ZERO, heard: now }
+        Link {
+            node,
+            id: Some(id),
+            up: false,
+            out: OutBuf::default(),
+            pings: VecDeque::new(),
+            last_ping: Time::ZERO,
+            heard: now,
+        }
     }
 
     async fn run(&mut self, mut wire: Wire) -> io::Error {
@@ -135,7 +149,13 @@ impl Link {
         .await
     }
 
-    fn turn(&mut self, cx: &mut Context<'_>, wire: &mut Wire, cutter: &mut Cutter, ticks: &mut tokio::time::Interval) -> io::Result<()> {
+    fn turn(
+        &mut self,
+        cx: &mut Context<'_>,
+        wire: &mut Wire,
+        cutter: &mut Cutter,
+        ticks: &mut tokio::time::Interval,
+    ) -> io::Result<()> {
         self.node.coherence.register_link(cx.waker());
         loop {
             self.take_events(wire, cutter)?;
@@ -255,7 +275,9 @@ impl Event<'_> {
     fn payload(payload: &[u8]) -> Event<'_> {
         match payload {
             b"$-1\r\n" | b"*-1\r\n" | b"_\r\n" => Event::Everything,
-            [b'*' | b'~' | b'>', ..] => resp::split_aggregate(payload).map_or(Event::Other, |(_, keys)| Event::Keys(keys)),
+            [b'*' | b'~' | b'>', ..] => {
+                resp::split_aggregate(payload).map_or(Event::Other, |(_, keys)| Event::Keys(keys))
+            }
             // Somebody has published to the channel: the key of that name is dropped, which harms nobody.
             _ => Event::Keys(payload),
         }
@@ -277,7 +299,11 @@ mod tests {
         for null in ["$-1\r\n", "*-1\r\n", "_\r\n"] {
             assert_eq!(Event::parse(message(null).as_bytes()), Some(Event::Everything));
         }
-        assert_eq!(Event::parse(message("$1\r\nx\r\n").as_bytes()), Some(Event::Keys(b"$1\r\nx\r\n")), "published by anybody");
+        assert_eq!(
+            Event::parse(message("$1\r\nx\r\n").as_bytes()),
+            Some(Event::Keys(b"$1\r\nx\r\n")),
+            "published by anybody"
+        );
         assert_eq!(Event::parse(b"*2\r\n$4\r\npong\r\n$2\r\n17\r\n"), Some(Event::Pong(Time(17))));
         assert_eq!(Event::parse(b"-BUSY Redis is busy\r\n"), Some(Event::NoPong));
         assert_eq!(Event::parse(b"+PONG\r\n"), None);
