@@ -146,16 +146,8 @@ pub struct Plan {
 /// [`Plan::id`] of GET.
 pub const GET_ID: u16 = 1;
 
-const GET: Plan = Plan {
-    route: Route::Cache(CacheRead::One(FieldTtl::No)),
-    effect: Effect::Keys,
-    id: GET_ID,
-};
-const UNKNOWN: Plan = Plan {
-    route: Route::Lane,
-    effect: Effect::Unknown,
-    id: 0,
-};
+const GET: Plan = Plan { route: Route::Cache(CacheRead::One(FieldTtl::No)), effect: Effect::Keys, id: GET_ID };
+const UNKNOWN: Plan = Plan { route: Route::Lane, effect: Effect::Unknown, id: 0 };
 
 /// Longest command name that is looked up, `container|sub` included. What is longer is unknown.
 const NAME_MAX: usize = 64;
@@ -172,11 +164,7 @@ impl Table {
     /// The table of a server that has not been asked yet, or that does not allow COMMAND. Our own rows hold; every
     /// other command is forwarded and taken for a write of anything.
     pub fn empty(script_keys: ScriptKeys) -> Self {
-        Self {
-            specs: build::specs(&[]),
-            field_ttl: true,
-            script_keys,
-        }
+        Self { specs: build::specs(&[]), field_ttl: true, script_keys }
     }
 
     /// Builds the table from the raw RESP2 reply to COMMAND.
@@ -187,11 +175,7 @@ impl Table {
         let entries = reply::parse(reply)?;
         let specs = build::specs(&entries);
         let field_ttl = specs.contains_key(&b"hpexpire"[..]);
-        Ok(Self {
-            specs,
-            field_ttl,
-            script_keys,
-        })
+        Ok(Self { specs, field_ttl, script_keys })
     }
 
     /// What is to be done with `request`. Clears and fills `keys`; they are complete for cached reads too.
@@ -207,11 +191,7 @@ impl Table {
         };
         let effect = keys::effect(spec, request, self.script_keys, keys);
         let route = self.route(spec, request);
-        let id = if matches!(route, Route::Cache(_)) {
-            spec.id
-        } else {
-            0
-        };
+        let id = if matches!(route, Route::Cache(_)) { spec.id } else { 0 };
         Plan { route, effect, id }
     }
 
@@ -258,11 +238,7 @@ impl Table {
 
     /// What happens to every command of this server, as a Markdown table for people.
     pub fn compatibility(&self) -> String {
-        let mut names: Vec<_> = self
-            .specs
-            .iter()
-            .filter(|(_, s)| s.subcommands != Subcommands::All)
-            .collect();
+        let mut names: Vec<_> = self.specs.iter().filter(|(_, s)| s.subcommands != Subcommands::All).collect();
         names.sort_unstable_by_key(|(name, _)| *name);
         let mut text = String::from("| fate | commands |\n|---|---|\n");
         for fate in Spec::FATES {

@@ -212,7 +212,7 @@ fn told(table: &Table, text: &str) -> String {
     format!("{route} {effect:?} w{:?} r{:?}", keys.writes, keys.reads)
 }
 
-/// Requests and their plans; with `reads`, the plan that a server without key specs (6.2) gives may differ by `OLDER`.
+/// Requests and their plans.
 const FATES: &[(&str, &str)] = &[
     ("GET k", "Cache Keys w[] r[1]"),
     ("get", "Lane None w[] r[]"),
@@ -294,10 +294,8 @@ const FATES: &[(&str, &str)] = &[
     ("XREADGROUP GROUP g c STREAMS a >", "Lane Keys w[] r[5]"),
 ];
 
-/// Plans that are coarser where the server gives no key specs or no subcommands, and always the same where it has the
-/// command at all.
+/// Plans of commands that Redis 6.2 does not have.
 const EXCEPTIONS: &[(&str, &str)] = &[
-    // Not in 6.2 (or, for the rows, harmless there).
     ("SINTERCARD 2 a b LIMIT 1", "Lane Unknown w[] r[]"),
     ("LCS a b", "Lane Unknown w[] r[]"),
     ("SPUBLISH c m", "Lane Unknown w[] r[]"),

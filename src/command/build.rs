@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::Need;
 use super::reply::{Entry, KeySpec};
-use super::table::{Begin, Fate, ROWS, Row, StaticSpec, Touch};
+use super::table::{Begin, Fate, Find, ROWS, Row, StaticSpec, Touch};
 
 /// All commands, by lower-case name.
 pub(super) type Specs = HashMap<Vec<u8>, Spec, ahash::RandomState>;
@@ -43,13 +43,7 @@ impl Spec {
     /// Whether the number of arguments can be right.
     pub fn takes(&self, len: usize) -> bool {
         let len = i64::try_from(len).unwrap_or(i64::MAX);
-        self.arity.iter().all(|arity| {
-            if *arity < 0 {
-                len >= -arity
-            } else {
-                len == *arity
-            }
-        })
+        self.arity.iter().all(|arity| if *arity < 0 { len >= -arity } else { len == *arity })
     }
 
     /// The fates that [`words`](Self::words) tells, in the order to show them.
@@ -93,10 +87,7 @@ impl Spec {
             unknown: incomplete || (module && (!readonly || entry.is_some_and(|e| e.movable))),
             unknown_without_keys: write || module,
             readonly,
-            arity: [
-                row.map_or(-1, |(_, row)| row.arity),
-                entry.map_or(-1, |e| e.arity),
-            ],
+            arity: [row.map_or(-1, |(_, row)| row.arity), entry.map_or(-1, |e| e.arity)],
         }
     }
 }
@@ -106,30 +97,16 @@ pub(super) fn specs(entries: &[Entry]) -> Specs {
     let mut specs = Specs::default();
     for entry in entries {
         let subcommands = subcommands_of(entry);
-        specs.insert(
-            entry.name.clone(),
-            Spec::new(row(&entry.name), Some(entry), subcommands),
-        );
+        specs.insert(entry.name.clone(), Spec::new(row(&entry.name), Some(entry), subcommands));
         for sub in &entry.subcommands {
-            specs.insert(
-                sub.name.clone(),
-                Spec::new(row(&sub.name), Some(sub), Subcommands::None),
-            );
+            specs.insert(sub.name.clone(), Spec::new(row(&sub.name), Some(sub), Subcommands::None));
         }
     }
     for (id, row) in numbered_rows() {
-        if !specs.contains_key(row.name.as_bytes())
-            && holds_unlisted(row, &specs, entries.is_empty())
-        {
+        if !specs.contains_key(row.name.as_bytes()) && holds_unlisted(row, &specs, entries.is_empty()) {
             add_container(row.name, &mut specs);
-            specs.insert(
-                row.name.into(),
-                Spec::new(
-                    Some((id, row)),
-                    None,
-                    has_static_subcommands(row.name.as_bytes()),
-                ),
-            );
+            let spec = Spec::new(Some((id, row)), None, has_static_subcommands(row.name.as_bytes()));
+            specs.insert(row.name.into(), spec);
         }
     }
     specs
@@ -137,22 +114,11 @@ pub(super) fn specs(entries: &[Entry]) -> Specs {
 
 /// How a command's name is shown: `CONFIG GET`.
 pub(super) fn display(name: &[u8]) -> String {
-    String::from_utf8_lossy(name)
-        .to_uppercase()
-        .replace('|', " ")
+    String::from_utf8_lossy(name).to_uppercase().replace('|', " ")
 }
 
 fn numbered_rows() -> impl Iterator<Item = (u16, &'static Row)> {
-    (1..).zip(ROWS).map(|(place, row)| {
-        (
-            if matches!(row.fate, Fate::Read(_)) {
-                place
-            } else {
-                0
-            },
-            row,
-        )
-    })
+    (1..).zip(ROWS).map(|(place, row)| (if matches!(row.fate, Fate::Read(_)) { place } else { 0 }, row))
 }
 
 fn row(name: &[u8]) -> Option<(u16, &'static Row)> {
@@ -160,24 +126,12 @@ fn row(name: &[u8]) -> Option<(u16, &'static Row)> {
 }
 
 fn subcommands_of(entry: &Entry) -> Subcommands {
-    if entry.subcommands.is_empty() {
-        has_static_subcommands(&entry.name)
-    } else {
-        Subcommands::All
-    }
+    if entry.subcommands.is_empty() { has_static_subcommands(&entry.name) } else { Subcommands::All }
 }
 
 fn has_static_subcommands(name: &[u8]) -> Subcommands {
-    let is_of = |row: &Row| {
-        row.name
-            .split_once('|')
-            .is_some_and(|(container, _)| container.as_bytes() == name)
-    };
-    if ROWS.iter().any(is_of) {
-        Subcommands::Some
-    } else {
-        Subcommands::None
-    }
+    let is_of = |row: &Row| row.name.split_once('|').is_some_and(|(container, _)| container.as_bytes() == name);
+    if ROWS.iter().any(is_of) { Subcommands::Some } else { Subcommands::None }
 }
 
 /// Whether a row holds though the server does not list its command: our own, and what would do harm if it existed
@@ -187,9 +141,7 @@ fn holds_unlisted(row: &Row, specs: &Specs, no_server: bool) -> bool {
         return true;
     }
     match row.name.split_once('|') {
-        Some((container, _)) => specs
-            .get(container.as_bytes())
-            .is_some_and(|s| s.subcommands == Subcommands::Some),
+        Some((container, _)) => specs.get(container.as_bytes()).is_some_and(|s| s.subcommands == Subcommands::Some),
         None => matches!(row.fate, Fate::Dedicate(_)) || row.touch == Touch::Everything,
     }
 }
@@ -198,9 +150,7 @@ fn holds_unlisted(row: &Row, specs: &Specs, no_server: bool) -> bool {
 fn add_container(name: &str, specs: &mut Specs) {
     if let Some((container, _)) = name.split_once('|') {
         let container = container.as_bytes();
-        specs
-            .entry(container.to_vec())
-            .or_insert_with(|| Spec::new(row(container), None, Subcommands::Some));
+        specs.entry(container.to_vec()).or_insert_with(|| Spec::new(row(container), None, Subcommands::Some));
     }
 }
 
@@ -221,16 +171,14 @@ fn merged_keys(touch: Touch, entry: Option<&Entry>) -> (Vec<KeySpec>, bool) {
     let Touch::Server(fallback) = touch else {
         return (Vec::new(), false);
     };
-    let own = || fallback.iter().map(StaticSpec::to_owned).collect();
+    let own = || fallback.iter().map(StaticSpec::owned).collect();
     match entry {
         None => (own(), fallback.is_empty()),
         // 6.2 says that the keys move, but not where; what it gives besides is only a part of them.
-        Some(entry) if entry.movable && !entry.has_moving_spec() && !fallback.is_empty() => {
-            (own(), false)
-        }
+        Some(entry) if entry.movable && !entry.has_moving_spec() && !fallback.is_empty() => (own(), false),
         Some(entry) => {
             let misses = entry.opaque || (entry.movable && !entry.has_moving_spec());
-            (entry.keys.iter().map(KeySpec::clone).collect(), misses)
+            (entry.keys.clone(), misses)
         }
     }
 }
@@ -238,33 +186,17 @@ fn merged_keys(touch: Touch, entry: Option<&Entry>) -> (Vec<KeySpec>, bool) {
 impl Entry {
     /// Whether the specs say how the keys move; a fixed range does not.
     fn has_moving_spec(&self) -> bool {
-        let fixed = |spec: &KeySpec| {
-            matches!(
-                spec,
-                KeySpec {
-                    begin: Begin::Index(_),
-                    find: super::table::Find::Range { .. },
-                    ..
-                }
-            )
-        };
+        let fixed = |spec: &KeySpec| matches!((&spec.begin, &spec.find), (Begin::Index(_), Find::Range { .. }));
         !self.keys.iter().all(fixed)
     }
 }
 
 impl StaticSpec {
-    fn to_owned(&self) -> KeySpec {
+    fn owned(&self) -> KeySpec {
         let begin = match self.begin {
             Begin::Index(at) => Begin::Index(at),
-            Begin::Keyword { word, from } => Begin::Keyword {
-                word: word.to_vec(),
-                from,
-            },
+            Begin::Keyword { word, from } => Begin::Keyword { word: word.to_vec(), from },
         };
-        KeySpec {
-            begin,
-            find: self.find,
-            write: self.write,
-        }
+        KeySpec { begin, find: self.find, write: self.write }
     }
 }

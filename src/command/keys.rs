@@ -8,24 +8,11 @@ use crate::config::ScriptKeys;
 
 /// Finds the keys of `request` and says what it does to the cache. Where a rule can only guess, it finds more keys than
 /// there are, never fewer.
-pub(super) fn effect(
-    spec: &Spec,
-    request: &Request<'_>,
-    script_keys: ScriptKeys,
-    keys: &mut Keys,
-) -> Effect {
+pub(super) fn effect(spec: &Spec, request: &Request<'_>, script_keys: ScriptKeys, keys: &mut Keys) -> Effect {
     if let Fate::Read(shape) = spec.fate {
-        let end = if matches!(shape, Shape::Mget | Shape::Single) {
-            request.len()
-        } else {
-            request.len().min(2)
-        };
+        let end = if matches!(shape, Shape::Mget | Shape::Single) { request.len() } else { request.len().min(2) };
         keys.reads.extend(1..end);
-        return if keys.reads.is_empty() {
-            Effect::None
-        } else {
-            Effect::Keys
-        };
+        return if keys.reads.is_empty() { Effect::None } else { Effect::Keys };
     }
     match spec.touch {
         Touch::Nothing => Effect::None,
@@ -49,22 +36,14 @@ pub(super) fn says_block(request: &Request<'_>) -> bool {
         if word.eq_ignore_ascii_case(b"streams") {
             return false;
         }
-        i += if word.eq_ignore_ascii_case(b"group") {
-            3
-        } else {
-            1
-        };
+        i += if word.eq_ignore_ascii_case(b"group") { 3 } else { 1 };
     }
     false
 }
 
 fn by_specs(spec: &Spec, request: &Request<'_>, keys: &mut Keys) -> Effect {
     for one in &spec.keys {
-        let to = if one.write && !spec.readonly {
-            &mut keys.writes
-        } else {
-            &mut keys.reads
-        };
+        let to = if one.write && !spec.readonly { &mut keys.writes } else { &mut keys.reads };
         one.find_in(request, to);
     }
     let none = keys.writes.is_empty() && keys.reads.is_empty();
@@ -84,19 +63,9 @@ impl KeySpec {
         };
         let end = request.len();
         match self.find {
-            Find::Range { last, step, limit } => {
-                to.extend((first..range_end(first, last, limit, end)).step_by(step))
-            }
-            Find::KeyNum {
-                count,
-                first: skip,
-                step,
-            } => {
-                let count = if first + count < end {
-                    number(request.arg(first + count)).unwrap_or(0)
-                } else {
-                    0
-                };
+            Find::Range { last, step, limit } => to.extend((first..range_end(first, last, limit, end)).step_by(step)),
+            Find::KeyNum { count, first: skip, step } => {
+                let count = if first + count < end { number(request.arg(first + count)).unwrap_or(0) } else { 0 };
                 let first = first + skip;
                 to.extend((first..end).step_by(step).take(count));
             }
@@ -115,10 +84,7 @@ impl KeySpec {
             Ok(from) => (from.max(1)..last).find(found),
             Err(_) => {
                 let back = usize::try_from(from.unsigned_abs()).unwrap_or(usize::MAX);
-                (2..=request.len().saturating_sub(back))
-                    .rev()
-                    .filter(|i| *i < request.len())
-                    .find(found)
+                (2..=request.len().saturating_sub(back)).rev().filter(|i| *i < request.len()).find(found)
             }
         };
         place.map(|i| i + 1)
@@ -133,9 +99,7 @@ fn range_end(first: usize, last: i64, limit: i64, end: usize) -> usize {
         (false, false) => signed(end).saturating_add(last),
         (false, true) => signed(first) + signed(end.saturating_sub(first)) / limit + last,
     };
-    usize::try_from(last.saturating_add(1))
-        .unwrap_or(0)
-        .min(end)
+    usize::try_from(last.saturating_add(1)).unwrap_or(0).min(end)
 }
 
 fn number(text: &[u8]) -> Option<usize> {
@@ -144,11 +108,7 @@ fn number(text: &[u8]) -> Option<usize> {
 
 /// A script that only reads gets a barrier as well: what it has read must not be newer than what the cache says next.
 fn script(request: &Request<'_>, writes: bool, script_keys: ScriptKeys, keys: &mut Keys) -> Effect {
-    let count = if request.len() > 2 {
-        number(request.arg(2))
-    } else {
-        Some(0)
-    };
+    let count = if request.len() > 2 { number(request.arg(2)) } else { Some(0) };
     let declared = (3..request.len()).take(count.unwrap_or(0));
     if writes {
         keys.writes.extend(declared)
@@ -173,9 +133,7 @@ fn sort(request: &Request<'_>, keys: &mut Keys) -> Effect {
         let (word, next) = (request.arg(i), request.arg(i + 1));
         if word.eq_ignore_ascii_case(b"store") {
             keys.writes.push(i + 1);
-        } else if (word.eq_ignore_ascii_case(b"by") || word.eq_ignore_ascii_case(b"get"))
-            && next.contains(&b'*')
-        {
+        } else if (word.eq_ignore_ascii_case(b"by") || word.eq_ignore_ascii_case(b"get")) && next.contains(&b'*') {
             effect = Effect::Unknown;
         }
     }
@@ -203,11 +161,6 @@ fn migrate(request: &Request<'_>, keys: &mut Keys) -> Effect {
         keys.writes.push(3);
     }
     let word = (6..request.len()).find(|i| request.arg(*i).eq_ignore_ascii_case(b"keys"));
-    keys.writes
-        .extend(word.map_or(request.len(), |i| i + 1)..request.len());
-    if keys.writes.is_empty() {
-        Effect::Unknown
-    } else {
-        Effect::Keys
-    }
+    keys.writes.extend(word.map_or(request.len(), |i| i + 1)..request.len());
+    if keys.writes.is_empty() { Effect::Unknown } else { Effect::Keys }
 }

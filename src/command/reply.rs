@@ -36,9 +36,7 @@ pub(super) struct KeySpec {
 
 /// Parses the RESP2 reply to COMMAND.
 pub(super) fn parse(reply: &[u8]) -> Result<Vec<Entry>, String> {
-    let (frame, _) = decode(reply)
-        .map_err(|e| format!("COMMAND: {e}"))?
-        .ok_or("COMMAND: the reply is cut off")?;
+    let (frame, _) = decode(reply).map_err(|e| format!("COMMAND: {e}"))?.ok_or("COMMAND: the reply is cut off")?;
     match frame {
         Frame::Array(list) if !list.is_empty() => list.iter().map(entry).collect(),
         Frame::Error(text) => Err(format!("COMMAND: {text}")),
@@ -54,10 +52,7 @@ fn entry(frame: &Frame) -> Result<Entry, String> {
     };
     let name = word(name).to_ascii_lowercase();
     let has = |flag: &str| list(flags).iter().any(|f| word(f) == flag.as_bytes());
-    let in_category = |name: &str| {
-        rest.first()
-            .is_some_and(|c| list(c).iter().any(|f| word(f) == name.as_bytes()))
-    };
+    let in_category = |name: &str| rest.first().is_some_and(|c| list(c).iter().any(|f| word(f) == name.as_bytes()));
     let mut entry = Entry {
         arity: number(arity),
         write: has("write"),
@@ -74,10 +69,7 @@ fn entry(frame: &Frame) -> Result<Entry, String> {
         None => entry.add_range(number(first), number(last), number(step)),
     }
     if let Some(subcommands) = rest.get(3) {
-        entry.subcommands = list(subcommands)
-            .iter()
-            .map(self::entry)
-            .collect::<Result<_, _>>()?;
+        entry.subcommands = list(subcommands).iter().map(self::entry).collect::<Result<_, _>>()?;
     }
     Ok(entry)
 }
@@ -86,24 +78,13 @@ impl Entry {
     fn add_specs(&mut self, specs: &[Frame]) {
         for spec in specs {
             let fields = list(spec);
-            let has = |flag: &str| {
-                list(field(fields, "flags"))
-                    .iter()
-                    .any(|f| word(f) == flag.as_bytes())
-            };
+            let has = |flag: &str| list(field(fields, "flags")).iter().any(|f| word(f) == flag.as_bytes());
             if has("not_key") {
                 continue;
             }
             self.opaque |= has("incomplete");
-            match (
-                begin(field(fields, "begin_search")),
-                find(field(fields, "find_keys")),
-            ) {
-                (Some(begin), Some(find)) => self.keys.push(KeySpec {
-                    begin,
-                    find,
-                    write: !has("RO"),
-                }),
+            match (begin(field(fields, "begin_search")), find(field(fields, "find_keys"))) {
+                (Some(begin), Some(find)) => self.keys.push(KeySpec { begin, find, write: !has("RO") }),
                 _ => self.opaque = true,
             }
         }
@@ -113,16 +94,8 @@ impl Entry {
     fn add_range(&mut self, first: i64, last: i64, step: i64) {
         if first > 0 {
             let last = if last < 0 { last } else { last - first };
-            let find = Find::Range {
-                last,
-                step: size(step).max(1),
-                limit: 0,
-            };
-            self.keys.push(KeySpec {
-                begin: Begin::Index(size(first)),
-                find,
-                write: self.write,
-            });
+            let find = Find::Range { last, step: size(step).max(1), limit: 0 };
+            self.keys.push(KeySpec { begin: Begin::Index(size(first)), find, write: self.write });
         }
     }
 }
@@ -133,10 +106,7 @@ fn begin(search: &Frame) -> Option<Begin<Vec<u8>>> {
         b"index" => Some(Begin::Index(size(number(field(spec, "index"))))),
         b"keyword" => {
             let word = word(field(spec, "keyword")).to_vec();
-            Some(Begin::Keyword {
-                word,
-                from: number(field(spec, "startfrom")),
-            })
+            Some(Begin::Keyword { word, from: number(field(spec, "startfrom")) })
         }
         _ => None,
     }
@@ -147,26 +117,14 @@ fn find(search: &Frame) -> Option<Find> {
     let int = |name| number(field(spec, name));
     let step = size(int("keystep")).max(1);
     match word(field(list(search), "type")) {
-        b"range" => Some(Find::Range {
-            last: int("lastkey"),
-            step,
-            limit: int("limit"),
-        }),
-        b"keynum" => Some(Find::KeyNum {
-            count: size(int("keynumidx")),
-            first: size(int("firstkey")),
-            step,
-        }),
+        b"range" => Some(Find::Range { last: int("lastkey"), step, limit: int("limit") }),
+        b"keynum" => Some(Find::KeyNum { count: size(int("keynumidx")), first: size(int("firstkey")), step }),
         _ => None,
     }
 }
 
 fn list(frame: &Frame) -> &[Frame] {
-    if let Frame::Array(list) = frame {
-        list
-    } else {
-        &[]
-    }
+    if let Frame::Array(list) = frame { list } else { &[] }
 }
 
 fn word(frame: &Frame) -> &[u8] {
@@ -177,11 +135,7 @@ fn word(frame: &Frame) -> &[u8] {
 }
 
 fn number(frame: &Frame) -> i64 {
-    if let Frame::Integer(number) = frame {
-        *number
-    } else {
-        0
-    }
+    if let Frame::Integer(number) = frame { *number } else { 0 }
 }
 
 fn size(number: i64) -> usize {
@@ -191,8 +145,5 @@ fn size(number: i64) -> usize {
 /// The value of `name` in a map that RESP2 tells as a flat list.
 fn field<'a>(map: &'a [Frame], name: &str) -> &'a Frame {
     let pairs = map.chunks_exact(2);
-    pairs
-        .into_iter()
-        .find(|pair| word(&pair[0]) == name.as_bytes())
-        .map_or(&Frame::Null, |pair| &pair[1])
+    pairs.into_iter().find(|pair| word(&pair[0]) == name.as_bytes()).map_or(&Frame::Null, |pair| &pair[1])
 }

@@ -95,38 +95,19 @@ pub(super) enum Find {
     /// Up to `last`, counted from the first, or if negative from the end; `limit` n: only the first n-th of the rest.
     Range { last: i64, step: usize, limit: i64 },
     /// As many as the argument `count` places further says, the first of them `first` places further.
-    KeyNum {
-        count: usize,
-        first: usize,
-        step: usize,
-    },
+    KeyNum { count: usize, first: usize, step: usize },
 }
 
 const fn read(name: &'static str, arity: i64, shape: Shape) -> Row {
-    Row {
-        name,
-        arity,
-        fate: Fate::Read(shape),
-        touch: Touch::Server(&[]),
-    }
+    Row { name, arity, fate: Fate::Read(shape), touch: Touch::Server(&[]) }
 }
 
 const fn answer(name: &'static str, arity: i64, local: Local) -> Row {
-    Row {
-        name,
-        arity,
-        fate: Fate::Answer(local),
-        touch: Touch::Nothing,
-    }
+    Row { name, arity, fate: Fate::Answer(local), touch: Touch::Nothing }
 }
 
 const fn dedicate(name: &'static str, arity: i64, need: Need, touch: Touch) -> Row {
-    Row {
-        name,
-        arity,
-        fate: Fate::Dedicate(need),
-        touch,
-    }
+    Row { name, arity, fate: Fate::Dedicate(need), touch }
 }
 
 const fn pin(name: &'static str) -> Row {
@@ -138,12 +119,7 @@ const fn block(name: &'static str, specs: &'static [StaticSpec]) -> Row {
 }
 
 const fn forward(name: &'static str, touch: Touch) -> Row {
-    Row {
-        name,
-        arity: -1,
-        fate: Fate::Forward,
-        touch,
-    }
+    Row { name, arity: -1, fate: Fate::Forward, touch }
 }
 
 const fn quiet(name: &'static str) -> Row {
@@ -155,45 +131,18 @@ const fn flush(name: &'static str) -> Row {
 }
 
 const fn range(first: usize, last: i64, write: bool) -> StaticSpec {
-    StaticSpec {
-        begin: Begin::Index(first),
-        find: Find::Range {
-            last,
-            step: 1,
-            limit: 0,
-        },
-        write,
-    }
+    StaticSpec { begin: Begin::Index(first), find: Find::Range { last, step: 1, limit: 0 }, write }
 }
 
 const fn keynum(at: usize, write: bool) -> StaticSpec {
-    StaticSpec {
-        begin: Begin::Index(at),
-        find: Find::KeyNum {
-            count: 0,
-            first: 1,
-            step: 1,
-        },
-        write,
-    }
+    StaticSpec { begin: Begin::Index(at), find: Find::KeyNum { count: 0, first: 1, step: 1 }, write }
 }
 
 /// The keys of XREAD and XREADGROUP: the first half of what follows STREAMS. XREADGROUP changes only what consumers
 /// have seen, which no cached read shows.
 const fn streams(from: i64) -> StaticSpec {
-    let begin = Begin::Keyword {
-        word: b"streams".as_slice(),
-        from,
-    };
-    StaticSpec {
-        begin,
-        find: Find::Range {
-            last: -1,
-            step: 1,
-            limit: 2,
-        },
-        write: false,
-    }
+    let begin = Begin::Keyword { word: b"streams".as_slice(), from };
+    StaticSpec { begin, find: Find::Range { last: -1, step: 1, limit: 2 }, write: false }
 }
 
 const STORE_NUMKEYS: &[StaticSpec] = &[range(1, 0, true), keynum(2, false)];
@@ -312,12 +261,7 @@ pub(super) const ROWS: &[Row] = &[
     pin("post"),
     // Transactions. Outside of one, EXEC, DISCARD and UNWATCH have no state; the session handles them inside.
     dedicate("multi", 1, TRANSACTION, Touch::Nothing),
-    dedicate(
-        "watch",
-        -2,
-        TRANSACTION,
-        Touch::Server(&[range(1, -1, false)]),
-    ),
+    dedicate("watch", -2, TRANSACTION, Touch::Server(&[range(1, -1, false)])),
     quiet("exec"),
     quiet("discard"),
     quiet("unwatch"),
@@ -341,18 +285,8 @@ pub(super) const ROWS: &[Row] = &[
     block("bzmpop", &[keynum(2, true)]),
     dedicate("wait", -1, Need::Block, Touch::Nothing),
     dedicate("waitaof", -1, Need::Block, Touch::Nothing),
-    Row {
-        name: "xread",
-        arity: -4,
-        fate: Fate::ForwardUnlessBlock,
-        touch: Touch::Server(&[streams(1)]),
-    },
-    Row {
-        name: "xreadgroup",
-        arity: -7,
-        fate: Fate::ForwardUnlessBlock,
-        touch: Touch::Server(&[streams(4)]),
-    },
+    Row { name: "xread", arity: -4, fate: Fate::ForwardUnlessBlock, touch: Touch::Server(&[streams(1)]) },
+    Row { name: "xreadgroup", arity: -7, fate: Fate::ForwardUnlessBlock, touch: Touch::Server(&[streams(4)]) },
     // Everything may be another after these.
     flush("flushall"),
     flush("flushdb"),

@@ -9,17 +9,8 @@ fn plan_of(table: &Table, text: &str) -> (Plan, Vec<usize>, Vec<usize>) {
         buf.extend_from_slice(if word == "\"\"" { b"" } else { word.as_bytes() });
         args.push(start..buf.len());
     }
-    let mut keys = Keys {
-        writes: vec![99],
-        reads: vec![99],
-    };
-    let plan = table.plan(
-        &Request {
-            buf: &buf,
-            args: &args,
-        },
-        &mut keys,
-    );
+    let mut keys = Keys { writes: vec![99], reads: vec![99] };
+    let plan = table.plan(&Request { buf: &buf, args: &args }, &mut keys);
     (plan, keys.writes, keys.reads)
 }
 
@@ -32,11 +23,7 @@ fn rows_are_unique_and_lower_case_and_fit_the_lookup() {
     let mut names = std::collections::HashSet::new();
     for row in table::ROWS {
         assert!(names.insert(row.name), "{} twice", row.name);
-        assert!(
-            row.name.len() <= NAME_MAX && row.name == row.name.to_lowercase(),
-            "{}",
-            row.name
-        );
+        assert!(row.name.len() <= NAME_MAX && row.name == row.name.to_lowercase(), "{}", row.name);
     }
 }
 
@@ -51,11 +38,8 @@ fn reads_come_first_so_that_ids_are_stable() {
 #[test]
 fn the_short_way_of_get_says_what_the_long_way_says() {
     let table = empty();
-    let spec = table.specs.get(&b"get"[..]).unwrap();
-    let request = Request {
-        buf: b"getk",
-        args: &[0..3, 3..4],
-    };
+    let spec = table.specs.get(&b"get"[..]).expect("GET has a row");
+    let request = Request { buf: b"getk", args: &[0..3, 3..4] };
     assert_eq!((table.route(spec, &request), spec.id), (GET.route, GET.id));
     assert_eq!(plan_of(&table, "GET k"), (GET, vec![], vec![1]));
 }
@@ -66,31 +50,17 @@ fn spellings_share_an_id_and_names_do_not() {
     let id = |text| plan_of(&table, text).0.id;
     assert_eq!(id("HGET k f"), id("hgEt k f"));
     let ids = ["get k", "mget k", "hget k f", "strlen k", "pfcount k"].map(id);
-    assert_eq!(
-        ids.iter().collect::<std::collections::HashSet<_>>().len(),
-        ids.len()
-    );
+    assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), ids.len());
     assert_eq!(["set k v", "get", "exists a b", "ping"].map(id), [0; 4]);
 }
 
 #[test]
 fn without_a_table_everything_else_may_have_written_anything() {
-    for text in [
-        "SET k v",
-        "PING",
-        "NOSUCH",
-        "CLIENT NOSUCH",
-        "JSON.SET k . 1",
-        "MEMORY STATS",
-        "CONFIG GET x",
-    ] {
+    for text in ["SET k v", "PING", "NOSUCH", "CLIENT NOSUCH", "JSON.SET k . 1", "MEMORY STATS", "CONFIG GET x"] {
         assert_eq!(plan_of(&empty(), text).0, UNKNOWN, "{text}");
     }
     assert_eq!(plan_of(&empty(), &"x".repeat(NAME_MAX + 1)).0, UNKNOWN);
-    assert_eq!(
-        plan_of(&empty(), &format!("CLIENT {}", "x".repeat(NAME_MAX))).0,
-        UNKNOWN
-    );
+    assert_eq!(plan_of(&empty(), &format!("CLIENT {}", "x".repeat(NAME_MAX))).0, UNKNOWN);
 }
 
 #[test]
@@ -105,14 +75,8 @@ fn without_a_table_our_rows_hold() {
     assert_eq!(route("multi x"), Route::Lane);
     assert_eq!(route("mget a b"), Route::Cache(CacheRead::Mget));
     // No table, no knowledge of HPEXPIRE: a field may have a TTL.
-    assert_eq!(
-        route("hmget k a b"),
-        Route::Cache(CacheRead::One(FieldTtl::Named { fields: 2 }))
-    );
-    assert_eq!(
-        route("hgetall k"),
-        Route::Cache(CacheRead::One(FieldTtl::Whole))
-    );
+    assert_eq!(route("hmget k a b"), Route::Cache(CacheRead::One(FieldTtl::Named { fields: 2 })));
+    assert_eq!(route("hgetall k"), Route::Cache(CacheRead::One(FieldTtl::Whole)));
     assert_eq!(plan_of(&empty(), "FLUSHALL").0.effect, Effect::Flush);
     assert_eq!(plan_of(&empty(), "debug sleep 0").0.effect, Effect::None);
     assert_eq!(plan_of(&empty(), "debug nosuch").0.effect, Effect::Flush);
@@ -128,11 +92,7 @@ fn scripts_wait_for_a_barrier_unless_their_keys_are_believed() {
         ("EVAL s 9 a", vec![3], vec![]),
     ] {
         let (plan, w, r) = plan_of(&empty(), text);
-        assert_eq!(
-            (plan.effect, &w, &r),
-            (Effect::Unknown, &writes, &reads),
-            "{text}"
-        );
+        assert_eq!((plan.effect, &w, &r), (Effect::Unknown, &writes, &reads), "{text}");
         assert_eq!(plan_of(&declared, text).0.effect, Effect::Keys, "{text}");
     }
     assert_eq!(plan_of(&declared, "EVAL s x a").0.effect, Effect::Unknown);
@@ -142,46 +102,16 @@ fn scripts_wait_for_a_barrier_unless_their_keys_are_believed() {
 fn options_that_store_or_read_elsewhere_are_found() {
     for (text, effect, writes, reads) in [
         ("sort k LIMIT 0 5 desc", Effect::Keys, vec![], vec![1]),
-        (
-            "sort k by nosort get # store d",
-            Effect::Keys,
-            vec![7],
-            vec![1],
-        ),
+        ("sort k by nosort get # store d", Effect::Keys, vec![7], vec![1]),
         ("sort k by w_* store d", Effect::Unknown, vec![5], vec![1]),
         ("sort_ro k get o_*->f", Effect::Unknown, vec![], vec![1]),
-        (
-            "georadius k 1 2 3 m store d",
-            Effect::Keys,
-            vec![7],
-            vec![1],
-        ),
-        (
-            "georadiusbymember k m 3 m withcoord STOREDIST d STORE e",
-            Effect::Keys,
-            vec![7, 9],
-            vec![1],
-        ),
+        ("georadius k 1 2 3 m store d", Effect::Keys, vec![7], vec![1]),
+        ("georadiusbymember k m 3 m withcoord STOREDIST d STORE e", Effect::Keys, vec![7, 9], vec![1]),
         ("migrate h 1 k 0 9", Effect::Keys, vec![3], vec![]),
-        (
-            "migrate h 1 \"\" 0 9 replace KEYS a b",
-            Effect::Keys,
-            vec![8, 9],
-            vec![],
-        ),
+        ("migrate h 1 \"\" 0 9 replace KEYS a b", Effect::Keys, vec![8, 9], vec![]),
         ("migrate h 1 \"\" 0 9", Effect::Unknown, vec![], vec![]),
-        (
-            "zunionstore d 2 a b weights 1 2",
-            Effect::Keys,
-            vec![1],
-            vec![3, 4],
-        ),
-        (
-            "xread count 1 streams a b 0 0",
-            Effect::Keys,
-            vec![],
-            vec![4, 5],
-        ),
+        ("zunionstore d 2 a b weights 1 2", Effect::Keys, vec![1], vec![3, 4]),
+        ("xread count 1 streams a b 0 0", Effect::Keys, vec![], vec![4, 5]),
     ] {
         let (plan, w, r) = plan_of(&empty(), text);
         assert_eq!((plan.effect, w, r), (effect, writes, reads), "{text}");
@@ -192,15 +122,9 @@ fn options_that_store_or_read_elsewhere_are_found() {
 fn xread_blocks_only_if_it_says_so() {
     for (text, route) in [
         ("XREAD STREAMS block 0", Route::Lane),
-        (
-            "XREAD COUNT 1 bLock 0 STREAMS k $",
-            Route::Dedicated(Need::Block),
-        ),
+        ("XREAD COUNT 1 bLock 0 STREAMS k $", Route::Dedicated(Need::Block)),
         ("XREADGROUP GROUP block streams STREAMS k >", Route::Lane),
-        (
-            "XREADGROUP GROUP streams c NOACK BLOCK 9 STREAMS k >",
-            Route::Dedicated(Need::Block),
-        ),
+        ("XREADGROUP GROUP streams c NOACK BLOCK 9 STREAMS k >", Route::Dedicated(Need::Block)),
     ] {
         assert_eq!(plan_of(&empty(), text).0.route, route, "{text}");
     }
@@ -208,20 +132,10 @@ fn xread_blocks_only_if_it_says_so() {
 
 #[test]
 fn what_is_no_table_is_refused() {
-    for reply in [
-        "",
-        "*",
-        "*1\r\n",
-        "-NOPERM no\r\n",
-        "*0\r\n",
-        "+OK\r\n",
-        "*1\r\n+get\r\n",
-        "*1\r\n*2\r\n+get\r\n:2\r\n",
-    ] {
-        assert!(
-            Table::from_command_reply(reply.as_bytes(), ScriptKeys::Any).is_err(),
-            "{reply:?}"
-        );
+    for reply in
+        ["", "*", "*1\r\n", "-NOPERM no\r\n", "*0\r\n", "+OK\r\n", "*1\r\n+get\r\n", "*1\r\n*2\r\n+get\r\n:2\r\n"]
+    {
+        assert!(Table::from_command_reply(reply.as_bytes(), ScriptKeys::Any).is_err(), "{reply:?}");
     }
 }
 
@@ -230,20 +144,11 @@ fn any_arguments_are_survived() {
     let table = empty();
     for row in table::ROWS {
         let name = row.name.replace('|', " ");
-        for tail in [
-            "",
-            " 1",
-            " \"\" store",
-            " -1 18446744073709551615",
-            " keys block streams streams by get store",
-        ] {
+        for tail in ["", " 1", " \"\" store", " -1 18446744073709551615", " keys block streams streams by get store"] {
             let text = format!("{name}{tail}");
             let (_, writes, reads) = plan_of(&table, &text);
             let len = text.split(' ').count();
-            assert!(
-                writes.iter().chain(&reads).all(|i| *i > 0 && *i < len),
-                "{text}"
-            );
+            assert!(writes.iter().chain(&reads).all(|i| *i > 0 && *i < len), "{text}");
         }
     }
 }
