@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{After, Session, Stall, Step};
 use crate::cache::entry::Variant;
 use crate::cache::{Begin, FillToken, Lookup, Need};
-use crate::command::{CacheRead, FieldTtl, Keys, Plan, Request};
+use crate::command::{CacheRead, FieldTtl, GET_ID, Keys, Plan, Request};
 use crate::config::Level;
 use crate::outbox::Piece;
 use crate::time::Time;
@@ -159,7 +159,7 @@ impl Session {
     fn read_many(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
         let hashes: Vec<u64> = (1..request.len()).map(|i| self.cache.hash(request.arg(i))).collect();
         if !self.bypass && hashes.iter().all(|h| self.may_overtake(*h)) {
-            match self.snapshot(request, plan.id, &hashes) {
+            match self.snapshot(request, &hashes) {
                 Lookup::Hit(reply) => {
                     self.outbox.put(Piece::Slice(&reply));
                     self.hits += 1;
@@ -170,7 +170,7 @@ impl Session {
             }
         }
         self.count_miss();
-        let get = |i: usize| Variant { view: self.view, id: plan.id, key: request.arg(i), tail: b"" };
+        let get = |i: usize| Variant { view: self.view, id: GET_ID, key: request.arg(i), tail: b"" };
         let lead = |i: usize| -> Option<FillToken> {
             match self.cache.begin(hashes[i - 1], &get(i)) {
                 Begin::Lead(token) => Some(token),
@@ -186,7 +186,7 @@ impl Session {
             drop(keys);
             return self.forward(self.lane.clone(), Effect::of_keys(KeySet { writes: Vec::new(), reads: hashes }));
         }
-        let (view, id) = (self.view, plan.id);
+        let (view, id) = (self.view, GET_ID);
         let request = request.buf.into();
         let read = FillRead { view, id, request, keys, mget: true, field_ttl: FieldTtl::No, fields: Vec::new() };
         self.send_fill(read, &hashes)
@@ -194,7 +194,7 @@ impl Session {
 
     /// All of MGET's keys as of one instant: every entry was filled before the time that link and lanes prove, so all
     /// of them held then.
-    fn snapshot(&mut self, request: &Request<'_>, id: u16, hashes: &[u64]) -> Lookup<Vec<u8>> {
+    fn snapshot(&mut self, request: &Request<'_>, hashes: &[u64]) -> Lookup<Vec<u8>> {
         // Read first: whatever is found afterwards has survived everything acknowledged before this time.
         let mut proven = self.cache.clocks.link();
         let watermark = self.watermark();
@@ -202,7 +202,7 @@ impl Session {
         let mut youngest = Time::ZERO;
         let mut slowest = None;
         for (i, hash) in hashes.iter().enumerate() {
-            let variant = Variant { view: self.view, id, key: request.arg(i + 1), tail: b"" };
+            let variant = Variant { view: self.view, id: GET_ID, key: request.arg(i + 1), tail: b"" };
             let found = self.cache.lookup(*hash, &variant, self.now, watermark, |node| {
                 reply.extend_from_slice(node.reply());
                 (node.stored(), node.lane())
