@@ -31,13 +31,15 @@ class Program:
     def next(self):
         """The next thing it says."""
         line = self.process.stdout.readline()
-        assert line, self.process.communicate(timeout=TIMEOUT)[1]
+        if not line:
+            pytest.fail(self.process.communicate(timeout=TIMEOUT)[1], pytrace=False)
         return json.loads(line)
 
     def result(self):
         """The last thing it says; its errors are the test's."""
         out, err = self.process.communicate(timeout=TIMEOUT)
-        assert self.process.returncode == 0, err
+        if self.process.returncode:
+            pytest.fail(err, pytrace=False)
         return json.loads(out.splitlines()[-1])
 
 
