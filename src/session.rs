@@ -165,6 +165,8 @@ pub struct Session {
     filling: Vec<u64>,
     /// Nothing more is read; what is owed is written.
     closing: Option<Why>,
+    /// Input was left alone because too much is owed already.
+    held_back: bool,
     eof: bool,
     /// Not yet added to the process's counters.
     commands: u64,
@@ -209,6 +211,7 @@ impl Session {
             tries: 0,
             filling: Vec::new(),
             closing: None,
+            held_back: false,
             eof: false,
             commands: 0,
             hits: 0,
@@ -249,8 +252,11 @@ impl Session {
             self.poll_stall(cx);
             if self.stall.is_none() {
                 self.process();
-                // The stall just made must be polled once, to be woken by what it waits for.
-                self.poll_stall(cx);
+                // A stall just made must be polled once, to be woken by what it waits for; if that has happened
+                // already, there may be input to go on with.
+                if self.stall.is_some() && self.poll_stall(cx) {
+                    continue;
+                }
             }
             if let Poll::Ready(Err(_)) = self.outbox.poll_write(cx, &mut self.stream) {
                 return Poll::Ready("it does not take its replies");
@@ -258,22 +264,18 @@ impl Session {
             if let Some(why) = self.over() {
                 return Poll::Ready(why);
             }
-            if !self.may_go_on() {
-                match self.poll_read(cx) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Ok(true)) => {}
-                    Poll::Ready(Ok(false)) => self.eof = true,
-                    Poll::Ready(Err(_)) => return Poll::Ready("its connection broke"),
-                }
+            if self.held_back && !self.must_drain() {
+                continue;
+            }
+            match self.poll_read(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(Ok(false)) => self.eof = true,
+                Poll::Ready(Err(_)) => return Poll::Ready("its connection broke"),
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
-    }
-
-    /// There is input that the last turn left alone and that could be dealt with now.
-    fn may_go_on(&self) -> bool {
-        self.stall.is_none() && self.input.len > 0 && self.closing.is_none() && !self.must_drain()
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<bool>> {
@@ -331,13 +333,14 @@ impl Session {
         None
     }
 
-    fn poll_stall(&mut self, cx: &mut Context<'_>) {
+    /// True if what the request waited for has happened.
+    fn poll_stall(&mut self, cx: &mut Context<'_>) -> bool {
         let after = match &mut self.stall {
-            None => return,
-            Some(Stall::Drain) if self.outbox.waiting() > 0 => return,
+            None => return false,
+            Some(Stall::Drain) if self.outbox.waiting() > 0 => return false,
             Some(Stall::Drain) => After::Again,
             Some(Stall::For(wait)) => match wait.as_mut().poll(cx) {
-                Poll::Pending => return,
+                Poll::Pending => return false,
                 Poll::Ready(after) => after,
             },
         };
@@ -354,6 +357,7 @@ impl Session {
                 self.request_done();
             }
         }
+        true
     }
 
     fn become_other(&mut self, other: Become) {
@@ -385,7 +389,12 @@ impl Session {
         let table = self.shared.node.table.load_full();
         // Taken out so that a request can be looked at while the session changes.
         let mut input = std::mem::take(&mut self.input);
-        while self.closing.is_none() && self.stall.is_none() && !self.must_drain() {
+        self.held_back = false;
+        while self.closing.is_none() && self.stall.is_none() {
+            self.held_back = self.must_drain();
+            if self.held_back {
+                break;
+            }
             self.settle_lent();
             if self.lent.as_ref().is_some_and(|l| l.raw) {
                 self.pass_on(&mut input);
