@@ -415,6 +415,11 @@ impl Cache {
         }
     }
 
+    /// Changes whenever many entries became void at once.
+    pub fn deaths(&self) -> (u32, u64) {
+        (self.epoch(), self.clocks.lanes_closed())
+    }
+
     /// Bytes accounted for.
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed).max(0) as u64

@@ -135,6 +135,15 @@ impl Pool {
         lanes.entry(key.clone()).or_insert_with(start).clone()
     }
 
+    /// Forgets a lane that the server has refused, so that databases and users that do not exist leave nothing behind.
+    pub fn forget_refused(&self, lane: &Rc<Connection>) {
+        let mut lanes = self.lanes.borrow_mut();
+        if lane.never_opened() && lanes.get(&lane.key).is_some_and(|l| Rc::ptr_eq(l, lane)) {
+            lanes.remove(&lane.key);
+            lane.close();
+        }
+    }
+
     /// A connection for one session alone; `None` at the limit.
     pub fn lend(&self, key: &ConnectionKey) -> Option<Rc<Connection>> {
         let mut idle = self.idle.borrow_mut();

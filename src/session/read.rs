@@ -1,6 +1,7 @@
 //! Reads that the cache can answer.
 
 use std::future::poll_fn;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{After, Session, Stall, Step};
@@ -99,6 +100,7 @@ impl Session {
                 Begin::Lead(token) => Some(token),
                 // Behind an own write the flight may be older than the write: no joining then.
                 Begin::Join(flight) if overtake && self.tries < MAX_TRIES => {
+                    self.cache.stats.joined.fetch_add(1, Ordering::Relaxed);
                     let landed = async move {
                         poll_fn(|cx| flight.poll_landed(cx)).await;
                         After::Again
@@ -138,7 +140,7 @@ impl Session {
     }
 
     fn count_miss(&self) {
-        self.cache.stats.misses.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.cache.stats.misses.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A clock that stands still is not waited for: the read goes upstream.

@@ -250,6 +250,11 @@ impl Connection {
         }
     }
 
+    /// Whether the server has never accepted it.
+    pub fn never_opened(&self) -> bool {
+        self.shared.borrow().hello.is_empty()
+    }
+
     /// Whether it is open and nothing is awaited, so that it can be lent again.
     pub fn is_clean(&self) -> bool {
         let shared = self.shared.borrow();
@@ -322,6 +327,8 @@ fn fail(expect: Expect, error: &Bytes, node: &Node, now: Time) {
 async fn run(connection: Rc<Connection>) {
     loop {
         if connection.role == Role::Lane && !connection.needed().await {
+            connection.shared.borrow_mut().phase = Phase::Closed(connection.node.error("this connection was given up"));
+            connection.changed.notify_waiters();
             return;
         }
         let outcome = match handshake::open(&connection.node, &connection.key, connection.role).await {
