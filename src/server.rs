@@ -24,7 +24,7 @@ use crate::session;
 use crate::shared::Shared;
 use crate::time::Time;
 use crate::transport::Stream;
-use crate::upstream::{ConnectionKey, Creds, Pool, link};
+use crate::upstream::{self, ConnectionKey, Creds, Pool, link};
 
 /// Connections dealt to a worker that it has not taken yet.
 const DEALT: usize = 1024;
@@ -202,7 +202,8 @@ fn start_control(shared: &Arc<Shared>, mut stopping: watch::Receiver<bool>) -> R
     spawn("nearside-link".into(), move || {
         runtime.block_on(async move {
             tokio::select! {
-                () = link::run(node, key) => {}
+                () = link::run(node.clone(), key.clone()) => {}
+                () = upstream::watch::run(node, key) => {}
                 _ = stopping.changed() => {}
             }
         });

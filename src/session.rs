@@ -78,6 +78,16 @@ impl Input {
         }
     }
 
+    /// Puts another form of the present request in its place.
+    fn replace(&mut self, request: &[u8]) {
+        let tail = self.buf.split_off(self.pos + self.len);
+        self.buf.truncate(self.pos);
+        self.buf.extend_from_slice(request);
+        self.buf.unsplit(tail);
+        self.len = 0;
+        self.scanner.reset();
+    }
+
     /// The present request as bytes of their own, without a copy.
     fn take(&mut self) -> Bytes {
         self.buf.advance(self.pos);
@@ -103,6 +113,8 @@ enum Step {
     Send(Rc<Connection>, Effect),
     /// It cannot go on yet.
     Stall(Stall),
+    /// It is to be dealt with in this form instead.
+    Replace(Vec<u8>),
     /// The session ends once its replies are written.
     Close,
 }
@@ -159,6 +171,8 @@ pub struct Session {
     stall: Option<Stall>,
     /// The present request is not to look in the cache again.
     bypass: bool,
+    /// The present request has been given another form already.
+    replaced: bool,
     /// How often the present request has waited.
     tries: u32,
     /// Keys of fills outstanding: a hit on one of them would overtake it.
@@ -208,6 +222,7 @@ impl Session {
             shown: Time::ZERO,
             stall: None,
             bypass: false,
+            replaced: false,
             tries: 0,
             filling: Vec::new(),
             closing: None,
@@ -375,7 +390,12 @@ impl Session {
 
     fn request_done(&mut self) {
         self.input.consume();
+        self.next_request();
+    }
+
+    fn next_request(&mut self) {
         self.bypass = false;
+        self.replaced = false;
         self.tries = 0;
         self.commands += 1;
     }
@@ -434,14 +454,10 @@ impl Session {
                     input.consume();
                 }
                 Ok(Scan::Inline(len)) => match resp::inline_args(&rest[..len]) {
+                    // As if it had been sent in the usual form.
                     Ok(args) => {
-                        // As if it had been sent in the usual form.
-                        let request = resp::encode(&args);
-                        let tail = input.buf.split_off(input.pos + len);
-                        input.buf.truncate(input.pos);
-                        input.buf.extend_from_slice(&request);
-                        input.buf.unsplit(tail);
-                        input.scanner.reset();
+                        input.len = len;
+                        input.replace(&resp::encode(&args));
                     }
                     Err(e) => return self.protocol_error(&e),
                 },
@@ -464,7 +480,7 @@ impl Session {
         match plan.route {
             Route::Cache(read) => self.cached_read(request, plan, read, keys),
             Route::Lane => self.forward(self.lane.clone(), self.effect(request, plan, keys)),
-            Route::Dedicated(need) => self.dedicate(need),
+            Route::Dedicated(need) => self.dedicate(request, need),
             Route::Local(local) => self.local(request, local),
         }
     }
@@ -506,6 +522,10 @@ impl Session {
                 self.stall = Some(stall);
                 return;
             }
+            Step::Replace(request) => {
+                self.replaced = true;
+                return input.replace(&request);
+            }
             Step::Close => self.closing = Some("it said QUIT"),
             Step::Done => {}
             Step::Send(connection, effect) => {
@@ -519,9 +539,7 @@ impl Session {
             }
         }
         input.consume();
-        self.bypass = false;
-        self.tries = 0;
-        self.commands += 1;
+        self.next_request();
     }
 
     /// Answers with one line of the proxy's own.

@@ -6,6 +6,7 @@ pub mod effect;
 pub mod fill;
 pub mod handshake;
 pub mod link;
+pub mod watch;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -73,6 +74,8 @@ pub struct Node {
     pub heartbeat: Duration,
     /// See [`Config`].
     pub script_keys: ScriptKeys,
+    /// How often [`watch`] looks.
+    pub watch_interval: Duration,
     reconnect_max: Duration,
     max_dedicated: usize,
 }
@@ -92,6 +95,7 @@ impl Node {
             upstream_timeout: config.upstream_timeout,
             heartbeat: config.heartbeat,
             script_keys: config.script_keys,
+            watch_interval: (config.max_staleness / 2).min(Duration::from_secs(1)),
             reconnect_max: config.reconnect_max,
             max_dedicated: config.max_dedicated,
         }

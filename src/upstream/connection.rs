@@ -10,7 +10,7 @@ use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
@@ -125,6 +125,8 @@ pub struct Connection {
     node: Arc<Node>,
     shared: RefCell<Shared>,
     changed: Notify,
+    /// The server's number for it, once known; others look it up for CLIENT UNBLOCK and REDIRECT.
+    pub client_id: Arc<AtomicI64>,
 }
 
 impl Connection {
@@ -151,7 +153,14 @@ impl Connection {
             raw: false,
             raw_queue: VecDeque::new(),
         };
-        let connection = Rc::new(Connection { key, role, node, shared: RefCell::new(shared), changed: Notify::new() });
+        let connection = Rc::new(Connection {
+            key,
+            role,
+            node,
+            shared: RefCell::new(shared),
+            changed: Notify::new(),
+            client_id: Arc::default(),
+        });
         tokio::task::spawn_local(run(connection.clone()));
         connection
     }
@@ -379,6 +388,7 @@ impl Connection {
         shared.pings = 0;
         shared.arming = false;
         shared.armed = opened.armed.unwrap_or(0);
+        self.client_id.store(opened.client_id, Ordering::Release);
         if self.role == Role::Lane {
             shared.stamp = self.node.coherence.cache.clocks.open_lane(opened.asked);
             if shared.stamp.is_none() {
