@@ -1,7 +1,6 @@
 """Fixtures: servers, proxies, relays. Every proxy's log is shown on failure, and a panic in it is a failure."""
 
 import os
-import random
 import time
 from pathlib import Path
 
@@ -111,11 +110,6 @@ def _healthy_site(shared, kind):
 @pytest.fixture
 def seed():
     return SEED
-
-
-@pytest.fixture
-def rng():
-    return random.Random(SEED)
 
 
 @pytest.fixture(autouse=True)

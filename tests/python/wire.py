@@ -28,15 +28,13 @@ def encode(*words):
 class Connection:
     """One TCP connection: send commands, read replies in order."""
 
-    def __init__(self, port, protocol=2, db=0, name=None, timeout=TIMEOUT):
+    def __init__(self, port, protocol=2, db=0, timeout=TIMEOUT):
         self.sock = socket.create_connection(("127.0.0.1", port), timeout)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = bytearray()
         self._at = 0
         if protocol == 3:
             self.call("HELLO", 3)
-        if name:
-            self.call("CLIENT", "SETNAME", name)
         if db:
             self.call("SELECT", db)
 
