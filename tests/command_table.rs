@@ -671,3 +671,23 @@ fn the_compatibility_page_names_every_command_once() {
         }
     });
 }
+
+/// Debian's Redis 7.0 is the one README shows; `NEARSIDE_UPDATE_README=1` writes it anew.
+#[test]
+fn readme_shows_the_compatibility_table() {
+    const BEGIN: &str = "<!-- compatibility: generated -->\n";
+    const END: &str = "<!-- end of compatibility -->";
+    let server = Server::start("redis-server");
+    if !text(&server.client().ask("INFO server")).contains("redis_version:7.0.") {
+        return;
+    }
+    let table = server.table(ScriptKeys::Any).compatibility();
+    let readme = std::fs::read_to_string("README.md").unwrap();
+    let (before, rest) = readme.split_once(BEGIN).unwrap();
+    let (shown, after) = rest.split_once(END).unwrap();
+    if std::env::var_os("NEARSIDE_UPDATE_README").is_some() {
+        std::fs::write("README.md", format!("{before}{BEGIN}{table}{END}{after}")).unwrap();
+        return;
+    }
+    assert_eq!(shown, table, "run this test with NEARSIDE_UPDATE_README=1");
+}

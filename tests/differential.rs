@@ -34,7 +34,7 @@ BLPOP k 0.01|BRPOP k k 0.01|BLMOVE k k LEFT LEFT 0.01|BZPOPMIN k 0.01|BLMPOP 0.0
 ";
 
 /// Commands whose elements come in the order of a hash table, which differs between two servers.
-const UNORDERED: [&str; 4] = ["SMEMBERS", "SINTER", "SUNION", "SDIFF"];
+const UNORDERED: [&str; 5] = ["SMEMBERS", "SINTER", "SUNION", "SDIFF", "COMMAND"];
 
 /// Deterministic numbers from a seed (splitmix64).
 struct Rng(u64);
