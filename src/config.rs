@@ -101,6 +101,8 @@ pub struct Config {
     pub client_query_buffer_limit: usize,
     /// Replies a client has not read yet, in bytes; above it the client is closed.
     pub client_output_buffer_limit: usize,
+    /// The same for a client with subscriptions, or one that MONITOR, tracking and the like feed.
+    pub client_output_buffer_limit_pubsub: usize,
     /// Connections lent to single sessions at once (MULTI, blocking, pub/sub …).
     pub max_dedicated: usize,
     /// Bytes on their way to the upstream on one lane before sessions must wait.
@@ -130,6 +132,7 @@ impl Default for Config {
             proto_max_bulk_len: 512 << 20,
             client_query_buffer_limit: 1 << 30,
             client_output_buffer_limit: 1 << 30,
+            client_output_buffer_limit_pubsub: 32 << 20,
             max_dedicated: 4096,
             lane_buffer_limit: 64 << 20,
             shutdown_grace: Duration::from_secs(5),

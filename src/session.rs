@@ -332,12 +332,18 @@ impl Session {
         if self.client.draining() && (idle || self.lent.as_ref().is_some_and(Lent::waits_for_others)) {
             return Some("the proxy stops");
         }
-        let limit = self.shared.config.client_output_buffer_limit;
+        let config = &self.shared.config;
+        let fed = self.lent.as_ref().is_some_and(Lent::is_fed);
+        let (limit, setting) = if fed {
+            (config.client_output_buffer_limit_pubsub, "client_output_buffer_limit_pubsub")
+        } else {
+            (config.client_output_buffer_limit, "client_output_buffer_limit")
+        };
         if self.outbox.bytes() > limit {
             self.shared.slow_readers.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(
                 client = self.client.addr,
-                "closed: more than {limit} bytes of replies it does not read (client_output_buffer_limit)"
+                "closed: more than {limit} bytes that it does not read ({setting})"
             );
             return Some("it reads too slowly");
         }

@@ -51,6 +51,7 @@ fn every_setting_is_taken() {
         proto_max_bulk_len = "1mb"
         client_query_buffer_limit = "2mb"
         client_output_buffer_limit = "3mb"
+        client_output_buffer_limit_pubsub = "2mb"
         max_dedicated = 8
         lane_buffer_limit = "4mb"
         shutdown_grace = "0"
@@ -90,6 +91,7 @@ fn every_setting_is_taken() {
         proto_max_bulk_len: 1 << 20,
         client_query_buffer_limit: 2 << 20,
         client_output_buffer_limit: 3 << 20,
+        client_output_buffer_limit_pubsub: 2 << 20,
         max_dedicated: 8,
         lane_buffer_limit: 4 << 20,
         shutdown_grace: Duration::ZERO,

@@ -84,6 +84,7 @@ settings! {
     proto_max_bulk_len: Size,
     client_query_buffer_limit: Size,
     client_output_buffer_limit: Size,
+    client_output_buffer_limit_pubsub: Size,
     max_dedicated: Count,
     lane_buffer_limit: Size,
     shutdown_grace: Period,

@@ -59,6 +59,12 @@ pub(super) fn ready(raw: Raw, file: Option<Source<'_>>) -> Result<Config, Config
             default.client_output_buffer_limit,
             1024,
         )?,
+        client_output_buffer_limit_pubsub: blame.bytes(
+            "client_output_buffer_limit_pubsub",
+            raw.client_output_buffer_limit_pubsub,
+            default.client_output_buffer_limit_pubsub,
+            1024,
+        )?,
         max_dedicated: blame.count("max_dedicated", raw.max_dedicated, default.max_dedicated)?,
         lane_buffer_limit: blame.bytes("lane_buffer_limit", raw.lane_buffer_limit, default.lane_buffer_limit, 1024)?,
         shutdown_grace: blame.period(

@@ -59,9 +59,14 @@ impl Queued {
 }
 
 impl Lent {
+    /// The server sends it what it has not asked for each time: messages, pushes, what others do.
+    pub(super) fn is_fed(&self) -> bool {
+        self.raw || self.connection.subscriptions() > 0
+    }
+
     /// It waits for somebody else to do something, for as long as it takes.
     pub(super) fn waits_for_others(&self) -> bool {
-        self.blocking || self.raw || self.connection.subscriptions() > 0
+        self.blocking || self.is_fed()
     }
 }
 

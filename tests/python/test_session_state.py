@@ -192,3 +192,17 @@ class TestUsers:
                     return True
 
             wait_until(refused, "the user is refused", timeout=3)
+
+
+def test_a_subscriber_that_does_not_read_is_closed(lab):
+    site = lab.site(settings={"client_output_buffer_limit_pubsub": "1mb"})
+    with Connection(site.a.port) as slow, Connection(site.a.port) as publisher:
+        slow.call("SUBSCRIBE", "flood")
+        message = "x" * 100_000
+
+        def closed():
+            publisher.call("PUBLISH", "flood", message)
+            return site.a.stats()["clients_slow"] == 1
+
+        wait_until(closed, "the subscriber is closed", timeout=20)
+        assert publisher.call("PUBLISH", "flood", message) == 0
