@@ -449,6 +449,11 @@ impl Cache {
         self.flights.len()
     }
 
+    /// The largest reply that is kept, in bytes.
+    pub fn max_entry(&self) -> usize {
+        self.max_entry
+    }
+
     /// The budget in bytes.
     pub fn budget(&self) -> u64 {
         self.budget

@@ -3,11 +3,13 @@
 
 use std::rc::Rc;
 
+use bytes::Bytes;
+
 use super::{Input, Session, Stall, Step};
 use crate::command::{Keys, Local, Need, Plan, Request, Route};
 use crate::outbox::{Outbox, Piece};
 use crate::resp;
-use crate::upstream::connection::Connection;
+use crate::upstream::connection::{Connection, Raw};
 use crate::upstream::effect::{Effect, KeySet};
 
 /// A connection lent to the session, and what state the session has on it.
@@ -20,6 +22,8 @@ pub(super) struct Lent {
     blocking: bool,
     /// Until the session ends; bytes pass both ways unlooked at, and each piece of the server's waits for a barrier.
     pub(super) raw: bool,
+    /// It has said MONITOR.
+    monitoring: bool,
 }
 
 #[derive(Default)]
@@ -61,7 +65,7 @@ impl Queued {
 impl Lent {
     /// The server sends it what it has not asked for each time: messages, pushes, what others do.
     pub(super) fn is_fed(&self) -> bool {
-        self.raw || self.connection.subscriptions() > 0
+        self.raw || self.monitoring || self.connection.subscriptions() > 0
     }
 
     /// It waits for somebody else to do something, for as long as it takes.
@@ -100,8 +104,9 @@ impl Session {
         };
         connection.lend(Some(Rc::<Outbox>::clone(&self.outbox)));
         self.client.lend(Some(connection.client_id.clone()));
-        let raw = need == Need::Pin;
-        self.lent = Some(Lent { connection, multi: None, watching: false, blocking: false, raw });
+        let monitoring = is_bare(request, b"MONITOR");
+        let raw = need == Need::Pin && !monitoring;
+        self.lent = Some(Lent { connection, multi: None, watching: false, blocking: false, raw, monitoring });
         // Nothing waits, so this drain is over at once.
         Step::Stall(Stall::Drain)
     }
@@ -127,7 +132,11 @@ impl Session {
             return;
         }
         lent.blocking = false;
-        let free = lent.multi.is_none() && !lent.watching && !lent.raw && lent.connection.subscriptions() == 0;
+        let free = lent.multi.is_none()
+            && !lent.watching
+            && !lent.raw
+            && !lent.monitoring
+            && lent.connection.subscriptions() == 0;
         // A request that was just lent the connection has not used it yet.
         if free
             && self.tries == 0
@@ -159,12 +168,18 @@ impl Session {
         if let Some(lent) = &self.lent
             && input.left() > 0
         {
-            lent.connection.send_raw(input.take_all());
+            lent.connection.send_raw(input.take_all(), Raw::Acting);
             self.tries = 0;
         }
     }
 
     pub(super) fn dispatch_lent(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
+        if let Some(lent) = self.lent.as_ref().filter(|l| l.monitoring)
+            && !matches!(plan.route, Route::Local(Local::Quit | Local::Reset))
+        {
+            lent.connection.send_raw(Bytes::copy_from_slice(request.buf), Raw::Watching);
+            return Step::Done;
+        }
         let in_multi = self.lent.as_ref().is_some_and(|l| l.multi.is_some());
         match plan.route {
             Route::Local(Local::Quit | Local::Reset) if !in_multi || request.len() == 1 => {
@@ -176,6 +191,7 @@ impl Session {
                 return self.local(request, local);
             }
             // They change what the connection is: from here on nothing is looked at any more.
+            Route::Dedicated(Need::Pin) if !in_multi && is_bare(request, b"MONITOR") => return self.monitor(),
             Route::Local(Local::Select | Local::Auth | Local::Hello) | Route::Dedicated(Need::Pin) => {
                 return self.go_raw();
             }
@@ -201,6 +217,17 @@ impl Session {
         }
         if let Some(lent) = &mut self.lent {
             lent.raw = true;
+        }
+        Step::Stall(Stall::Drain)
+    }
+
+    /// MONITOR on a connection that the session has for another reason.
+    fn monitor(&mut self) -> Step {
+        if self.outbox.waiting() > 0 {
+            return Step::Stall(Stall::Drain);
+        }
+        if let Some(lent) = &mut self.lent {
+            lent.monitoring = true;
         }
         Step::Stall(Stall::Drain)
     }

@@ -42,6 +42,16 @@ pub enum Role {
     Dedicated,
 }
 
+/// How bytes are passed on whose replies are not matched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Raw {
+    /// An ack may be among them, so each piece waits for a barrier.
+    Acting,
+    /// MONITOR: the server lets such a connection touch no key. (A barrier's own PING would show up in it, and want a
+    /// barrier, without end.)
+    Watching,
+}
+
 /// What is done with the next reply.
 pub enum Expect {
     /// Goes to a session.
@@ -112,8 +122,8 @@ struct Shared {
     session: Option<Rc<Outbox>>,
     subscriptions: i64,
     confirms: usize,
-    /// Everything that comes is passed on as it is (MONITOR, CLIENT REPLY …), each piece behind a barrier.
-    raw: bool,
+    /// Everything that comes is passed on as it is (MONITOR, CLIENT REPLY …).
+    raw: Option<Raw>,
     raw_queue: VecDeque<(Time, Bytes)>,
 }
 
@@ -150,7 +160,7 @@ impl Connection {
             session: None,
             subscriptions: 0,
             confirms: 0,
-            raw: false,
+            raw: None,
             raw_queue: VecDeque::new(),
         };
         let connection = Rc::new(Connection {
@@ -181,9 +191,9 @@ impl Connection {
     }
 
     /// Sends bytes whose replies are passed on as they come.
-    pub fn send_raw(&self, bytes: Bytes) {
+    pub fn send_raw(&self, bytes: Bytes, raw: Raw) {
         let mut shared = self.shared.borrow_mut();
-        shared.raw = true;
+        shared.raw = Some(raw);
         shared.queued += bytes.len() as u64;
         shared.out.push_bytes(bytes);
         shared.wake();
@@ -270,7 +280,7 @@ impl Connection {
         matches!(shared.phase, Phase::Up)
             && shared.awaited.is_empty()
             && shared.subscriptions == 0
-            && !shared.raw
+            && shared.raw.is_none()
             && !shared.close
     }
 
@@ -597,8 +607,9 @@ impl Connection {
     fn take_replies(self: &Rc<Self>, input: &mut BytesMut, cutter: &mut Cutter) -> Option<io::Error> {
         let now = Time::now();
         self.node.seen.store(now.0, Ordering::Relaxed);
-        if self.shared.borrow().raw {
-            self.pass_on(input.split().freeze(), now);
+        let raw = self.shared.borrow().raw;
+        if let Some(raw) = raw {
+            self.pass_on(input.split().freeze(), raw, now);
             return None;
         }
         let mut answered = None;
@@ -690,9 +701,16 @@ impl Connection {
         });
     }
 
-    /// Bytes of a connection whose replies are not matched: an ack may be among them, so each piece waits for a barrier.
-    fn pass_on(self: &Rc<Self>, bytes: Bytes, now: Time) {
+    fn pass_on(self: &Rc<Self>, bytes: Bytes, raw: Raw, now: Time) {
         let mut shared = self.shared.borrow_mut();
+        if raw == Raw::Watching {
+            let session = shared.session.clone();
+            drop(shared);
+            if let Some(session) = session {
+                session.push(Piece::Bytes(bytes));
+            }
+            return;
+        }
         shared.raw_queue.push_back((now, bytes));
         if shared.raw_queue.len() > 1 {
             return;

@@ -128,6 +128,8 @@ impl Fill {
         if self.spoiled {
             // The client is told something the cache will not keep: what it keeps must not be older.
             self.hashes(coherence).into_iter().for_each(|hash| coherence.cache.observe(hash, now));
+        } else if bytes.len() > coherence.cache.max_entry() {
+            self.spoiled = true;
         } else {
             self.reply = bytes.to_vec();
         }
