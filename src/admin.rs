@@ -122,7 +122,7 @@ pub fn explain(shared: &Shared, command: &[u8], view: u32, level: Level, seen: T
             let positions = if read == CacheRead::Mget { 1..request.len() } else { 1..2 };
             let variants = positions.map(|i| Variant {
                 view,
-                id: plan.id,
+                id: if read == CacheRead::Mget { command::GET_ID } else { plan.id },
                 key: request.arg(i),
                 tail: if read == CacheRead::Mget { b"" } else { &command[request.args[i].end + 2..] },
             });

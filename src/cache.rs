@@ -39,14 +39,23 @@ pub enum FlushCause {
     Command,
     /// An operator said NEARSIDE FLUSH.
     Admin,
+    /// Somebody swapped databases behind our back.
+    SwapDb,
+    /// Users or their rights have changed.
+    Acl,
+    /// The server has become a replica or a master.
+    Role,
 }
 
 /// Every cause, in the order of [`Stats::flushes`].
-pub const FLUSH_CAUSES: [(FlushCause, &str); 4] = [
+pub const FLUSH_CAUSES: [(FlushCause, &str); 7] = [
     (FlushCause::LinkLost, "link_lost"),
     (FlushCause::Invalidated, "invalidated"),
     (FlushCause::Command, "command"),
     (FlushCause::Admin, "admin"),
+    (FlushCause::SwapDb, "swapdb"),
+    (FlushCause::Acl, "acl"),
+    (FlushCause::Role, "role"),
 ];
 
 /// Counters; all of them only grow.
@@ -69,7 +78,7 @@ pub struct Stats {
     /// Replies thrown out to keep the budget.
     pub evictions: AtomicU64,
     /// Flushes by cause.
-    pub flushes: [AtomicU64; 4],
+    pub flushes: [AtomicU64; FLUSH_CAUSES.len()],
 }
 
 /// The cache.
@@ -413,6 +422,11 @@ impl Cache {
             let mut queues = queues.lock().unwrap_or_else(PoisonError::into_inner);
             queues.compact(live.load(Ordering::Relaxed).max(0) as usize, |i| self.probe(i, false));
         }
+    }
+
+    /// Changes whenever many entries became void at once.
+    pub fn deaths(&self) -> (u32, u64) {
+        (self.epoch(), self.clocks.lanes_closed())
     }
 
     /// Bytes accounted for.

@@ -1,7 +1,7 @@
 //! Who is connected: the register behind `maxclients` and CLIENT LIST, INFO, KILL.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use atomic_waker::AtomicWaker;
@@ -27,6 +27,8 @@ pub struct Client {
     words: Mutex<Words>,
     killed: AtomicBool,
     draining: AtomicBool,
+    /// The server's number for the connection it has of its own, if it has one.
+    lent: Mutex<Option<Arc<AtomicI64>>>,
     waker: AtomicWaker,
 }
 
@@ -57,6 +59,17 @@ impl Client {
     pub fn kill(&self) {
         self.killed.store(true, Ordering::Release);
         self.waker.wake();
+    }
+
+    /// It got a connection of its own, or gave it back.
+    pub fn lend(&self, client_id: Option<Arc<AtomicI64>>) {
+        *lock(&self.lent) = client_id;
+    }
+
+    /// The server's number for the connection it has of its own.
+    pub fn upstream_id(&self) -> Option<i64> {
+        let id = lock(&self.lent).as_ref()?.load(Ordering::Acquire);
+        (id > 0).then_some(id)
     }
 
     /// Asks it to finish what it has begun and go.
@@ -125,6 +138,7 @@ impl Clients {
             words: Mutex::new(Words { user: "default".into(), ..Words::default() }),
             killed: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            lent: Mutex::default(),
             waker: AtomicWaker::new(),
         });
         all.insert(client.id, client.clone());
@@ -139,6 +153,12 @@ impl Clients {
     /// Those here now, by id.
     pub fn all(&self) -> Vec<Arc<Client>> {
         lock(&self.all).values().cloned().collect()
+    }
+
+    /// The one with this number, as a client spells it.
+    pub fn find(&self, id: &[u8]) -> Option<Arc<Client>> {
+        let id: u64 = std::str::from_utf8(id).ok()?.parse().ok()?;
+        lock(&self.all).get(&id).cloned()
     }
 
     /// How many are here.

@@ -39,6 +39,7 @@ pub struct Clocks {
     link: AtomicU64,
     link_wanted: AtomicU64,
     lanes: Box<[LaneSlot]>,
+    closed: AtomicU64,
 }
 
 impl Default for Clocks {
@@ -49,7 +50,12 @@ impl Default for Clocks {
             clock: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
         };
-        Clocks { link: AtomicU64::new(0), link_wanted: AtomicU64::new(0), lanes: (0..MAX_LANES).map(slot).collect() }
+        Clocks {
+            link: AtomicU64::new(0),
+            link_wanted: AtomicU64::new(0),
+            lanes: (0..MAX_LANES).map(slot).collect(),
+            closed: AtomicU64::new(0),
+        }
     }
 }
 
@@ -96,7 +102,14 @@ impl Clocks {
     /// The lane is lost: whatever it filled is void from here on.
     pub fn close_lane(&self, stamp: LaneStamp) {
         let slot = &self.lanes[stamp.slot()].alive;
-        let _ = slot.compare_exchange(stamp.0, 0, Ordering::AcqRel, Ordering::Relaxed);
+        if slot.compare_exchange(stamp.0, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            self.closed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Lanes that were ever lost.
+    pub fn lanes_closed(&self) -> u64 {
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// The lane has answered something that was sent at `t`.

@@ -1,6 +1,19 @@
 //! Request to [`Plan`]: what a command needs and what it does to the cache. Pure functions over the server's COMMAND table.
+//!
+//! Two sources are merged when the table is built, so that a request costs one map lookup: the server's own COMMAND
+//! reply (arity, flags, key specs; modules included) and `command/table.rs`, one row for each command about which the
+//! server does not say enough. What neither knows is forwarded and taken for a write of anything.
 
 use std::ops::Range;
+
+mod build;
+mod keys;
+mod reply;
+mod table;
+
+use crate::config::ScriptKeys;
+use build::{Spec, Subcommands};
+use table::{Fate, Shape};
 
 /// One parsed request: argument ranges into the bytes it was scanned from.
 #[derive(Clone, Copy)]
@@ -125,24 +138,131 @@ pub struct Plan {
     pub route: Route,
     /// What it does to the cache.
     pub effect: Effect,
-    /// The command's number in the cache; 0 if it is not cached.
+    /// Of a cacheable read: a number for the command's name, however it is spelled and whichever server is asked. GET
+    /// is 1; MGET has its own, since it answers nil where GET answers WRONGTYPE. Of anything else: 0.
     pub id: u16,
 }
 
-use crate::config::ScriptKeys;
-/// stub
-pub struct Table;
+/// [`Plan::id`] of GET.
+pub const GET_ID: u16 = 1;
+
+const GET: Plan = Plan { route: Route::Cache(CacheRead::One(FieldTtl::No)), effect: Effect::Keys, id: GET_ID };
+const UNKNOWN: Plan = Plan { route: Route::Lane, effect: Effect::Unknown, id: 0 };
+
+/// Longest command name that is looked up, `container|sub` included. What is longer is unknown.
+const NAME_MAX: usize = 64;
+
+/// Every command's plan, for one server. Built once for each COMMAND reply and never changed.
+pub struct Table {
+    specs: build::Specs,
+    /// Whether a hash field can expire; unless the server's table says no, it can.
+    field_ttl: bool,
+    script_keys: ScriptKeys,
+}
+
 impl Table {
-    /// stub
-    pub fn empty(_: ScriptKeys) -> Table {
-        Table
+    /// The table of a server that has not been asked yet, or that does not allow COMMAND. Our own rows hold; every
+    /// other command is forwarded and taken for a write of anything.
+    pub fn empty(script_keys: ScriptKeys) -> Self {
+        Self { specs: build::specs(&[]), field_ttl: true, script_keys }
     }
-    /// stub
-    pub fn from_command_reply(_: &[u8], _: ScriptKeys) -> Result<Table, String> {
-        Ok(Table)
+
+    /// Builds the table from the raw RESP2 reply to COMMAND.
+    ///
+    /// # Errors
+    /// Says what is wrong if the reply is an error or is not what Redis 6.2 and later send.
+    pub fn from_command_reply(reply: &[u8], script_keys: ScriptKeys) -> Result<Self, String> {
+        let entries = reply::parse(reply)?;
+        let specs = build::specs(&entries);
+        let field_ttl = specs.contains_key(&b"hpexpire"[..]);
+        Ok(Self { specs, field_ttl, script_keys })
     }
-    /// stub
-    pub fn plan(&self, _r: &Request<'_>, _keys: &mut Keys) -> Plan {
-        Plan { route: Route::Lane, effect: Effect::Unknown, id: 0 }
+
+    /// What is to be done with `request`. Clears and fills `keys`; they are complete for cached reads too.
+    pub fn plan(&self, request: &Request<'_>, keys: &mut Keys) -> Plan {
+        keys.writes.clear();
+        keys.reads.clear();
+        if request.len() == 2 && is_get(request.arg(0)) {
+            keys.reads.push(1);
+            return GET;
+        }
+        let Some(spec) = self.find(request) else {
+            return UNKNOWN;
+        };
+        let effect = keys::effect(spec, request, self.script_keys, keys);
+        let route = self.route(spec, request);
+        let id = if matches!(route, Route::Cache(_)) { spec.id } else { 0 };
+        Plan { route, effect, id }
+    }
+
+    fn find(&self, request: &Request<'_>) -> Option<&Spec> {
+        let mut name = [0; NAME_MAX];
+        let len = lower_into(&mut name, 0, request.arg(0))?;
+        let spec = self.specs.get(&name[..len])?;
+        if spec.subcommands == Subcommands::None || request.len() < 2 {
+            return Some(spec);
+        }
+        let listed = lower_into(&mut name, len + 1, request.arg(1)).and_then(|end| {
+            name[len] = b'|';
+            self.specs.get(&name[..end])
+        });
+        match spec.subcommands {
+            Subcommands::All => listed,
+            _ => listed.or(Some(spec)),
+        }
+    }
+
+    /// A wrong number of arguments goes to the server, which has the words for it.
+    fn route(&self, spec: &Spec, request: &Request<'_>) -> Route {
+        if !spec.takes(request.len()) {
+            return Route::Lane;
+        }
+        match spec.fate {
+            Fate::Forward => Route::Lane,
+            Fate::ForwardUnlessBlock if keys::says_block(request) => Route::Dedicated(Need::Block),
+            Fate::ForwardUnlessBlock => Route::Lane,
+            Fate::Read(shape) => Route::Cache(self.read(shape, request.len())),
+            Fate::Answer(local) => Route::Local(local),
+            Fate::Dedicate(need) => Route::Dedicated(need),
+        }
+    }
+
+    fn read(&self, shape: Shape, len: usize) -> CacheRead {
+        match shape {
+            Shape::Mget => CacheRead::Mget,
+            Shape::Fields if self.field_ttl => CacheRead::One(FieldTtl::Named { fields: len - 2 }),
+            Shape::AllFields if self.field_ttl => CacheRead::One(FieldTtl::Whole),
+            _ => CacheRead::One(FieldTtl::No),
+        }
+    }
+
+    /// What happens to every command of this server, as a Markdown table for people.
+    pub fn compatibility(&self) -> String {
+        let mut names: Vec<_> = self.specs.iter().filter(|(_, s)| s.subcommands != Subcommands::All).collect();
+        names.sort_unstable_by_key(|(name, _)| *name);
+        let mut text = String::from("| fate | commands |\n|---|---|\n");
+        for fate in Spec::FATES {
+            let of_fate = names.iter().filter(|(_, s)| s.words() == fate);
+            let list: Vec<_> = of_fate.map(|(name, _)| build::display(name)).collect();
+            if !list.is_empty() {
+                text += &format!("| {fate} | {} |\n", list.join(", "));
+            }
+        }
+        text
     }
 }
+
+fn is_get(name: &[u8]) -> bool {
+    matches!(name, [g, e, t] if g | 0x20 == b'g' && e | 0x20 == b'e' && t | 0x20 == b't')
+}
+
+/// Copies `word` in lower case to `at` and returns where it ends; `None` if it does not fit.
+fn lower_into(name: &mut [u8; NAME_MAX], at: usize, word: &[u8]) -> Option<usize> {
+    let target = name.get_mut(at..at + word.len())?;
+    target.copy_from_slice(word);
+    target.make_ascii_lowercase();
+    Some(at + word.len())
+}
+
+#[cfg(test)]
+mod tests;

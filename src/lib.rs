@@ -1,5 +1,69 @@
 //! nearside: a Redis-protocol caching proxy.
-#![forbid(unsafe_op_in_unsafe_fn)]
+//!
+//! Any Redis client points at it instead of at Redis. Reads that were read before are answered from the proxy's own
+//! memory; everything else goes to the upstream Redis or Valkey, which tells every proxy what has changed.
+//!
+//! # The promise
+//!
+//! A read answered from the cache is as fresh as was asked for, and the proxy can prove it. Three rules carry that:
+//!
+//! 1. **A reply is stored only by a token that is still valid** when it arrives. An invalidation of the key, a local
+//!    write or a lost link revokes it ([`cache::FillToken`]).
+//! 2. **A write is acknowledged only when the cache reflects it**: its keys are dropped first; where its keys cannot be
+//!    known, one barrier on the link has come back first ([`upstream::effect`]).
+//! 3. **A hit is served only if the freshness clocks have passed the session's watermark** ([`clock`], [`coherence`]).
+//!
+//! | level | a hit is exact as of |
+//! |---|---|
+//! | `bounded` | at most `max_staleness` ago; no key ever goes back in time; writes through this proxy are seen at once |
+//! | `causal` | also the latest thing this session has seen |
+//! | `linearizable` | the request's arrival, as if Redis itself had answered |
+//!
+//! # The way of a request
+//!
+//! ```text
+//! client ─► session ─► resp (scan) ─► command (plan) ─► cache ─► session ─► client       a hit: one task, no await
+//!                                        └─► lane ─► reply ─► cache.fill(token) ─► session     a miss
+//!                                        └─► lane ─► reply ─► cache.drop(keys) ─► session      a write
+//! node ─► link ─► coherence ─► cache.drop(key) | cache.flush(epoch) | clock.advance(t)         an invalidation
+//! ```
+//!
+//! # Threads
+//!
+//! The main thread accepts and deals connections to the workers. A worker owns its sessions, its lanes and its idle
+//! dedicated connections; nothing of them is locked. The link has a thread of its own, so that a busy worker delays
+//! neither invalidations nor the clock. Shared by all: [`shared::Shared`], which holds the cache, the clocks, the node.
+//!
+//! # The layers, from the top; nothing points up
+//!
+//! | module | the question it answers |
+//! |---|---|
+//! | [`server`] | which sockets, which threads, when does it end |
+//! | [`session`] | what becomes of one client's bytes, in order |
+//! | [`admin`] | what can be seen from inside |
+//! | [`shared`] | what do all threads share |
+//! | [`upstream`] | which connection, what is sent, whose reply is this ([`upstream::connection`], [`upstream::fill`], [`upstream::link`]) |
+//! | [`coherence`] | what do the link's events mean, what does a level ask of a hit |
+//! | [`command`] | what does this request need, what may it change; pure |
+//! | [`cache`] | what is kept, what may still be stored, what must go; no I/O, no clock reads |
+//! | [`outbox`] | in which order do replies leave |
+//! | [`clock`] | as of when is the cache known to be exact |
+//! | [`resp`] | where do requests and replies begin and end |
+//! | [`transport`], [`buffer`], [`time`] | sockets, bytes on their way out, what time is it |
+//! | [`config`], [`embedded`], [`limits`], [`clients`], [`error`] | settings, the private server, open files, who is connected, why it ends |
+//!
+//! # Words
+//!
+//! * **lane**: a shared, pipelined connection to the node, for one user, protocol and database, in one thread.
+//! * **dedicated connection**: lent to one session while its state needs one.
+//! * **link**: the connection on which the node reports changed keys.
+//! * **entry**: all cached replies of one key, over commands, databases, users and protocols.
+//! * **fill token**: the right to store the reply of one read.
+//! * **flight**: a read on its way upstream that others may wait for.
+//! * **freshness clock**: the send time of the last PING that has come back: everything acknowledged to anybody before
+//!   it has been applied here.
+//! * **watermark**: the time as of which a session's next hit must be fresh.
+//! * **view**: (user, database, protocol), numbered; a cached reply belongs to one.
 
 pub mod admin;
 pub mod buffer;

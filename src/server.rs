@@ -24,12 +24,14 @@ use crate::session;
 use crate::shared::Shared;
 use crate::time::Time;
 use crate::transport::Stream;
-use crate::upstream::{ConnectionKey, Creds, Pool, link};
+use crate::upstream::{self, ConnectionKey, Creds, Pool, link};
 
 /// Connections dealt to a worker that it has not taken yet.
 const DEALT: usize = 1024;
-/// How often memory of dead entries is given back.
+/// How often it is looked whether a flush or a lost lane has left dead entries.
 const SWEEP: Duration = Duration::from_secs(1);
+/// How many of these looks pass before expired entries are swept too.
+const SWEEPS_UNTIL_EXPIRED: u32 = 30;
 /// Longest pause after a failed accept (out of file descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -200,7 +202,8 @@ fn start_control(shared: &Arc<Shared>, mut stopping: watch::Receiver<bool>) -> R
     spawn("nearside-link".into(), move || {
         runtime.block_on(async move {
             tokio::select! {
-                () = link::run(node, key) => {}
+                () = link::run(node.clone(), key.clone()) => {}
+                () = upstream::watch::run(node, key) => {}
                 _ = stopping.changed() => {}
             }
         });
@@ -210,9 +213,16 @@ fn start_control(shared: &Arc<Shared>, mut stopping: watch::Receiver<bool>) -> R
 fn start_sweep(shared: &Arc<Shared>, running: Arc<AtomicBool>) -> Result<JoinHandle<()>, Error> {
     let shared = shared.clone();
     spawn("nearside-sweep".into(), move || {
+        let cache = &shared.cache;
+        let (mut swept, mut looks) = (cache.deaths(), 0);
         while running.load(Ordering::Acquire) {
-            shared.cache.sweep(Time::now());
             std::thread::park_timeout(SWEEP);
+            looks += 1;
+            let deaths = cache.deaths();
+            if deaths != swept || looks >= SWEEPS_UNTIL_EXPIRED {
+                cache.sweep(Time::now());
+                (swept, looks) = (deaths, 0);
+            }
         }
     })
 }

@@ -78,6 +78,16 @@ impl Input {
         }
     }
 
+    /// Puts another form of the present request in its place.
+    fn replace(&mut self, request: &[u8]) {
+        let tail = self.buf.split_off(self.pos + self.len);
+        self.buf.truncate(self.pos);
+        self.buf.extend_from_slice(request);
+        self.buf.unsplit(tail);
+        self.len = 0;
+        self.scanner.reset();
+    }
+
     /// The present request as bytes of their own, without a copy.
     fn take(&mut self) -> Bytes {
         self.buf.advance(self.pos);
@@ -103,6 +113,8 @@ enum Step {
     Send(Rc<Connection>, Effect),
     /// It cannot go on yet.
     Stall(Stall),
+    /// It is to be dealt with in this form instead.
+    Replace(Vec<u8>),
     /// The session ends once its replies are written.
     Close,
 }
@@ -159,12 +171,16 @@ pub struct Session {
     stall: Option<Stall>,
     /// The present request is not to look in the cache again.
     bypass: bool,
+    /// The present request has been given another form already.
+    replaced: bool,
     /// How often the present request has waited.
     tries: u32,
     /// Keys of fills outstanding: a hit on one of them would overtake it.
     filling: Vec<u64>,
     /// Nothing more is read; what is owed is written.
     closing: Option<Why>,
+    /// Input was left alone because too much is owed already.
+    held_back: bool,
     eof: bool,
     /// Not yet added to the process's counters.
     commands: u64,
@@ -206,9 +222,11 @@ impl Session {
             shown: Time::ZERO,
             stall: None,
             bypass: false,
+            replaced: false,
             tries: 0,
             filling: Vec::new(),
             closing: None,
+            held_back: false,
             eof: false,
             commands: 0,
             hits: 0,
@@ -249,8 +267,11 @@ impl Session {
             self.poll_stall(cx);
             if self.stall.is_none() {
                 self.process();
-                // The stall just made must be polled once, to be woken by what it waits for.
-                self.poll_stall(cx);
+                // A stall just made must be polled once, to be woken by what it waits for; if that has happened
+                // already, there may be input to go on with.
+                if self.stall.is_some() && self.poll_stall(cx) {
+                    continue;
+                }
             }
             if let Poll::Ready(Err(_)) = self.outbox.poll_write(cx, &mut self.stream) {
                 return Poll::Ready("it does not take its replies");
@@ -258,22 +279,18 @@ impl Session {
             if let Some(why) = self.over() {
                 return Poll::Ready(why);
             }
-            if !self.may_go_on() {
-                match self.poll_read(cx) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(Ok(true)) => {}
-                    Poll::Ready(Ok(false)) => self.eof = true,
-                    Poll::Ready(Err(_)) => return Poll::Ready("its connection broke"),
-                }
+            if self.held_back && !self.must_drain() {
+                continue;
+            }
+            match self.poll_read(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(Ok(false)) => self.eof = true,
+                Poll::Ready(Err(_)) => return Poll::Ready("its connection broke"),
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
-    }
-
-    /// There is input that the last turn left alone and that could be dealt with now.
-    fn may_go_on(&self) -> bool {
-        self.stall.is_none() && self.input.len > 0 && self.closing.is_none() && !self.must_drain()
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<bool>> {
@@ -331,13 +348,14 @@ impl Session {
         None
     }
 
-    fn poll_stall(&mut self, cx: &mut Context<'_>) {
+    /// True if what the request waited for has happened.
+    fn poll_stall(&mut self, cx: &mut Context<'_>) -> bool {
         let after = match &mut self.stall {
-            None => return,
-            Some(Stall::Drain) if self.outbox.waiting() > 0 => return,
+            None => return false,
+            Some(Stall::Drain) if self.outbox.waiting() > 0 => return false,
             Some(Stall::Drain) => After::Again,
             Some(Stall::For(wait)) => match wait.as_mut().poll(cx) {
-                Poll::Pending => return,
+                Poll::Pending => return false,
                 Poll::Ready(after) => after,
             },
         };
@@ -354,6 +372,7 @@ impl Session {
                 self.request_done();
             }
         }
+        true
     }
 
     fn become_other(&mut self, other: Become) {
@@ -371,7 +390,12 @@ impl Session {
 
     fn request_done(&mut self) {
         self.input.consume();
+        self.next_request();
+    }
+
+    fn next_request(&mut self) {
         self.bypass = false;
+        self.replaced = false;
         self.tries = 0;
         self.commands += 1;
     }
@@ -385,7 +409,12 @@ impl Session {
         let table = self.shared.node.table.load_full();
         // Taken out so that a request can be looked at while the session changes.
         let mut input = std::mem::take(&mut self.input);
-        while self.closing.is_none() && self.stall.is_none() && !self.must_drain() {
+        self.held_back = false;
+        while self.closing.is_none() && self.stall.is_none() {
+            self.held_back = self.must_drain();
+            if self.held_back {
+                break;
+            }
             self.settle_lent();
             if self.lent.as_ref().is_some_and(|l| l.raw) {
                 self.pass_on(&mut input);
@@ -425,14 +454,10 @@ impl Session {
                     input.consume();
                 }
                 Ok(Scan::Inline(len)) => match resp::inline_args(&rest[..len]) {
+                    // As if it had been sent in the usual form.
                     Ok(args) => {
-                        // As if it had been sent in the usual form.
-                        let request = resp::encode(&args);
-                        let tail = input.buf.split_off(input.pos + len);
-                        input.buf.truncate(input.pos);
-                        input.buf.extend_from_slice(&request);
-                        input.buf.unsplit(tail);
-                        input.scanner.reset();
+                        input.len = len;
+                        input.replace(&resp::encode(&args));
                     }
                     Err(e) => return self.protocol_error(&e),
                 },
@@ -455,7 +480,7 @@ impl Session {
         match plan.route {
             Route::Cache(read) => self.cached_read(request, plan, read, keys),
             Route::Lane => self.forward(self.lane.clone(), self.effect(request, plan, keys)),
-            Route::Dedicated(need) => self.dedicate(need),
+            Route::Dedicated(need) => self.dedicate(request, need),
             Route::Local(local) => self.local(request, local),
         }
     }
@@ -497,6 +522,10 @@ impl Session {
                 self.stall = Some(stall);
                 return;
             }
+            Step::Replace(request) => {
+                self.replaced = true;
+                return input.replace(&request);
+            }
             Step::Close => self.closing = Some("it said QUIT"),
             Step::Done => {}
             Step::Send(connection, effect) => {
@@ -510,9 +539,7 @@ impl Session {
             }
         }
         input.consume();
-        self.bypass = false;
-        self.tries = 0;
-        self.commands += 1;
+        self.next_request();
     }
 
     /// Answers with one line of the proxy's own.

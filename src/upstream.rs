@@ -6,6 +6,7 @@ pub mod effect;
 pub mod fill;
 pub mod handshake;
 pub mod link;
+pub mod watch;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -73,6 +74,8 @@ pub struct Node {
     pub heartbeat: Duration,
     /// See [`Config`].
     pub script_keys: ScriptKeys,
+    /// How often [`watch`] looks.
+    pub watch_interval: Duration,
     reconnect_max: Duration,
     max_dedicated: usize,
 }
@@ -92,6 +95,7 @@ impl Node {
             upstream_timeout: config.upstream_timeout,
             heartbeat: config.heartbeat,
             script_keys: config.script_keys,
+            watch_interval: (config.max_staleness / 2).min(Duration::from_secs(1)),
             reconnect_max: config.reconnect_max,
             max_dedicated: config.max_dedicated,
         }
@@ -133,6 +137,15 @@ impl Pool {
         let mut lanes = self.lanes.borrow_mut();
         let start = || Connection::start(self.node.clone(), key.clone(), Role::Lane);
         lanes.entry(key.clone()).or_insert_with(start).clone()
+    }
+
+    /// Forgets a lane that the server has refused, so that databases and users that do not exist leave nothing behind.
+    pub fn forget_refused(&self, lane: &Rc<Connection>) {
+        let mut lanes = self.lanes.borrow_mut();
+        if lane.never_opened() && lanes.get(&lane.key).is_some_and(|l| Rc::ptr_eq(l, lane)) {
+            lanes.remove(&lane.key);
+            lane.close();
+        }
     }
 
     /// A connection for one session alone; `None` at the limit.

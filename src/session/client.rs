@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Session, Step};
+use super::local::ask;
+use super::{After, Session, Stall, Step};
 use crate::clients::Client;
 use crate::command::Request;
 use crate::outbox::Piece;
@@ -26,7 +27,7 @@ impl Session {
             (b"KILL", args) if !args.is_empty() => self.kill(args),
             (b"GETREDIR", []) => self.say(":-1"),
             (b"TRACKINGINFO", []) => self.tracking_info(),
-            (b"UNBLOCK", _) => self.say("-ERR nearside: CLIENT UNBLOCK does not reach through the proxy yet"),
+            (b"UNBLOCK", [id, how @ ..]) if how.len() < 2 => self.unblock(id, how),
             // PAUSE, UNPAUSE and HELP are the server's business, and so is the text of every error.
             _ => self.forward(self.lane.clone(), Effect::None),
         }
@@ -112,6 +113,17 @@ impl Session {
         } else {
             client.kill();
         }
+    }
+
+    /// The server knows the blocked client by the number of the connection it was lent.
+    fn unblock(&self, id: &[u8], how: &[&[u8]]) -> Step {
+        if resp::parse_i64(id).is_none() {
+            return self.say("-ERR value is not an integer or out of range");
+        }
+        let known = self.shared.clients.find(id).and_then(|c| c.upstream_id()).unwrap_or(0).to_string();
+        let args = [&[b"CLIENT".as_slice(), b"UNBLOCK", known.as_bytes()], how].concat();
+        let reply = ask(&self.lane, &resp::encode(&args));
+        Step::Stall(Stall::For(Box::pin(async move { After::Reply(reply.await.into()) })))
     }
 
     fn tracking_info(&self) -> Step {

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::{Input, Session, Stall, Step};
 use crate::command::{Keys, Local, Need, Plan, Request, Route};
 use crate::outbox::{Outbox, Piece};
+use crate::resp;
 use crate::upstream::connection::Connection;
 use crate::upstream::effect::{Effect, KeySet};
 
@@ -77,19 +78,41 @@ fn confirmation(request: &Request<'_>) -> Option<&'static str> {
 
 impl Session {
     /// Gets the session a connection of its own; the request is then dealt with again.
-    pub(super) fn dedicate(&mut self, need: Need) -> Step {
+    pub(super) fn dedicate(&mut self, request: &Request<'_>, need: Need) -> Step {
         if self.outbox.waiting() > 0 {
             return Step::Stall(Stall::Drain);
         }
-        let Some(connection) = self.pool.lend(&self.key) else {
+        if let Some(request) = self.redirect(request) {
+            return Step::Replace(request);
+        }
+        // WAIT is about what this client wrote, which was on a lane. A connection counts as having written all there was
+        // when it last said anything, so one that is opened now waits for what was acknowledged before.
+        let fresh = request.arg(0).len() >= 4 && request.arg(0)[..4].eq_ignore_ascii_case(b"WAIT");
+        let lent = if fresh { self.pool.open(&self.key) } else { self.pool.lend(&self.key) };
+        let Some(connection) = lent else {
             let max = self.shared.config.max_dedicated;
             return self.say(&format!("-ERR nearside: all {max} connections for transactions, blocking commands and subscriptions are taken (max_dedicated)"));
         };
         connection.lend(Some(Rc::<Outbox>::clone(&self.outbox)));
+        self.client.lend(Some(connection.client_id.clone()));
         let raw = need == Need::Pin;
         self.lent = Some(Lent { connection, multi: None, watching: false, blocking: false, raw });
         // Nothing waits, so this drain is over at once.
         Step::Stall(Stall::Drain)
+    }
+
+    /// CLIENT TRACKING … REDIRECT names a client by the number we gave it; the server knows its connection by another.
+    fn redirect(&self, request: &Request<'_>) -> Option<Vec<u8>> {
+        let args: Vec<&[u8]> = (0..request.len()).map(|i| request.arg(i)).collect();
+        let word = |i: usize, w: &[u8]| args.get(i).is_some_and(|a| a.eq_ignore_ascii_case(w));
+        if self.replaced || !word(0, b"CLIENT") || !word(1, b"TRACKING") {
+            return None;
+        }
+        let at = (3..args.len()).find(|i| word(*i, b"REDIRECT"))? + 1;
+        let id = self.shared.clients.find(args.get(at)?)?.upstream_id()?.to_string();
+        let mut args = args;
+        args[at] = id.as_bytes();
+        Some(resp::encode(&args))
     }
 
     /// Gives the connection back once its state allows it.
@@ -105,6 +128,7 @@ impl Session {
             && self.tries == 0
             && let Some(lent) = self.lent.take()
         {
+            self.client.lend(None);
             self.pool.give_back(lent.connection);
         }
     }

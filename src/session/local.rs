@@ -59,10 +59,17 @@ impl Session {
     /// Becomes `key`, if the server opens a lane for it; `reply` makes the answer from its HELLO.
     fn move_to(&self, key: ConnectionKey, name: Option<String>, reply: impl FnOnce(Bytes) -> Bytes + 'static) -> Step {
         let lane = self.pool.lane(&key);
+        // The lane that sessions begin with is theirs without having been asked for.
+        let (pool, first) = (self.pool.clone(), key == Self::first_key(&self.shared));
         Step::Stall(Stall::For(Box::pin(async move {
             match lane.ready().await {
                 Ok(hello) => After::Become(Box::new(Become { key, name, reply: reply(hello) })),
-                Err(error) => After::Reply(error),
+                Err(error) => {
+                    if !first {
+                        pool.forget_refused(&lane);
+                    }
+                    After::Reply(error)
+                }
             }
         })))
     }

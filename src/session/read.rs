@@ -1,12 +1,13 @@
 //! Reads that the cache can answer.
 
 use std::future::poll_fn;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{After, Session, Stall, Step};
 use crate::cache::entry::Variant;
 use crate::cache::{Begin, FillToken, Lookup, Need};
-use crate::command::{CacheRead, FieldTtl, Keys, Plan, Request};
+use crate::command::{CacheRead, FieldTtl, GET_ID, Keys, Plan, Request};
 use crate::config::Level;
 use crate::outbox::Piece;
 use crate::time::Time;
@@ -99,6 +100,7 @@ impl Session {
                 Begin::Lead(token) => Some(token),
                 // Behind an own write the flight may be older than the write: no joining then.
                 Begin::Join(flight) if overtake && self.tries < MAX_TRIES => {
+                    self.cache.stats.joined.fetch_add(1, Ordering::Relaxed);
                     let landed = async move {
                         poll_fn(|cx| flight.poll_landed(cx)).await;
                         After::Again
@@ -138,7 +140,7 @@ impl Session {
     }
 
     fn count_miss(&self) {
-        self.cache.stats.misses.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.cache.stats.misses.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A clock that stands still is not waited for: the read goes upstream.
@@ -159,7 +161,7 @@ impl Session {
     fn read_many(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
         let hashes: Vec<u64> = (1..request.len()).map(|i| self.cache.hash(request.arg(i))).collect();
         if !self.bypass && hashes.iter().all(|h| self.may_overtake(*h)) {
-            match self.snapshot(request, plan.id, &hashes) {
+            match self.snapshot(request, &hashes) {
                 Lookup::Hit(reply) => {
                     self.outbox.put(Piece::Slice(&reply));
                     self.hits += 1;
@@ -170,7 +172,7 @@ impl Session {
             }
         }
         self.count_miss();
-        let get = |i: usize| Variant { view: self.view, id: plan.id, key: request.arg(i), tail: b"" };
+        let get = |i: usize| Variant { view: self.view, id: GET_ID, key: request.arg(i), tail: b"" };
         let lead = |i: usize| -> Option<FillToken> {
             match self.cache.begin(hashes[i - 1], &get(i)) {
                 Begin::Lead(token) => Some(token),
@@ -186,7 +188,7 @@ impl Session {
             drop(keys);
             return self.forward(self.lane.clone(), Effect::of_keys(KeySet { writes: Vec::new(), reads: hashes }));
         }
-        let (view, id) = (self.view, plan.id);
+        let (view, id) = (self.view, GET_ID);
         let request = request.buf.into();
         let read = FillRead { view, id, request, keys, mget: true, field_ttl: FieldTtl::No, fields: Vec::new() };
         self.send_fill(read, &hashes)
@@ -194,7 +196,7 @@ impl Session {
 
     /// All of MGET's keys as of one instant: every entry was filled before the time that link and lanes prove, so all
     /// of them held then.
-    fn snapshot(&mut self, request: &Request<'_>, id: u16, hashes: &[u64]) -> Lookup<Vec<u8>> {
+    fn snapshot(&mut self, request: &Request<'_>, hashes: &[u64]) -> Lookup<Vec<u8>> {
         // Read first: whatever is found afterwards has survived everything acknowledged before this time.
         let mut proven = self.cache.clocks.link();
         let watermark = self.watermark();
@@ -202,7 +204,7 @@ impl Session {
         let mut youngest = Time::ZERO;
         let mut slowest = None;
         for (i, hash) in hashes.iter().enumerate() {
-            let variant = Variant { view: self.view, id, key: request.arg(i + 1), tail: b"" };
+            let variant = Variant { view: self.view, id: GET_ID, key: request.arg(i + 1), tail: b"" };
             let found = self.cache.lookup(*hash, &variant, self.now, watermark, |node| {
                 reply.extend_from_slice(node.reply());
                 (node.stored(), node.lane())

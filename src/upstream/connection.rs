@@ -10,7 +10,7 @@ use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
@@ -125,6 +125,8 @@ pub struct Connection {
     node: Arc<Node>,
     shared: RefCell<Shared>,
     changed: Notify,
+    /// The server's number for it, once known; others look it up for CLIENT UNBLOCK and REDIRECT.
+    pub client_id: Arc<AtomicI64>,
 }
 
 impl Connection {
@@ -151,7 +153,14 @@ impl Connection {
             raw: false,
             raw_queue: VecDeque::new(),
         };
-        let connection = Rc::new(Connection { key, role, node, shared: RefCell::new(shared), changed: Notify::new() });
+        let connection = Rc::new(Connection {
+            key,
+            role,
+            node,
+            shared: RefCell::new(shared),
+            changed: Notify::new(),
+            client_id: Arc::default(),
+        });
         tokio::task::spawn_local(run(connection.clone()));
         connection
     }
@@ -250,6 +259,11 @@ impl Connection {
         }
     }
 
+    /// Whether the server has never accepted it.
+    pub fn never_opened(&self) -> bool {
+        self.shared.borrow().hello.is_empty()
+    }
+
     /// Whether it is open and nothing is awaited, so that it can be lent again.
     pub fn is_clean(&self) -> bool {
         let shared = self.shared.borrow();
@@ -322,6 +336,8 @@ fn fail(expect: Expect, error: &Bytes, node: &Node, now: Time) {
 async fn run(connection: Rc<Connection>) {
     loop {
         if connection.role == Role::Lane && !connection.needed().await {
+            connection.shared.borrow_mut().phase = Phase::Closed(connection.node.error("this connection was given up"));
+            connection.changed.notify_waiters();
             return;
         }
         let outcome = match handshake::open(&connection.node, &connection.key, connection.role).await {
@@ -372,6 +388,7 @@ impl Connection {
         shared.pings = 0;
         shared.arming = false;
         shared.armed = opened.armed.unwrap_or(0);
+        self.client_id.store(opened.client_id, Ordering::Release);
         if self.role == Role::Lane {
             shared.stamp = self.node.coherence.cache.clocks.open_lane(opened.asked);
             if shared.stamp.is_none() {

@@ -23,6 +23,8 @@ pub struct Opened {
     pub hello: Bytes,
     /// The link's generation that changed keys are reported to.
     pub armed: Option<u64>,
+    /// The server's number for a dedicated connection; 0 if it does not say.
+    pub client_id: i64,
     /// When the handshake was sent: the server had the connection after that.
     pub asked: Time,
 }
@@ -84,6 +86,9 @@ async fn greet(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Open
     let asked = Time::now();
     let mut request = hello(key);
     request.extend(resp::encode(&["CLIENT", "SETNAME", name]));
+    if role == Role::Dedicated {
+        request.extend(resp::encode(&["CLIENT", "ID"]));
+    }
     if key.db != 0 {
         request.extend(resp::encode(&["SELECT", &key.db.to_string()]));
     }
@@ -97,6 +102,10 @@ async fn greet(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Open
     }
     // Without CLIENT's permission the connection works all the same, unnamed.
     wire.reply().await?;
+    let client_id = match role {
+        Role::Dedicated => integer(&wire.reply().await?),
+        Role::Lane => 0,
+    };
     if key.db != 0 {
         let selected = wire.reply().await?;
         if selected[0] == b'-' {
@@ -107,7 +116,13 @@ async fn greet(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Open
         Some(link) if &wire.reply().await?[..] == b"+OK\r\n" => Some(link.generation),
         _ => None,
     };
-    Ok(Opened { stream: wire.stream, input: wire.input, hello, armed, asked })
+    Ok(Opened { stream: wire.stream, input: wire.input, hello, armed, client_id, asked })
+}
+
+/// The number in an integer reply; 0 if it is none.
+pub fn integer(reply: &[u8]) -> i64 {
+    let digits = reply.strip_prefix(b":").and_then(|r| r.strip_suffix(b"\r\n"));
+    digits.and_then(resp::parse_i64).unwrap_or(0)
 }
 
 /// A socket used one question at a time, before (or instead of) being shared.

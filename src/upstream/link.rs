@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use super::handshake::{Refusal, Wire, hello};
+use super::handshake::{Refusal, Wire, hello, integer};
 use super::{ConnectionKey, Node};
 use crate::buffer::OutBuf;
 use crate::coherence::LinkId;
@@ -81,7 +81,7 @@ async fn open(node: &Arc<Node>, key: &ConnectionKey) -> Result<(Wire, i64), Refu
         wire.ask(&["CLIENT", "SETNAME", "nearside-link"]).await?;
         learn(node, &mut wire).await?;
         let id = refuse_error(wire.ask(&["CLIENT", "ID"]).await?)?;
-        let id = resp::parse_i64(&id[1..id.len() - 2]).unwrap_or(0);
+        let id = integer(&id);
         refuse_error(wire.ask(&["SUBSCRIBE", CHANNEL]).await?)?;
         Ok((wire, id))
     };

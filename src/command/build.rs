@@ -1,0 +1,202 @@
+//! The server's entries and our rows, merged into what a request is planned by.
+
+use std::collections::HashMap;
+
+use super::Need;
+use super::reply::{Entry, KeySpec};
+use super::table::{Begin, Fate, Find, ROWS, Row, StaticSpec, Touch};
+
+/// All commands, by lower-case name.
+pub(super) type Specs = HashMap<Vec<u8>, Spec, ahash::RandomState>;
+
+/// What is known about one command.
+pub(super) struct Spec {
+    pub fate: Fate,
+    pub touch: Touch,
+    /// Cache id; 0 if it is not cacheable.
+    pub id: u16,
+    pub subcommands: Subcommands,
+    /// Where `touch` is `Server`.
+    pub keys: Vec<KeySpec>,
+    /// It may touch more keys than `keys` finds.
+    pub unknown: bool,
+    /// If no key is found, it may have touched any.
+    pub unknown_without_keys: bool,
+    /// The server says that it does not write, whatever its key specs say (PFCOUNT; modules).
+    pub readonly: bool,
+    /// Ours, and the server's if it gave one.
+    arity: [i64; 2],
+}
+
+/// Whether the second word is part of the name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Subcommands {
+    /// It is an argument.
+    None,
+    /// The table has some of them; the others are as the container.
+    Some,
+    /// The server has listed them all.
+    All,
+}
+
+impl Spec {
+    /// Whether the number of arguments can be right.
+    pub fn takes(&self, len: usize) -> bool {
+        let len = i64::try_from(len).unwrap_or(i64::MAX);
+        self.arity.iter().all(|arity| if *arity < 0 { len >= -arity } else { len == *arity })
+    }
+
+    /// The fates that [`words`](Self::words) tells, in the order to show them.
+    pub const FATES: [&str; 7] = [
+        "cached",
+        "answered by nearside",
+        "on a connection of its own",
+        "on a connection of its own if it blocks",
+        "forwarded; the cache is flushed",
+        "forwarded; waits for a barrier",
+        "forwarded",
+    ];
+
+    /// Its fate in one of [`FATES`](Self::FATES).
+    pub fn words(&self) -> &'static str {
+        let place = match (self.fate, self.touch) {
+            (Fate::Read(_), _) => 0,
+            (Fate::Answer(_), _) => 1,
+            (Fate::Dedicate(_), _) => 2,
+            (Fate::ForwardUnlessBlock, _) => 3,
+            (Fate::Forward, Touch::Everything) => 4,
+            (Fate::Forward, Touch::Script { .. }) => 5,
+            (Fate::Forward, Touch::Server(_)) if self.unknown => 5,
+            (Fate::Forward, _) => 6,
+        };
+        Self::FATES[place]
+    }
+
+    fn new(row: Option<(u16, &Row)>, entry: Option<&Entry>, subcommands: Subcommands) -> Self {
+        let touch = row.map_or(Touch::Server(&[]), |(_, row)| row.touch);
+        let (keys, incomplete) = merged_keys(touch, entry);
+        let module = entry.is_some_and(|e| e.module);
+        let write = entry.is_some_and(|e| e.write);
+        let readonly = entry.is_some_and(|e| e.readonly);
+        Self {
+            fate: fate(row.map(|(_, row)| row), entry),
+            touch,
+            id: row.map_or(0, |(id, _)| id),
+            subcommands,
+            keys,
+            unknown: incomplete || (module && (!readonly || entry.is_some_and(|e| e.movable))),
+            unknown_without_keys: write || module,
+            readonly,
+            arity: [row.map_or(-1, |(_, row)| row.arity), entry.map_or(-1, |e| e.arity)],
+        }
+    }
+}
+
+/// Builds the table; without entries, of our rows alone.
+pub(super) fn specs(entries: &[Entry]) -> Specs {
+    let mut specs = Specs::default();
+    for entry in entries {
+        let subcommands = subcommands_of(entry);
+        specs.insert(entry.name.clone(), Spec::new(row(&entry.name), Some(entry), subcommands));
+        for sub in &entry.subcommands {
+            specs.insert(sub.name.clone(), Spec::new(row(&sub.name), Some(sub), Subcommands::None));
+        }
+    }
+    for (id, row) in numbered_rows() {
+        if !specs.contains_key(row.name.as_bytes()) && holds_unlisted(row, &specs, entries.is_empty()) {
+            add_container(row.name, &mut specs);
+            let spec = Spec::new(Some((id, row)), None, has_static_subcommands(row.name.as_bytes()));
+            specs.insert(row.name.into(), spec);
+        }
+    }
+    specs
+}
+
+/// How a command's name is shown: `CONFIG GET`.
+pub(super) fn display(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).to_uppercase().replace('|', " ")
+}
+
+fn numbered_rows() -> impl Iterator<Item = (u16, &'static Row)> {
+    (1..).zip(ROWS).map(|(place, row)| (if matches!(row.fate, Fate::Read(_)) { place } else { 0 }, row))
+}
+
+fn row(name: &[u8]) -> Option<(u16, &'static Row)> {
+    numbered_rows().find(|(_, row)| row.name.as_bytes() == name)
+}
+
+fn subcommands_of(entry: &Entry) -> Subcommands {
+    if entry.subcommands.is_empty() { has_static_subcommands(&entry.name) } else { Subcommands::All }
+}
+
+fn has_static_subcommands(name: &[u8]) -> Subcommands {
+    let is_of = |row: &Row| row.name.split_once('|').is_some_and(|(container, _)| container.as_bytes() == name);
+    if ROWS.iter().any(is_of) { Subcommands::Some } else { Subcommands::None }
+}
+
+/// Whether a row holds though the server does not list its command: our own, and what would do harm if it existed
+/// after all. A subcommand also if the server lists none of its container's (6.2; DEBUG).
+fn holds_unlisted(row: &Row, specs: &Specs, no_server: bool) -> bool {
+    if no_server || matches!(row.fate, Fate::Answer(_)) {
+        return true;
+    }
+    match row.name.split_once('|') {
+        Some((container, _)) => specs.get(container.as_bytes()).is_some_and(|s| s.subcommands == Subcommands::Some),
+        None => matches!(row.fate, Fate::Dedicate(_)) || row.touch == Touch::Everything,
+    }
+}
+
+/// Without a server's table a container has no entry of its own, but must be found for its subcommands to be.
+fn add_container(name: &str, specs: &mut Specs) {
+    if let Some((container, _)) = name.split_once('|') {
+        let container = container.as_bytes();
+        specs.entry(container.to_vec()).or_insert_with(|| Spec::new(row(container), None, Subcommands::Some));
+    }
+}
+
+fn fate(row: Option<&Row>, entry: Option<&Entry>) -> Fate {
+    match (row.map(|row| row.fate), entry) {
+        // Someone has put another command in its place.
+        (Some(Fate::Read(_)), Some(entry)) if !entry.readonly || entry.module => Fate::Forward,
+        (Some(fate), _) if fate != Fate::Forward => fate,
+        (_, Some(entry)) if entry.blocking => Fate::Dedicate(Need::Block),
+        // Whatever it sets, it sets on the connection.
+        (None, Some(entry)) if entry.name.starts_with(b"client|") => Fate::Dedicate(Need::Pin),
+        _ => Fate::Forward,
+    }
+}
+
+/// The key specs, and whether they miss any key.
+fn merged_keys(touch: Touch, entry: Option<&Entry>) -> (Vec<KeySpec>, bool) {
+    let Touch::Server(fallback) = touch else {
+        return (Vec::new(), false);
+    };
+    let own = || fallback.iter().map(StaticSpec::owned).collect();
+    match entry {
+        None => (own(), fallback.is_empty()),
+        // 6.2 says that the keys move, but not where; what it gives besides is only a part of them.
+        Some(entry) if entry.movable && !entry.has_moving_spec() && !fallback.is_empty() => (own(), false),
+        Some(entry) => {
+            let misses = entry.opaque || (entry.movable && !entry.has_moving_spec());
+            (entry.keys.clone(), misses)
+        }
+    }
+}
+
+impl Entry {
+    /// Whether the specs say how the keys move; a fixed range does not.
+    fn has_moving_spec(&self) -> bool {
+        let fixed = |spec: &KeySpec| matches!((&spec.begin, &spec.find), (Begin::Index(_), Find::Range { .. }));
+        !self.keys.iter().all(fixed)
+    }
+}
+
+impl StaticSpec {
+    fn owned(&self) -> KeySpec {
+        let begin = match self.begin {
+            Begin::Index(at) => Begin::Index(at),
+            Begin::Keyword { word, from } => Begin::Keyword { word: word.to_vec(), from },
+        };
+        KeySpec { begin, find: self.find, write: self.write }
+    }
+}

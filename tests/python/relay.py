@@ -1,0 +1,124 @@
+"""A TCP relay between proxy and server that makes bad weather: delay, silence, cuts.
+
+A connection's role is learned from the name it gives itself (`nearside-link`, `nearside-lane`), so weather can be sent to the link alone.
+"""
+
+import socket
+import threading
+import time
+
+CHUNK = 65536
+ROLES = {b"nearside-link": "link", b"nearside-lane": "lane"}
+
+
+class Weather:
+    """What happens to the server's answers on connections of one role."""
+
+    def __init__(self):
+        self.delay = 0.0
+        self.flows = threading.Event()
+        self.flows.set()
+
+
+class Relay:
+    """Listens on a port of its own and passes connections on to `target_port`."""
+
+    def __init__(self, target_port):
+        self.target_port = target_port
+        self._weather = {"link": Weather(), "lane": Weather(), None: Weather()}
+        self._pairs = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def delay(self, role, seconds):
+        self._weather[role].delay = seconds
+
+    def stall(self, role):
+        """From now on answers stay in the relay; no FIN, no error, just silence."""
+        self._weather[role].flows.clear()
+
+    def resume(self, role):
+        self._weather[role].flows.set()
+
+    def cut(self, role):
+        """Ends this role's connections; how many there were."""
+        pairs = [pair for pair in self._pairs if pair.role == role and pair.open]
+        for pair in pairs:
+            pair.cut()
+        return len(pairs)
+
+    def kill(self):
+        self._listener.close()
+        for weather in self._weather.values():
+            weather.flows.set()
+        for pair in self._pairs:
+            pair.cut()
+
+    def weather_of(self, role):
+        return self._weather[role]
+
+    def _accept(self):
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self._connect(client)
+
+    def _connect(self, client):
+        try:
+            server = socket.create_connection(("127.0.0.1", self.target_port), 2)
+        except OSError:
+            client.close()
+            return
+        self._pairs.append(Pair(self, client, server))
+
+
+class Pair:
+    """One relayed connection."""
+
+    def __init__(self, relay, client, server):
+        self.relay = relay
+        self.role = None
+        self.open = True
+        self._client = client
+        self._server = server
+        for sock in (client, server):
+            sock.settimeout(None)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        threading.Thread(target=self._pump_requests, daemon=True).start()
+        threading.Thread(target=self._pump_answers, daemon=True).start()
+
+    def cut(self):
+        self.open = False
+        for sock in (self._client, self._server):
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def _pump_requests(self):
+        self._pump(self._client, self._server, self._learn_role)
+
+    def _pump_answers(self):
+        self._pump(self._server, self._client, self._endure_weather)
+
+    def _pump(self, source, sink, before_passing_on):
+        try:
+            while data := source.recv(CHUNK):
+                before_passing_on(data)
+                sink.sendall(data)
+        except OSError:
+            pass
+        self.cut()
+
+    def _learn_role(self, data):
+        if self.role is None:
+            self.role = next((role for mark, role in ROLES.items() if mark in data), None)
+
+    def _endure_weather(self, _):
+        weather = self.relay.weather_of(self.role)
+        if weather.delay:
+            time.sleep(weather.delay)
+        weather.flows.wait()

@@ -1,0 +1,194 @@
+"""What a session may ask about itself and about others, and what no invalidation announces."""
+
+import pytest
+
+from processes import wait_until
+from wire import Connection, ReplyError
+
+pytestmark = pytest.mark.needs_proxy
+
+
+def warm(conn, *command):
+    """Until the cache answers: a fill may be revoked by what is still on its way."""
+    hit = lambda: b"hit" in conn.call("NEARSIDE", "EXPLAIN", *command)[0]
+    wait_until(lambda: conn.call(*command) is not Ellipsis and hit(), f"a hit of {command}")
+    return conn.call(*command)
+
+
+def test_unblock_reaches_the_blocked_client(redis_site):
+    with Connection(redis_site.a.port) as blocked, Connection(redis_site.a.port) as other:
+        number = blocked.call("CLIENT", "ID")
+        blocked.send("BLPOP", "nothing", 30)
+        wait_until(lambda: other.call("CLIENT", "UNBLOCK", number) == 1, "the client is blocked")
+        assert blocked.read() is None
+        assert other.call("CLIENT", "UNBLOCK", number) == 0
+        blocked.send("BLPOP", "nothing", 30)
+        wait_until(lambda: other.call("CLIENT", "UNBLOCK", number, "ERROR") == 1, "it is blocked again")
+        assert "UNBLOCKED" in str(blocked.read())
+        assert blocked.call("PING") == b"PONG"
+
+
+def test_tracking_redirects_to_a_client_by_our_number(redis_site):
+    with Connection(redis_site.a.port) as listener, Connection(redis_site.a.port) as reader:
+        number = listener.call("CLIENT", "ID")
+        listener.call("SUBSCRIBE", "__redis__:invalidate")
+        assert reader.call("CLIENT", "TRACKING", "ON", "REDIRECT", number) == b"OK"
+        reader.call("GET", "tracked")
+        redis_site.server.call("SET", "tracked", 1)
+        assert listener.read() == [b"message", b"__redis__:invalidate", [b"tracked"]]
+
+
+def test_tracking_in_resp3_pushes_to_its_own_connection(redis_site):
+    with Connection(redis_site.a.port, protocol=3) as reader:
+        assert reader.call("CLIENT", "TRACKING", "ON") == b"OK"
+        reader.call("GET", "tracked")
+        redis_site.server.call("SET", "tracked", 1)
+        assert reader.read() == [b"invalidate", [b"tracked"]]
+        assert reader.call("GET", "tracked") == b"1"
+
+
+def test_wait_counts_no_replicas_where_there_are_none(redis_site):
+    with Connection(redis_site.a.port) as conn:
+        conn.call("SET", "k", 1)
+        assert conn.call("WAIT", 0, 100) == 0
+        assert conn.call("WAIT", 1, 50) == 0
+
+
+def test_wait_is_about_what_this_client_wrote(lab):
+    """A replica that is frozen has not acknowledged the write, whatever connection WAIT is sent on."""
+    site = lab.site()
+    replica = lab.server(options=("--replicaof", f"127.0.0.1 {site.server.port}"))
+    wait_until(lambda: "master_link_status:up" in str(replica.call("INFO", "replication")), "the replica is in step")
+    with Connection(site.a.port) as conn:
+        conn.call("BLPOP", "nothing", 0.01)
+        conn.call("SET", "k", 1)
+        assert conn.call("WAIT", 1, 5000) == 1
+        replica.freeze()
+        conn.call("SET", "k", 2)
+        assert conn.call("WAIT", 1, 200) == 0
+        replica.thaw()
+        assert conn.call("WAIT", 1, 5000) == 1
+
+
+def test_kill_by_number_address_and_self(redis_site):
+    with Connection(redis_site.a.port) as victim, Connection(redis_site.a.port) as other:
+        number = victim.call("CLIENT", "ID")
+        assert other.call("CLIENT", "KILL", "ID", number) == 1
+        assert victim.read_to_end() == b""
+        with pytest.raises(ReplyError, match="No such client"):
+            other.call("CLIENT", "KILL", "1.2.3.4:5")
+        own = other.call("CLIENT", "ID")
+        assert other.call("CLIENT", "KILL", "ID", own, "SKIPME", "no") == 1
+        assert other.read_to_end() == b""
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_names_and_numbers_are_the_clients_own(redis_site, protocol):
+    with Connection(redis_site.a.port, protocol=protocol) as one, Connection(redis_site.a.port) as two:
+        assert one.call("CLIENT", "ID") != two.call("CLIENT", "ID")
+        assert one.call("CLIENT", "GETNAME") is None
+        one.call("CLIENT", "SETNAME", "me")
+        one.call("CLIENT", "SETINFO", "LIB-NAME", "mine")
+        assert (one.call("CLIENT", "GETNAME"), two.call("CLIENT", "GETNAME")) == (b"me", None)
+        listed = two.call("CLIENT", "LIST").decode()
+        assert "name=me" in listed and "lib-name=mine" in listed and f"resp={protocol}" in listed
+        with pytest.raises(ReplyError, match="Client names cannot contain spaces"):
+            one.call("CLIENT", "SETNAME", "two words")
+
+
+def test_reset_forgets_everything(redis_site):
+    with Connection(redis_site.a.port, protocol=3, db=3) as conn:
+        conn.call("CLIENT", "SETNAME", "me")
+        conn.call("MULTI")
+        assert conn.call("RESET") == b"RESET"
+        conn.call("SET", "k", "in database 0")
+        assert redis_site.server.call("GET", "k") == b"in database 0"
+        assert conn.call("CLIENT", "GETNAME") is None
+
+
+def test_databases_that_do_not_exist_leave_no_lanes(redis_site):
+    with Connection(redis_site.a.port) as conn:
+        before = redis_site.a.stats()["lanes"]
+        for db in range(16, 200):
+            with pytest.raises(ReplyError, match="DB index is out of range"):
+                conn.call("SELECT", db)
+        assert redis_site.a.stats()["lanes"] <= before + 1
+        assert conn.call("PING") == b"PONG"
+
+
+def test_swapdb_behind_our_back(redis_site):
+    server = redis_site.server
+    server.call("SET", "k", "zero")
+    with Connection(redis_site.a.port) as conn:
+        assert warm(conn, "GET", "k") == b"zero"
+        server.call("SWAPDB", 0, 1)
+        wait_until(lambda: conn.call("GET", "k") is None, "the swap is seen", timeout=2)
+        server.call("SWAPDB", 0, 1)
+        wait_until(lambda: conn.call("GET", "k") == b"zero", "the second swap is seen", timeout=2)
+
+
+def test_swapdb_through_the_proxy_is_seen_at_once(redis_site):
+    with Connection(redis_site.a.port) as conn, Connection(redis_site.a.port) as other:
+        conn.call("SET", "k", "zero")
+        warm(other, "GET", "k")
+        conn.call("SWAPDB", 0, 1)
+        assert other.call("GET", "k") is None
+        conn.call("SWAPDB", 0, 1)
+        assert other.call("GET", "k") == b"zero"
+
+
+class TestUsers:
+    @pytest.fixture
+    def user(self, redis_site):
+        redis_site.server.call("ACL", "SETUSER", "bob", "reset", "on", ">secret", "~*", "&*", "+@all")
+        yield redis_site
+        redis_site.server.call("ACL", "DELUSER", "bob")
+
+    def bob(self, site, password="secret"):
+        conn = Connection(site.a.port)
+        conn.call("AUTH", "bob", password)
+        return conn
+
+    def test_a_right_withdrawn_is_not_outlived_by_cached_replies(self, user):
+        user.server.call("SET", "k", "v")
+        with self.bob(user) as bob:
+            assert warm(bob, "GET", "k") == b"v"
+            user.server.call("ACL", "SETUSER", "bob", "-get")
+
+            def refused():
+                try:
+                    return bob.call("GET", "k") is None
+                except ReplyError as e:
+                    return "NOPERM" in str(e)
+
+            wait_until(refused, "the right is gone", timeout=3)
+
+    def test_a_wrong_password_is_refused_though_the_users_lane_is_there(self, user):
+        with self.bob(user) as bob:
+            bob.call("SET", "k", "v")
+        for words in (("AUTH", "bob", "wrong"), ("HELLO", "3", "AUTH", "bob", "wrong")):
+            with Connection(user.a.port) as other:
+                with pytest.raises(ReplyError, match="WRONGPASS"):
+                    other.call(*words)
+
+    def test_one_user_never_sees_what_another_may_read(self, user):
+        user.server.call("SET", "hidden", "v")
+        user.server.call("ACL", "SETUSER", "bob", "resetkeys", "~open*")
+        with Connection(user.a.port) as anyone, self.bob(user) as bob:
+            warm(anyone, "GET", "hidden")
+            for words in (("GET", "hidden"), ("MGET", "hidden"), ("STRLEN", "hidden")):
+                with pytest.raises(ReplyError, match="NOPERM"):
+                    bob.call(*words)
+
+    def test_a_user_that_is_deleted_gets_errors(self, user):
+        with self.bob(user) as bob:
+            bob.call("SET", "k", "v")
+            user.server.call("ACL", "DELUSER", "bob")
+
+            def refused():
+                try:
+                    return bob.call("GET", "k") is None
+                except ReplyError:
+                    return True
+
+            wait_until(refused, "the user is refused", timeout=3)
