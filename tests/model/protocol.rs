@@ -321,6 +321,7 @@ impl Scope {
                 if !sessions.any(|(s, g)| s.will_read(g, key)) {
                     proxy.entries[key] = Default::default();
                     proxy.acked[key] = 0;
+                    proxy.told[key] = 0;
                     w.sessions
                         .iter_mut()
                         .zip(&self.programs)
@@ -587,7 +588,9 @@ impl Scope {
         if self.rules.tokens && !(token.valid && token.epoch == proxy.epoch) {
             return false;
         }
-        let node = Node { value, lane: l as u8, stamp: proxy.lanes[l].stamp, epoch: token.epoch, stored, floor: 0 };
+        let told = proxy.told[usize::from(token.key)];
+        let floor = if told >= sent { told } else { 0 };
+        let node = Node { value, lane: l as u8, stamp: proxy.lanes[l].stamp, epoch: token.epoch, stored, floor };
         proxy.entries[usize::from(token.key)].insert(token.variant, node, sent);
         true
     }
@@ -674,7 +677,7 @@ impl Scope {
                 let stored = self.fill(w, (p, l), token, sent, got);
                 if self.rules.told_when_stored {
                     if !stored {
-                        self.observe(w, p, token.key, now);
+                        w.proxies[p].tell(token.key, now);
                     }
                     self.deliver(w, session, id, Some(got.0), now);
                 }

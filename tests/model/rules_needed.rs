@@ -95,6 +95,10 @@ fn telling_when_stored() {
     let programs = vec![client(0, 0, &[Read(0, 0), Read(0, 1), Read(0, 0)])];
     let question = Scope { outside: vec![Write(0)], split: true, ..scope(Bounded, programs) };
     breaks("telling a read when it is stored", BACK, |r| r.told_when_stored = false, question);
+    // The same, without two variants and in whole batches: the reply told is of a revoked token.
+    let programs = vec![client(0, 0, &[Read(0, 0), Read(0, 0)]), client(0, 1, &[Write(0), Read(0, 0)])];
+    let question = Scope { outside: vec![Write(0)], ..scope(Bounded, programs) };
+    breaks("telling a read when it is stored", BACK, |r| r.told_when_stored = false, question);
 }
 
 #[test]

@@ -196,6 +196,8 @@ pub struct Proxy {
     /// Steps of `link_lost` still to do.
     pub losing: u8,
     pub entries: [Entry; KEYS],
+    /// When something about the key was told last that was not stored: a fill sent before then gets it as its floor.
+    pub told: [Time; KEYS],
     pub lanes: Vec<Lane>,
     /// Ghost: the newest write of each key acknowledged through this proxy.
     pub acked: [Pos; KEYS],
@@ -249,6 +251,7 @@ impl World {
             link: Some(link.clone()),
             losing: 0,
             entries: Default::default(),
+            told: [0; KEYS],
             lanes: vec![lane.clone(); lanes_of(p)],
             acked: [0; KEYS],
         };
@@ -346,8 +349,17 @@ impl World {
 }
 
 impl Proxy {
+    /// A reply was told that is not kept: what is kept must not be older. No token is revoked: on a hot key the next
+    /// read is always on its way already, and each would revoke the one behind it.
+    pub fn tell(&mut self, key: Key, t: Time) {
+        let told = &mut self.told[usize::from(key)];
+        *told = t.max(*told);
+        self.entries[usize::from(key)].observe(t);
+    }
+
     fn times(&mut self, f: &mut impl FnMut(&mut Time)) {
         f(&mut self.clock);
+        self.told.iter_mut().for_each(&mut *f);
         if let Some(link) = &mut self.link {
             for event in &mut link.events {
                 if let Event::Pong(t) = event {
