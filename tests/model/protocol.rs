@@ -330,6 +330,7 @@ impl Scope {
                 }
             }
         }
+        w.proxies.iter_mut().for_each(Proxy::forget_told);
         for (session, program) in w.sessions.iter_mut().zip(&self.programs) {
             if !(0..KEYS).any(|key| session.will_read(program, key)) {
                 (session.known, session.mark, session.shown, session.seen) = ([0; KEYS], 0, 0, 0);

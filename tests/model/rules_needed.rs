@@ -117,7 +117,7 @@ fn clocks_before_the_epoch() {
 
 #[test]
 fn barriers_that_flush() {
-    let programs = vec![client(0, 0, &[Read(0, 0), Read(0, 0)]), client(0, 1, &[Script(0)])];
+    let programs = vec![client(0, 0, &[Read(0, 0), Read(0, 0)]), client(0, 0, &[Script(0)])];
     let faults = Faults { links: 1, ..Faults::default() };
     let question = Scope { faults, threads: true, ..scope(Bounded, programs) };
     breaks("barriers that flush when the link is down", OWN, |r| r.barrier_flushes = false, question);

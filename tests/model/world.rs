@@ -349,6 +349,17 @@ impl World {
 }
 
 impl Proxy {
+    /// What was told concerns only fills that were sent before.
+    pub fn forget_told(&mut self) {
+        for (key, told) in self.told.iter_mut().enumerate() {
+            let mut awaited = self.lanes.iter().flat_map(|l| &l.awaited);
+            let concerns = |e: &Expect| matches!(e, Expect::Fill { token, sent, .. } if usize::from(token.key) == key && *sent <= *told);
+            if !awaited.any(concerns) {
+                *told = 0;
+            }
+        }
+    }
+
     /// A reply was told that is not kept: what is kept must not be older. No token is revoked: on a hot key the next
     /// read is always on its way already, and each would revoke the one behind it.
     pub fn tell(&mut self, key: Key, t: Time) {
