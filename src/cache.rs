@@ -7,7 +7,12 @@
 //! 2. A flush is one number: entries and tokens of an older epoch are void wherever they are.
 //! 3. An entry is served only if the link and its lane prove it fresh enough ([`crate::clock`]).
 //!
-//! Revisions are kept in a fixed table by hash: a collision revokes a fill that was innocent, which costs a miss.
+//! 4. Nobody is told anything older about a key than somebody was told before. What is told without being kept (a read
+//!    past the cache, a fill that could not be stored, a reply that was evicted) leaves its time in *told*: entries
+//!    there, and fills sent before it, must then be proven fresh as of that time.
+//!
+//! Revisions and told times are kept in fixed tables by hash. A collision revokes a fill that was innocent, or makes a
+//! hit wait for a PING: it costs time, never truth.
 
 pub mod entry;
 pub mod eviction;
@@ -86,6 +91,7 @@ pub struct Cache {
     map: DashMap<u64, Entry, IdentityState>,
     flights: DashMap<u64, Arc<InFlight>, IdentityState>,
     revisions: Box<[AtomicU32]>,
+    told: Box<[AtomicU64]>,
     epoch: AtomicU32,
     seq: AtomicU32,
     queues: Box<[Mutex<Queues>]>,
@@ -179,6 +185,7 @@ impl Cache {
             map: DashMap::with_hasher_and_shard_amount(IdentityState::default(), SHARDS),
             flights: DashMap::with_hasher_and_shard_amount(IdentityState::default(), SHARDS),
             revisions: (0..REVISIONS).map(|_| AtomicU32::new(0)).collect(),
+            told: (0..REVISIONS).map(|_| AtomicU64::new(0)).collect(),
             epoch: AtomicU32::new(1),
             seq: AtomicU32::new(1),
             queues: (0..SHARDS).map(|_| Mutex::default()).collect(),
@@ -224,15 +231,18 @@ impl Cache {
 
     fn judge<'e>(&self, entry: &'e Entry, v: &Variant<'_>, now: Time, watermark: Time) -> Result<&'e Node, Absence> {
         let (node, floor) = entry.find(v, || self.variant_hash(v)).ok_or(Absence::NotCached)?;
+        // The clocks before the epoch: the link applies a flush before the PONG behind it, so a clock that has passed
+        // the flush never meets the epoch from before.
+        let (lane, link) = (self.clocks.lane(node.lane()), self.clocks.link());
         if node.epoch() != self.epoch.load(Ordering::Acquire) {
             return Err(Absence::Flushed);
         }
         if now >= node.deadline() {
             return Err(Absence::Expired);
         }
-        let lane = self.clocks.lane(node.lane()).ok_or(Absence::LaneLost)?;
+        let lane = lane.ok_or(Absence::LaneLost)?;
         let time = watermark.max(floor);
-        if lane.min(self.clocks.link()) < time {
+        if lane.min(link) < time {
             return Err(Absence::Behind(Need { time, lane: node.lane() }));
         }
         Ok(node)
@@ -292,6 +302,10 @@ impl Cache {
         if !self.valid(token) {
             return false;
         }
+        let told = self.told(token.hash);
+        if told >= sent {
+            node.raise_floor(told);
+        }
         let removed: Vec<Node> = match place {
             Place::Vacant(place) => {
                 place.insert(Entry::One(node));
@@ -323,6 +337,14 @@ impl Cache {
             && self.epoch.load(Ordering::Acquire) == token.flight.epoch
     }
 
+    fn told(&self, hash: u64) -> Time {
+        Time(self.told[hash as usize % REVISIONS].load(Ordering::Acquire))
+    }
+
+    fn tell(&self, hash: u64, t: Time) {
+        self.told[hash as usize % REVISIONS].fetch_max(t.0, Ordering::AcqRel);
+    }
+
     fn revision(&self, hash: u64) -> &AtomicU32 {
         &self.revisions[hash as usize % REVISIONS]
     }
@@ -336,10 +358,11 @@ impl Cache {
         true
     }
 
-    /// Something about the key was read past the cache and told to somebody at `t`: nobody may be told anything older
-    /// from here on. Entries wait for the clock to pass `t`; fills on their way are revoked.
+    /// Something about the key is told to somebody at `t` without being kept: nobody may be told anything older from
+    /// here on (invariant 4). To be called before it is told. The time is noted first and the entry second, so a fill
+    /// in between either sees the time or is raised with the entry.
     pub fn observe(&self, hash: u64, t: Time) {
-        self.revision(hash).fetch_add(1, Ordering::AcqRel);
+        self.tell(hash, t);
         if let Some(mut entry) = self.map.get_mut(&hash) {
             entry.observe(t);
         }
@@ -349,6 +372,11 @@ impl Cache {
     pub fn flush(&self, cause: FlushCause) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
         self.stats.flushes[cause as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Voids everything without calling it a flush: for a reply that cannot wait for a link that is being lost.
+    pub fn void(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
     fn account(&self, hash: u64, bytes: i64, replies: i64) {
@@ -387,8 +415,10 @@ impl Cache {
         if let Place::Occupied(mut place) = self.map.entry(victim.hash)
             && place.get().by_seq(victim.variant, victim.seq).is_some()
         {
+            let told = place.get().latest();
             let (node, empty) = place.get_mut().remove(victim.variant);
             if empty {
+                self.tell(victim.hash, told);
                 place.remove();
             }
             self.forget(victim.hash, node.as_slice());
@@ -414,7 +444,11 @@ impl Cache {
     /// Gives back the memory of what can never be served again. Locks one shard at a time; meant for a thread of its own.
     pub fn sweep(&self, now: Time) {
         self.map.retain(|hash, entry| {
+            let told = entry.latest();
             let (removed, empty) = entry.retain(|node| self.alive(node) && now < node.deadline());
+            if empty {
+                self.tell(*hash, told);
+            }
             self.forget(*hash, &removed);
             !empty
         });

@@ -92,7 +92,8 @@ impl Clocks {
         let lane = &self.lanes[slot];
         // 22 bits; zero is skipped so that no stamp is 0, nor u32::MAX (which marks a slot being opened).
         let generation = (lane.generation.fetch_add(1, Ordering::Relaxed) % 0x3F_FFFE) + 1;
-        lane.clock.store(now.0, Ordering::Relaxed);
+        // Release: who reads this clock must not read an older stamp beside it.
+        lane.clock.store(now.0, Ordering::Release);
         lane.wanted.store(0, Ordering::Relaxed);
         let stamp = LaneStamp::new(slot, generation);
         lane.alive.store(stamp.0, Ordering::Release);

@@ -158,7 +158,12 @@ impl Coherence {
         if crate::sabotage::on(crate::sabotage::Rule::Barrier) {
             return;
         }
-        while self.generation().is_some() && !self.wait(t, None, Duration::from_secs(1)).await {}
+        while !self.wait(t, None, Duration::from_secs(1)).await {
+            if self.generation().is_none() {
+                // The link is being lost: whoever is told now must find nothing older, flushed yet or not.
+                return self.cache.void();
+            }
+        }
     }
 
     async fn wait(&self, t: Time, lane: Option<LaneStamp>, patience: Duration) -> bool {

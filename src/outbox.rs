@@ -29,6 +29,14 @@ impl Piece<'_> {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+    /// Its bytes, to be kept.
+    pub fn into_bytes(self) -> Bytes {
+        match self {
+            Piece::Slice(s) => Bytes::copy_from_slice(s),
+            Piece::Bytes(b) => b,
+        }
+    }
+
     /// Its bytes.
     pub fn as_slice(&self) -> &[u8] {
         match self {

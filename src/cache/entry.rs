@@ -248,6 +248,14 @@ impl Entry {
         node.filter(|n| n.seq() == seq)
     }
 
+    /// The latest time at which anything of this was told to somebody.
+    pub fn latest(&self) -> Time {
+        match self {
+            Entry::One(node) => node.stored().max(node.floor()),
+            Entry::Many(many) => many.nodes.values().map(Node::floor).fold(many.latest, Time::max),
+        }
+    }
+
     /// Somebody was told something newer about the key than these replies may know.
     pub fn observe(&mut self, t: Time) {
         match self {

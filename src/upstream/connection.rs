@@ -690,10 +690,7 @@ impl Connection {
         if !effect.settle(&self.node.coherence, now) {
             return place.deliver(frame, now);
         }
-        let reply = match frame {
-            Piece::Slice(s) => Bytes::copy_from_slice(s),
-            Piece::Bytes(b) => b,
-        };
+        let reply = frame.into_bytes();
         let node = self.node.clone();
         tokio::task::spawn_local(async move {
             node.coherence.barrier(now).await;

@@ -61,7 +61,13 @@ impl Effect {
             }
             Effect::Flush => cache.flush(crate::cache::FlushCause::Command),
         }
-        matches!(self, Effect::Unknown(_)) && coherence.generation().is_some()
+        let unknown = matches!(self, Effect::Unknown(_));
+        if unknown && coherence.generation().is_none() {
+            // Perhaps the link is being lost at this moment and the cache not flushed yet: the reply does not wait for it.
+            cache.void();
+            return false;
+        }
+        unknown
     }
 
     /// Whether the command may have changed something, so that it must never be repeated.

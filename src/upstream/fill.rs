@@ -4,6 +4,8 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::cache::entry::Variant;
 use crate::cache::{FillTimes, FillToken};
 use crate::clock::LaneStamp;
@@ -49,7 +51,7 @@ pub struct Fill {
     read: FillRead,
     sent: Time,
     step: usize,
-    reply: Vec<u8>,
+    reply: Bytes,
     stored: Time,
     ttls: Vec<i64>,
     spoiled: bool,
@@ -59,7 +61,7 @@ impl Fill {
     /// To be sent at `sent`.
     pub fn new(place: Place, read: FillRead, sent: Time) -> Fill {
         let ttls = Vec::with_capacity(read.keys.len());
-        Fill { place: Some(place), read, sent, step: 0, reply: Vec::new(), stored: Time::ZERO, ttls, spoiled: false }
+        Fill { place: Some(place), read, sent, step: 0, reply: Bytes::new(), stored: Time::ZERO, ttls, spoiled: false }
     }
 
     /// The bytes to send.
@@ -97,13 +99,17 @@ impl Fill {
         self.read.keys.iter().map(hash).collect()
     }
 
-    /// The next reply. True if it was the last one.
+    /// The next reply. True if it was the last one: what was read is then stored, or noted as told, and only then told.
     pub fn reply(&mut self, frame: Piece<'_>, now: Time, coherence: &Coherence, lane: Option<LaneStamp>) -> bool {
         let keys = self.read.keys.len();
         let bytes = frame.as_slice();
         match self.step {
             0 => self.spoiled |= bytes != b"+OK\r\n",
-            1 => self.take_reply(frame, now, coherence),
+            1 => {
+                self.stored = now;
+                self.spoiled |= matches!(bytes[0], b'-' | b'!') || bytes.len() > coherence.cache.max_entry();
+                self.reply = frame.into_bytes();
+            }
             n if n < 2 + keys => match bytes {
                 [b':', ..] => self.ttls.push(resp::parse_i64(&bytes[1..bytes.len() - 2]).unwrap_or(-2)),
                 _ => self.spoiled = true,
@@ -112,71 +118,57 @@ impl Fill {
         }
         self.step += 1;
         let last = self.step == 2 + keys + usize::from(self.read.field_ttl != FieldTtl::No);
-        if last
-            && !self.spoiled
-            && let Some(lane) = lane
-        {
-            self.store(coherence, lane);
+        if last {
+            self.store(now, coherence, lane.filter(|_| !self.spoiled));
+            if let Some(place) = self.place.take() {
+                place.deliver(Piece::Bytes(std::mem::take(&mut self.reply)), now);
+            }
         }
         last
     }
 
-    fn take_reply(&mut self, frame: Piece<'_>, now: Time, coherence: &Coherence) {
-        let bytes = frame.as_slice();
-        self.stored = now;
-        self.spoiled |= matches!(bytes[0], b'-' | b'!');
-        if self.spoiled {
-            // The client is told something the cache will not keep: what it keeps must not be older.
-            self.hashes(coherence).into_iter().for_each(|hash| coherence.cache.observe(hash, now));
-        } else if bytes.len() > coherence.cache.max_entry() {
-            self.spoiled = true;
-        } else {
-            self.reply = bytes.to_vec();
-        }
-        if let Some(place) = self.place.take() {
-            place.deliver(frame, now);
-        }
-    }
-
-    fn store(&mut self, coherence: &Coherence, lane: LaneStamp) {
-        let reply = std::mem::take(&mut self.reply);
-        if self.read.mget {
-            return self.store_each(&reply, coherence, lane);
-        }
-        let Some(token) = self.read.keys[0].token.take() else { return };
-        let (ttl, missing) = (self.ttls[0], says_missing(&reply));
-        let Some(deadline) = deadline(self.sent, ttl, missing) else { return };
-        let range = self.read.keys[0].range.clone();
-        let variant = Variant {
-            view: self.read.view,
-            id: self.read.id,
-            key: &self.read.request[range.clone()],
-            tail: &self.read.request[range.end + 2..],
-        };
-        let times = FillTimes { sent: self.sent, stored: self.stored, deadline };
-        coherence.cache.fill(token, &variant, &reply, times, lane);
-    }
-
-    fn store_each(&mut self, reply: &[u8], coherence: &Coherence, lane: LaneStamp) {
-        let Some((count, mut rest)) = resp::split_aggregate(reply) else { return };
-        if count != self.read.keys.len() {
-            return;
-        }
-        for (key, ttl) in self.read.keys.iter_mut().zip(&self.ttls) {
-            let Some(len) = resp::value_len(rest) else { return };
-            let (value, next) = rest.split_at(len);
-            rest = next;
-            let nil = is_nil(value);
-            // MGET says nil for a list as well, where GET would say WRONGTYPE.
-            if nil != (*ttl == -2) {
-                continue;
+    /// Keeps what may be kept, by a lane that is alive; of the rest, notes that it is told.
+    fn store(&mut self, now: Time, coherence: &Coherence, lane: Option<LaneStamp>) {
+        let values = if self.read.mget { self.elements() } else { vec![0..self.reply.len()] };
+        for i in 0..self.read.keys.len() {
+            let kept = match (values.get(i), lane) {
+                (Some(value), Some(lane)) => self.store_one(i, value.clone(), coherence, lane),
+                _ => false,
+            };
+            if !kept {
+                let key = &self.read.request[self.read.keys[i].range.clone()];
+                coherence.cache.observe(coherence.cache.hash(key), now);
             }
-            let (Some(token), Some(deadline)) = (key.token.take(), deadline(self.sent, *ttl, nil)) else { continue };
-            let key = &self.read.request[key.range.clone()];
-            let variant = Variant { view: self.read.view, id: self.read.id, key, tail: b"" };
-            let times = FillTimes { sent: self.sent, stored: self.stored, deadline };
-            coherence.cache.fill(token, &variant, value, times, lane);
         }
+    }
+
+    fn store_one(&mut self, i: usize, value: Range<usize>, coherence: &Coherence, lane: LaneStamp) -> bool {
+        let (ttl, reply) = (self.ttls[i], &self.reply[value]);
+        // MGET says nil for a list as well, where GET would say WRONGTYPE.
+        if self.read.mget && is_nil(reply) != (ttl == -2) {
+            return false;
+        }
+        let key = &mut self.read.keys[i];
+        let (Some(token), Some(deadline)) = (key.token.take(), deadline(self.sent, ttl, says_missing(reply))) else {
+            return false;
+        };
+        let request = &self.read.request;
+        let tail = if self.read.mget { &[] } else { &request[key.range.end + 2..] };
+        let variant = Variant { view: self.read.view, id: self.read.id, key: &request[key.range.clone()], tail };
+        let times = FillTimes { sent: self.sent, stored: self.stored, deadline };
+        coherence.cache.fill(token, &variant, reply, times, lane)
+    }
+
+    /// Where the elements of MGET's reply are.
+    fn elements(&self) -> Vec<Range<usize>> {
+        let Some((count, rest)) = resp::split_aggregate(&self.reply) else { return Vec::new() };
+        let mut at = self.reply.len() - rest.len();
+        let mut found = Vec::with_capacity(count);
+        while let Some(len) = resp::value_len(&self.reply[at..]) {
+            found.push(at..at + len);
+            at += len;
+        }
+        found
     }
 }
 
