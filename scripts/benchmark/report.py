@@ -1,0 +1,191 @@
+"""One page of tables and two plots."""
+
+import os
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+from cases import KEYS, NEARSIDE, NEARSIDE_AUTO, REQUESTS
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt  # noqa: E402  the backend comes first
+
+# the same input gives the same file
+plt.rcParams["svg.hashsalt"] = "nearside"
+ORDER = ["bare socket", NEARSIDE, NEARSIDE_AUTO, "redis-server", "valkey-server", "nutcracker"]
+COLORS = ["#bbbbbb", "#0b6e4f", "#5cb88f", "#c0392b", "#7f6bb3", "#d9a441"]
+
+
+@dataclass
+class Found:
+    """All that was measured."""
+
+    command: str
+    rounds: int
+    cells: object = None
+    misses: dict = None
+    weight: float = 0
+    many: dict = None
+    tail: dict = None
+    far: dict = None
+    saved: tuple = None
+    versions: dict = field(default_factory=dict)
+
+
+@dataclass
+class Target:
+    """A row of the targets. `lower`: less is better."""
+
+    what: str
+    against: str
+    value: float
+    least: float
+    aim: float
+    unit: str = "×"
+    lower: bool = True
+
+    def row(self):
+        good = lambda bound: self.value <= bound if self.lower else self.value >= bound  # noqa: E731
+        verdict = "**missed**" if not good(self.least) else "aim reached" if good(self.aim) else "kept"
+        show = lambda n: f"{n:.2f} ×" if self.unit == "×" else f"{n:.1f} {self.unit}"  # noqa: E731
+        return [self.what, self.against, show(self.value), show(self.least), show(self.aim), verdict]
+
+
+def targets(found):
+    us = lambda test, p, label: found.cells.median((test, 64, 50, p), label)  # noqa: E731
+    rows = []
+    for p, least, aim in ((1, 1.0, 0.85), (16, 0.45, 0.30), (100, 0.32, 0.18)):
+        rows.append(Target(f"cached GET, P{p}", "redis-server", us("GET", p, NEARSIDE) / us("GET", p, "redis-server"), least, aim))
+    for p in (16, 100):
+        ratio = found.many[p, 1_000_000] / found.many[p, 10_000]
+        rows.append(Target(f"cached GET, P{p}, 1M keys", "the same, 10k keys", ratio, 1.6, 1.2))
+    for p, least, aim in ((1, 1.0, 0.8), (16, 0.45, 0.25)):
+        ratio = us("SET", p, NEARSIDE) / us("SET", p, "nutcracker")
+        rows.append(Target(f"forwarded SET (added CPU), P{p}", "twemproxy", ratio, least, aim))
+    ratio = found.misses[NEARSIDE] / found.misses["nutcracker"]
+    rows.append(Target("missed GET with its fill, P16", "twemproxy's plain GET", ratio, 0.8, 0.5))
+    ratio = found.tail[NEARSIDE_AUTO] / found.tail["redis-server"]
+    rows.append(Target("p99 of a GET, 1000 connections, beside a writer and a misser", "redis-server", ratio, 1.0, 0.7))
+    rows.append(Target("memory per cached 64 B value with 16 B key", "–", found.weight, 220, 150, "B"))
+    saved = found.saved[0] * 100
+    rows.append(Target("reads kept from the upstream, Zipf 0.99, 1 % writes, 2 proxies", "–", saved, 97, 99, "%", lower=False))
+    return [target.row() for target in rows]
+
+
+def table(head, rows):
+    line = lambda cells: "| " + " | ".join(str(cell) for cell in cells) + " |"  # noqa: E731
+    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)]) + "\n"
+
+
+def cpu_table(found):
+    rows = []
+    for cell in sorted({cell for cell, _ in found.cells.times}, key=lambda c: (c[1], c[2], c[0], c[3])):
+        test, size, connections, pipeline = cell
+        base = found.cells.median(cell, "redis-server")
+        row = [test, f"{size} B", connections, f"P{pipeline}"]
+        for label in ORDER:
+            median = found.cells.median(cell, label)
+            if median is None:
+                row.append("")
+            else:
+                low, high = found.cells.spread(cell, label)
+                row.append(f"{median:.2f} ({low:.2f}–{high:.2f}) = {median / base:.2f} ×")
+        rows.append(row)
+    return table(["", "value", "clients", "pipeline", *ORDER], rows)
+
+
+def far_table(found):
+    rows = []
+    for us, rates in found.far.items():
+        requests = rates["requests"]
+        for label in ("without", "with"):
+            r = rates[label]
+            rows.append([f"{us / 1000} ms", label, f"{r['p50'] / 1000:.2f}", f"{r['p99'] / 1000:.2f}", f"{r['cpu']:.1f}",
+                         f"{r['gets'] / requests:.3f}", f"{r['all'] / requests:.3f}"])  # fmt: skip
+    head = ["upstream away", "nearside", "GET p50, ms", "GET p99, ms", "upstream CPU, µs a request", "upstream GETs a request",
+            "upstream commands a request"]  # fmt: skip
+    return table(head, rows)
+
+
+def machine():
+    models = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return f"{os.cpu_count()} × {models[0] if models else platform.machine()}, {memory:.0f} GiB, Linux {platform.release()}"
+
+
+def save(figure, path):
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def plot_cpu(found, path):
+    figure, axes = plt.subplots(1, len(REQUESTS), figsize=(11, 3.6))
+    for axis, p in zip(axes, REQUESTS, strict=True):
+        cells = [(label, found.cells.median(("GET", 64, 50, p), label), color) for label, color in zip(ORDER, COLORS, strict=True)]
+        cells = [cell for cell in cells if cell[1] is not None]
+        bars = axis.bar([c[0] for c in cells], [c[1] for c in cells], color=[c[2] for c in cells])
+        axis.bar_label(bars, fmt="%.2f", fontsize=8)
+        axis.set_title(f"pipeline of {p}", fontsize=10)
+        axis.tick_params(axis="x", labelrotation=60, labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("CPU of the server process,\nµs per GET (less is better)")
+    save(figure, path)
+
+
+def plot_latency(found, path):
+    figure, axis = plt.subplots(figsize=(6, 3.6))
+    for i, (label, color) in enumerate((("without", "#c0392b"), ("with", "#0b6e4f"))):
+        for j, (name, fade) in enumerate((("p50", 1.0), ("p99", 0.5))):
+            at = [n + (2 * i + j) * 0.2 for n in range(len(found.far))]
+            bars = axis.bar(at, [rates[label][name] / 1000 for rates in found.far.values()], 0.18, color=color, alpha=fade,
+                            label=f"{name} {label} nearside")  # fmt: skip
+            axis.bar_label(bars, fmt="%.2f", fontsize=8)
+    axis.set_xticks([n + 0.3 for n in range(len(found.far))], [f"upstream {us / 1000} ms away" for us in found.far])
+    axis.set_ylabel("GET, ms (less is better)")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False)
+    save(figure, path)
+
+
+def write(found, out):
+    out.mkdir(parents=True, exist_ok=True)
+    plot_cpu(found, out / "cpu.svg")
+    plot_latency(found, out / "latency.svg")
+    leaks = sum(found.cells.leaks.values())
+    hits = f"{leaks} of these GETs" if leaks else "not one of these GETs"
+    text = f"""# What it costs
+
+Written by `{found.command}`; do not edit. {found.rounds} rounds, all servers in turn, medians (and the range); CPU time of the server
+process, all its threads; the load comes from the same machine, so throughput would say little.
+
+- machine: {machine()}
+- versions: {"; ".join(f"{name}: {version}" for name, version in sorted(found.versions.items()))}
+- {KEYS:,} random keys, warmed; of nearside's cached GETs, {hits} reached the upstream
+- `nearside` has a thread a core, as by default; the targets are about one thread, as redis-server and twemproxy have
+
+## Targets
+
+{table(["", "against", "measured", "at least", "aim", ""], targets(found))}
+## CPU, µs per request, and its ratio to redis-server's
+
+Of nutcracker and of nearside's SET it is the proxy's process alone: what it adds.
+
+![CPU per cached GET](cpu.svg)
+
+{cpu_table(found)}
+A missed GET with its fill, P16: {found.misses[NEARSIDE]:.2f} µs; twemproxy's GET: {found.misses["nutcracker"]:.2f} µs.
+
+## A far-away upstream
+
+Zipf 0.99 over 100,000 keys, 1 % writes, 8 clients, one request at a time; the relay delays each direction.
+
+![Latency with and without](latency.svg)
+
+{far_table(found)}
+Two proxies on one upstream keep {found.saved[0]:.1%} of the reads from it and save {found.saved[1]:.1%} of its commands, those that
+track and fill included.
+"""
+    (out / "README.md").write_text(text)
+    print(text)
