@@ -148,7 +148,8 @@ class Bench:
             return subprocess.Popen(command, stdout=subprocess.DEVNULL)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise SystemExit(f"load on {server.label}: {done.stderr}")
+            said = Path(server.log).read_text(errors="replace")[-4000:]
+            raise SystemExit(f"load on {server.label} (exit code {server.process.poll()}): {done.stderr}\n{said}")
         return [float(n) for n in done.stdout.split()]
 
     def redis_benchmark(self, server, test, requests, pipeline, connections, size, keys):
