@@ -1,9 +1,9 @@
 //! What does one hit cost: the key hashed, found, judged, its reply copied to where it is written from? One by one; the
-//! difference between the sizes is memory latency.
+//! difference between the sizes is memory latency, which the batch hides.
 
 use std::hint::black_box;
 
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use nearside::buffer::OutBuf;
 use nearside::cache::{Cache, Lookup};
 
@@ -37,5 +37,30 @@ fn hits(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, hits);
+fn batches(c: &mut Criterion) {
+    let mut group = c.benchmark_group("hit, batch of 16");
+    for (name, keys) in [("10k keys", 10_000), ("1M keys", 1_000_000)] {
+        let bench = Bench::filled(keys);
+        let asked = random_keys(1 << 20, keys);
+        let mut order = asked.chunks_exact(16).cycle();
+        let mut out = OutBuf::default();
+        group.throughput(Throughput::Elements(16));
+        for (how, ahead) in [("one by one", false), ("prefetched", true)] {
+            group.bench_function(format!("{name}, {how}"), |b| {
+                b.iter(|| {
+                    let batch = black_box(order.next().expect("it goes round"));
+                    let hashes: [u64; 16] = std::array::from_fn(|i| bench.cache.hash(&batch[i]));
+                    if ahead {
+                        bench.cache.prefetch(&hashes);
+                    }
+                    batch.iter().for_each(|key| hit(&bench.cache, key, &mut out));
+                    out.advance(out.len());
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, hits, batches);
 criterion_main!(benches);
