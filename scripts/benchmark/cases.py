@@ -43,6 +43,10 @@ class Cells:
         times = self.times.get((cell, label))
         return statistics.median(times) if times else None
 
+    def ratios(self, cell, label, base):
+        """One for each round: what was measured close together is compared."""
+        return [mine / theirs for mine, theirs in zip(self.times[cell, label], self.times[cell, base], strict=True)]
+
     def spread(self, cell, label):
         times = self.times[cell, label]
         return min(times), max(times)
@@ -101,7 +105,7 @@ def misses_against_twemproxy(bench, rounds):
             bench.load(server, requests=keys, keys=keys, dist="sequential", pipeline=16)
             times[server.label].append((server.cpu() - cpu) / keys * 1e6)
     bench.stop(redis, *servers)
-    return {label: statistics.median(found) for label, found in times.items()}
+    return dict(times)
 
 
 def many_keys(bench, rounds):
@@ -122,7 +126,7 @@ def many_keys(bench, rounds):
                 bench.redis_benchmark(near, "get", REQUESTS[pipeline], pipeline, 50, 64, keys)
                 times[pipeline, keys].append((near.cpu() - cpu) / REQUESTS[pipeline] * 1e6)
     bench.stop(redis, near)
-    return weight, {key: statistics.median(found) for key, found in times.items()}
+    return weight, dict(times)
 
 
 def tail(bench, rounds):
@@ -145,7 +149,7 @@ def tail(bench, rounds):
                 disturber.kill()
                 disturber.wait()
     bench.stop(redis, near)
-    return {label: statistics.median(p99) for label, p99 in found.items()}
+    return dict(found)
 
 
 def far_away(bench, microseconds, requests):
