@@ -178,7 +178,7 @@ def write(found, out):
 Written by `{found.command}`; do not edit. {found.rounds} rounds, all servers in turn, medians (and the range); CPU time of the server
 process, all its threads; the load comes from the same machine, so throughput would say little.
 
-- machine: {machine()}
+- machine: {machine()}; load average {os.getloadavg()[2]:.1f} over the last 15 minutes, of which the bench itself makes about 2
 - versions: {"; ".join(f"{name}: {version}" for name, version in sorted(found.versions.items()))}
 - {KEYS:,} random keys, warmed; GETs that were to be hits of nearside and reached the upstream: {leaks}
 - `nearside` has a thread a core, as by default; the targets are about one thread, as redis-server and twemproxy have
