@@ -6,11 +6,10 @@ import tempfile
 from pathlib import Path
 
 import cases
-import report
 from servers import Bench
 
 parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-parser.add_argument("--long", action="store_true", help="also values of 1 KiB and 64 KiB and 1000 connections; hours, not minutes")
+parser.add_argument("--long", action="store_true", help="also values of 1 KiB and 64 KiB and 1000 connections; far longer")
 parser.add_argument("--rounds", type=int, default=2, help="how often each cell is measured, in turn with the others [2]")
 parser.add_argument("--out", type=Path, default=Path("docs/bench"), help="where the results go [docs/bench]")
 parser.add_argument("--programs", type=Path, required=True, help=argparse.SUPPRESS)
@@ -18,6 +17,9 @@ parser.add_argument("--programs", type=Path, required=True, help=argparse.SUPPRE
 
 def main():
     args = parser.parse_args()
+    # here, so that --help needs no matplotlib
+    import report
+
     words = (["--long"] if args.long else []) + (["--rounds", str(args.rounds)] if args.rounds != 2 else [])
     found = report.Found(command=shlex.join(["scripts/bench", *words]), rounds=args.rounds)
     sizes, connections = ([64, 1024, 65536], [50, 1000]) if args.long else ([64], [50])
