@@ -229,6 +229,24 @@ impl Cache {
         }
     }
 
+    /// Asks the memory for what lookups of these hashes will read, so that their latencies overlap. A hint: it changes
+    /// nothing, and what it asked for may be gone by the time of the lookup.
+    pub fn prefetch(&self, hashes: &[u64]) {
+        let shard = |hash: u64| &self.map.shards()[self.map.determine_shard(hash as usize)];
+        for hash in hashes {
+            let table = shard(*hash).read();
+            let bucket = *hash as usize & (table.buckets() - 1);
+            let end = table.data_end().as_ptr();
+            prefetch(end.cast::<u8>().wrapping_add(bucket));
+            prefetch(end.wrapping_sub(bucket + 1).cast());
+        }
+        for hash in hashes {
+            if let Some(found) = shard(*hash).read().get(*hash, |(key, _)| key == hash) {
+                found.1.get().prefetch();
+            }
+        }
+    }
+
     fn judge<'e>(&self, entry: &'e Entry, v: &Variant<'_>, now: Time, watermark: Time) -> Result<&'e Node, Absence> {
         let (node, floor) = entry.find(v, || self.variant_hash(v)).ok_or(Absence::NotCached)?;
         // The clocks before the epoch: the link applies a flush before the PONG behind it, so a clock that has passed
@@ -497,6 +515,18 @@ impl Cache {
     pub fn epoch(&self) -> u32 {
         self.epoch.load(Ordering::Acquire)
     }
+}
+
+/// Asks for one cache line. Any address will do.
+fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing and faults on no address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 /// The three times of a fill.

@@ -132,6 +132,14 @@ impl Node {
         Bytes::from_owner(Reply(self.clone()))
     }
 
+    /// Asks for the cache lines that a lookup reads: the header, and the key with the reply's begin behind it.
+    fn prefetch(&self) {
+        let start: *const Header = self.header();
+        super::prefetch(start.cast());
+        super::prefetch(start.cast::<u8>().wrapping_add(64));
+        super::prefetch(start.cast::<u8>().wrapping_add(128));
+    }
+
     /// Whether this is the reply to that very read.
     pub fn is(&self, v: &Variant<'_>) -> bool {
         let h = self.header();
@@ -223,6 +231,14 @@ impl Entry {
                 let latest = if many.latest_seq == Some(node.seq()) { Time::ZERO } else { many.latest };
                 Some((node, latest.max(node.floor())))
             }
+        }
+    }
+
+    /// Asks for the memory that a lookup reads.
+    pub fn prefetch(&self) {
+        match self {
+            Entry::One(node) => node.prefetch(),
+            Entry::Many(many) => super::prefetch((&raw const **many).cast()),
         }
     }
 

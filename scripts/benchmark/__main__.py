@@ -1,0 +1,41 @@
+"""scripts/bench: CPU time per request of nearside and its peers, and what a far-away upstream feels like."""
+
+import argparse
+import shlex
+import tempfile
+from pathlib import Path
+
+import cases
+from servers import Bench
+
+parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+parser.add_argument("--long", action="store_true", help="also values of 1 KiB and 64 KiB and 1000 connections; far longer")
+parser.add_argument("--rounds", type=int, default=2, help="how often each cell is measured, in turn with the others [2]")
+parser.add_argument("--out", type=Path, default=Path("docs/bench"), help="where the results go [docs/bench]")
+parser.add_argument("--programs", type=Path, required=True, help=argparse.SUPPRESS)
+
+
+def main():
+    args = parser.parse_args()
+    # here, so that --help needs no matplotlib
+    import report
+
+    words = (["--long"] if args.long else []) + (["--rounds", str(args.rounds)] if args.rounds != 2 else [])
+    found = report.Found(command=shlex.join(["scripts/bench", *words]), rounds=args.rounds)
+    sizes, connections = ([64, 1024, 65536], [50, 1000]) if args.long else ([64], [50])
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(args.programs.resolve(), scratch)
+        try:
+            found.cells = cases.grid(bench, args.rounds, sizes, connections)
+            found.misses = cases.misses_against_twemproxy(bench, args.rounds)
+            found.weight, found.many = cases.many_keys(bench, args.rounds)
+            found.tail = cases.tail(bench, args.rounds)
+            found.far = {us: cases.far_away(bench, us, 20_000) for us in (300, 1000)}
+            found.saved = cases.saved(bench, 1_000_000)
+        finally:
+            bench.stop()
+        found.versions = bench.versions
+    report.write(found, args.out)
+
+
+main()
