@@ -1,5 +1,6 @@
 //! Sockets of both sides: TCP, unix and TLS, one type.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -57,7 +58,7 @@ pub struct Tls {
 }
 
 impl Tls {
-    fn new(stream: impl Into<TlsStream<TcpStream>>) -> Stream {
+    fn started(stream: impl Into<TlsStream<TcpStream>>) -> Stream {
         Stream::Tls(Box::new(Tls { stream: stream.into(), flushed: true }))
     }
 
@@ -110,22 +111,28 @@ impl Stream {
 
     /// Connects, TLS included, in `limit` at the most.
     pub async fn connect(to: &Endpoint, limit: Duration) -> io::Result<Stream> {
+        let reached = Cell::new(false);
         let connect = async {
             let stream = match &to.address {
                 Address::Tcp(host, port) => Stream::tcp(TcpStream::connect((host.as_str(), *port)).await?)?,
                 Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
             };
+            reached.set(true);
             match (stream, &to.tls) {
                 (Stream::Tcp(socket), Some(tls)) => {
                     let connector = TlsConnector::from(tls.config.clone());
-                    connector.connect(tls.name.clone(), socket).await.map(Tls::new).map_err(explained)
+                    connector.connect(tls.name.clone(), socket).await.map(Tls::started).map_err(explained)
                 }
                 (stream, _) => Ok(stream),
             }
         };
         match tokio::time::timeout(limit, connect).await {
             Ok(result) => result,
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {limit:?}"))),
+            // A Redis in the clear waits for the line that the handshake seems to begin.
+            Err(_) if reached.get() => {
+                Err(late(format!("no TLS handshake within {limit:?}: does it speak TLS there?")))
+            }
+            Err(_) => Err(late(format!("no connection within {limit:?}"))),
         }
     }
 
@@ -133,8 +140,8 @@ impl Stream {
     pub async fn accept_tls(self, config: Arc<ServerConfig>, limit: Duration) -> io::Result<Stream> {
         let Stream::Tcp(socket) = self else { return Ok(self) };
         match tokio::time::timeout(limit, TlsAcceptor::from(config).accept(socket)).await {
-            Ok(result) => result.map(Tls::new).map_err(explained),
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no TLS handshake within {limit:?}"))),
+            Ok(result) => result.map(Tls::started).map_err(explained),
+            Err(_) => Err(late(format!("no TLS handshake within {limit:?}"))),
         }
     }
 
@@ -202,6 +209,10 @@ impl Stream {
             }
         }
     }
+}
+
+fn late(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, what)
 }
 
 fn tcp_names(socket: &TcpStream) -> (String, String) {

@@ -32,7 +32,8 @@ class Pki:
         self.client = self.ours.issue("client")
         self.nameless = self.ours.issue("nameless", names="")
         self.unknown_client = self.strangers.issue("unknown")
-        self.alone = self_signed(folder / "alone.crt", folder / "alone.key", "alone", "-addext", "subjectAltName=IP:127.0.0.1")
+        named = ["-addext", "subjectAltName=IP:127.0.0.1"]
+        self.alone = self_signed(folder / "alone.crt", folder / "alone.key", "alone", *named)
 
 
 def door(pki, **settings):
@@ -327,9 +328,10 @@ def test_insecure_believes_anybody_and_says_so(lab, pki):
 
 
 def test_tls_to_an_upstream_without_it(lab, pki):
-    proxy = lab.proxy(lab.server().port, scheme="rediss", settings={"upstream_tls_ca": pki.ours.ca}, wait=False)
+    settings = {"upstream_tls_ca": pki.ours.ca, "connect_timeout": "300ms"}
+    proxy = lab.proxy(lab.server().port, scheme="rediss", settings=settings, wait=False)
     wait_until(lambda: accepts_text(proxy), "the proxy")
-    assert "does not speak TLS" in error_of(proxy)
+    assert "no TLS handshake within 300ms: does it speak TLS there?" in error_of(proxy)
 
 
 def test_an_upstream_that_never_ends_its_handshake(lab, pki):
