@@ -11,8 +11,12 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig,
+    SignatureScheme,
+};
 
 use crate::config::{Address, AuthClients, Config, ConfigError, Listen, ListenTls, Upstream, UpstreamTls};
 
@@ -105,15 +109,77 @@ pub fn acceptor(listen: &Listen) -> Result<Option<Arc<ServerConfig>>, ConfigErro
     let builder = match (ca, auth_clients) {
         (None, _) | (_, AuthClients::No) => builder.with_no_client_auth(),
         (Some(ca), auth_clients) => {
-            let roots = Arc::new(blame.roots("ca", ca)?);
+            let (roots, pinned) = (Arc::new(blame.roots("ca", ca)?), blame.certificates("ca", ca)?);
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
             let verifier = if *auth_clients == AuthClients::Yes { verifier } else { verifier.allow_unauthenticated() };
             let verifier = verifier.build().map_err(|e| blame.error("ca", format!("{}: {e}", ca.display())))?;
-            builder.with_client_cert_verifier(verifier)
+            builder.with_client_cert_verifier(Arc::new(Clients { strict: verifier, pinned }))
         }
     };
     let config = builder.with_single_cert(chain, secret).map_err(|e| blame.pair("key", cert, key, &e))?;
     Ok(Some(Arc::new(config)))
+}
+
+/// Whether a certificate was refused only because it is marked as a CA's, though the settings name this very one
+/// (`openssl req -x509` makes such). Its dates were looked at before: they are in order.
+fn is_pinned_ca(e: &rustls::Error, shown: &CertificateDer<'_>, pinned: &[CertificateDer<'static>]) -> bool {
+    matches!(e, rustls::Error::InvalidCertificate(CertificateError::Other(e)) if e.0.to_string() == "CaUsedAsEndEntity")
+        && pinned.contains(shown)
+}
+
+/// Which clients' certificates are good: rustls' own rules, and those that `tls_ca` itself holds.
+#[derive(Debug)]
+struct Clients {
+    strict: Arc<dyn ClientCertVerifier>,
+    pinned: Vec<CertificateDer<'static>>,
+}
+
+impl ClientCertVerifier for Clients {
+    fn offer_client_auth(&self) -> bool {
+        self.strict.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.strict.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.strict.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        match self.strict.verify_client_cert(end_entity, intermediates, now) {
+            Err(e) if is_pinned_ca(&e, end_entity, &self.pinned) => Ok(ClientCertVerified::assertion()),
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.strict.verify_tls12_signature(message, cert, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.strict.verify_tls13_signature(message, cert, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.strict.supported_verify_schemes()
+    }
 }
 
 // --- the upstream ---
@@ -153,8 +219,8 @@ pub fn connector(upstream: &Upstream) -> Result<Option<Connector>, ConfigError> 
 /// `upstream_tls_server_name` for: any certificate of that CA.
 const ANY_NAME: &str = "*";
 
-/// Whom to believe. Beyond rustls' own rules: a certificate that `upstream_tls_ca` itself holds is believed even if it is
-/// marked as a CA's (`openssl req -x509` makes such), and the name may be left unchecked, as redis-cli does.
+/// Which upstream to believe: by rustls' own rules, those that `upstream_tls_ca` itself holds, and, if the name is not
+/// to be looked at, as redis-cli does, any of that CA.
 #[derive(Debug)]
 struct Verifier {
     /// `None`: everybody.
@@ -206,7 +272,7 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        use CertificateError::{NotValidForName, NotValidForNameContext, Other};
+        use CertificateError::{NotValidForName, NotValidForNameContext};
         let Some(strict) = &self.strict else { return Ok(ServerCertVerified::assertion()) };
         match strict.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             // The name is looked at last: everything else is in order.
@@ -215,10 +281,7 @@ impl ServerCertVerifier for Verifier {
             {
                 Ok(ServerCertVerified::assertion())
             }
-            // Its dates are looked at before: they are in order.
-            Err(rustls::Error::InvalidCertificate(Other(e)))
-                if e.0.to_string() == "CaUsedAsEndEntity" && self.pinned.iter().any(|pinned| pinned == end_entity) =>
-            {
+            Err(e) if is_pinned_ca(&e, end_entity, &self.pinned) => {
                 if !self.any_name {
                     rustls::client::verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 }

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from certificates import Authority, self_signed
-from processes import free_port, proxy_binary, wait_until
+from processes import free_port, parse_info, proxy_binary, wait_until
 from wire import Connection, ReplyError, encode
 
 pytestmark = pytest.mark.needs_proxy
@@ -207,6 +207,28 @@ def doors_proxy(tmp_path_factory, pki):
     lab.close()
 
 
+def test_a_client_certificate_that_signed_itself_is_let_in_if_it_is_named(lab, pki):
+    proxy = tls_proxy(lab, lab.server().port, pki, [door(pki, tls_ca=pki.alone[0])])
+    port = int(proxy.doors[1]["address"].rpartition(":")[2])
+    assert redis_cli(port, pki, "PING", client=pki.alone).stdout == b"PONG\n"
+    assert redis_cli(port, pki, "PING", client=pki.client).stdout == b""
+
+
+def test_tls_1_2_on_both_sides(lab, pki):
+    port = free_port()
+    cert, key = pki.server
+    options = ["--tls-port", port, "--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", pki.ours.ca]
+    lab.server(options=[*map(str, options), "--tls-protocols", "TLSv1.2"])
+    settings = {"upstream_tls_ca": pki.ours.ca, **client_certificate(pki)}
+    proxy = tls_proxy(lab, port, pki, scheme="rediss", settings=settings)
+    old = context(pki)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    with TlsConnection(proxy.tls_port, old) as conn:
+        assert conn.sock.version() == "TLSv1.2"
+        assert conn.pipeline([("SET", "k", "v"), ("GET", "k"), ("QUIT",)]) == [b"OK", b"v", b"OK"]
+        assert conn.read_to_end() == b""
+
+
 def test_plain_text_to_a_tls_port_is_refused_and_logged(doors_proxy):
     with Connection(doors_proxy.tls_port) as conn:
         conn.send("PING")
@@ -241,16 +263,20 @@ def test_a_handshake_that_never_ends_is_cut_and_disturbs_nobody(doors_proxy, pki
 
 def test_handshakes_count_towards_maxclients(lab, pki):
     proxy = tls_proxy(lab, lab.server().port, pki, settings={"maxclients": 3})
-    silent = [Connection(proxy.tls_port) for _ in range(2)]
-    wait_until(lambda: proxy.stats()["clients"] == 3, "two handshakes and the one who asks")
-    third = Connection(proxy.port)
-    wait_until(lambda: third.call("PING") == b"PONG", "the last place")
-    with pytest.raises(OSError):
-        TlsConnection(proxy.tls_port, context(pki))
-    with Connection(proxy.port) as conn:
-        assert conn.read_to_end() == b"-ERR max number of clients reached\r\n"
-    for conn in (*silent, third):
-        conn.close()
+    with Connection(proxy.port) as watcher:
+        def clients():
+            return int(parse_info(watcher.call("INFO"))["nearside_clients"])
+
+        wait_until(lambda: clients() == 1, "those who looked whether it is up have gone")
+        with Connection(proxy.tls_port), Connection(proxy.tls_port):
+            wait_until(lambda: clients() == 3, "two handshakes and the watcher")
+            with pytest.raises(OSError):
+                TlsConnection(proxy.tls_port, context(pki))
+            with Connection(proxy.port) as conn:
+                assert conn.read_to_end() == b"-ERR max number of clients reached\r\n"
+        wait_until(lambda: clients() == 1, "their places")
+        with TlsConnection(proxy.tls_port, context(pki)) as conn:
+            assert conn.call("PING") == b"PONG"
 
 
 def test_a_stop_does_not_wait_for_handshakes(lab, pki):
