@@ -208,6 +208,7 @@ fn start_session(shared: &Arc<Shared>, pool: &Rc<Pool>, dealt: Dealt) {
             Some(tls) => match shake_hands(stream, tls.clone(), &client, shared.config.connect_timeout).await {
                 Ok(stream) => stream,
                 Err(e) => {
+                    shared.clients.handshakes_failed.fetch_add(1, Ordering::Relaxed);
                     door.failures.report(&door.address, &client.addr, &e);
                     return shared.clients.leave(&client);
                 }

@@ -255,7 +255,7 @@ fn upstream_urls() {
 
 #[test]
 fn no_message_shows_a_password() {
-    let urls = ["redis://u:hunter2@h/x", "rediss://u:hunter2@h", "http://u:hunter2@h", "redis://u:hunter2@h:99999"];
+    let urls = ["redis://u:hunter2@h/x", "rediss://u:hunter2@h?x=1", "http://u:hunter2@h", "redis://u:hunter2@h:99999"];
     for url in urls {
         let said = refusal(&format!("upstream = \"{url}\""));
         assert!(!said.contains("hunter2"), "{said}");

@@ -244,6 +244,7 @@ def test_failed_handshakes_warn_once(doors_proxy):
     lines = [line for line in doors_proxy.read_log().splitlines() if f":{doors_proxy.tls_port}" in line]
     assert len([line for line in lines if " WARN " in line]) == 1
     assert len([line for line in lines if "DEBUG" in line and "failed" in line]) >= 5
+    assert doors_proxy.stats()["clients_tls_failed"] >= 5
 
 
 def test_a_handshake_that_never_ends_is_cut_and_disturbs_nobody(doors_proxy, pki):
