@@ -34,46 +34,46 @@ fn the_shipped_file_sets_every_key() {
     assert_eq!(table.len(), Config::keys().len());
 }
 
+const EVERY_SETTING: &str = r#"
+    upstream = "rediss://u:p%40ss@cache.example:7000/3"
+    upstream_tls_ca = "/ca.crt"
+    upstream_tls_cert = "/proxy.crt"
+    upstream_tls_key = "/proxy.key"
+    upstream_tls_server_name = "redis.example"
+    upstream_tls_insecure = true
+    threads = 3
+    consistency = "causal"
+    max_staleness = "2s"
+    heartbeat = "50ms"
+    upstream_timeout = "3s"
+    connect_timeout = "4s"
+    reconnect_max = "5s"
+    max_memory = "1gb"
+    max_entry = 4096
+    script_keys = "declared"
+    maxclients = 7
+    timeout = "5m"
+    proto_max_bulk_len = "1mb"
+    client_query_buffer_limit = "2mb"
+    client_output_buffer_limit = "3mb"
+    client_output_buffer_limit_pubsub = "2mb"
+    max_dedicated = 8
+    lane_buffer_limit = "4mb"
+    shutdown_grace = "0"
+    log = "nearside=debug,warn"
+    [[listen]]
+    address = "[::1]:6380"
+    tls_cert = "/server.crt"
+    tls_key = "/server.key"
+    tls_ca = "/clients.crt"
+    tls_auth_clients = "optional"
+    [[listen]]
+    address = "unix:/run/nearside.sock"
+    consistency = "linearizable"
+"#;
+
 #[test]
 fn every_setting_is_taken() {
-    let text = r#"
-        upstream = "rediss://u:p%40ss@cache.example:7000/3"
-        upstream_tls_ca = "/ca.crt"
-        upstream_tls_cert = "/proxy.crt"
-        upstream_tls_key = "/proxy.key"
-        upstream_tls_server_name = "redis.example"
-        upstream_tls_insecure = true
-        threads = 3
-        consistency = "causal"
-        max_staleness = "2s"
-        heartbeat = "50ms"
-        upstream_timeout = "3s"
-        connect_timeout = "4s"
-        reconnect_max = "5s"
-        max_memory = "1gb"
-        max_entry = 4096
-        script_keys = "declared"
-        maxclients = 7
-        timeout = "5m"
-        proto_max_bulk_len = "1mb"
-        client_query_buffer_limit = "2mb"
-        client_output_buffer_limit = "3mb"
-        client_output_buffer_limit_pubsub = "2mb"
-        max_dedicated = 8
-        lane_buffer_limit = "4mb"
-        shutdown_grace = "0"
-        log = "nearside=debug,warn"
-        [[listen]]
-        address = "[::1]:6380"
-        tls_cert = "/server.crt"
-        tls_key = "/server.key"
-        tls_ca = "/clients.crt"
-        tls_auth_clients = "optional"
-        [[listen]]
-        address = "unix:/run/nearside.sock"
-        consistency = "linearizable"
-    "#;
-    let config = parse(text);
     let expected = Config {
         listen: vec![
             nearside::config::Listen {
@@ -124,7 +124,7 @@ fn every_setting_is_taken() {
         shutdown_grace: Duration::ZERO,
         log: "nearside=debug,warn".into(),
     };
-    assert_eq!(config, expected);
+    assert_eq!(parse(EVERY_SETTING), expected);
 }
 
 /// What is written, the line it is at, and words of the answer.
