@@ -48,6 +48,7 @@ pub fn fields(shared: &Shared) -> Vec<(String, String)> {
     add("clients", &shared.clients.len());
     add("clients_total", &shared.clients.total());
     add("clients_refused", &get(&shared.clients.refused));
+    add("clients_tls_failed", &get(&shared.clients.handshakes_failed));
     add("clients_slow", &get(&shared.slow_readers));
     add("commands", &get(&shared.commands));
     add("hits", &hits);

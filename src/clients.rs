@@ -116,6 +116,8 @@ pub struct Clients {
     all: Mutex<BTreeMap<u64, Arc<Client>>>,
     /// Connections refused at `maxclients`.
     pub refused: AtomicU64,
+    /// Connections whose TLS handshake came to nothing.
+    pub handshakes_failed: AtomicU64,
 }
 
 impl Clients {

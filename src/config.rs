@@ -41,6 +41,45 @@ pub struct Listen {
     pub address: Address,
     /// The consistency its sessions start with.
     pub consistency: Level,
+    /// `None`: in the clear.
+    pub tls: Option<ListenTls>,
+}
+
+/// TLS of a listener: the files, which `tls` reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenTls {
+    /// Its certificate and those between it and the CA.
+    pub cert: PathBuf,
+    /// The certificate's key.
+    pub key: PathBuf,
+    /// Who signs clients' certificates.
+    pub ca: Option<PathBuf>,
+    /// Whether clients must have one.
+    pub auth_clients: AuthClients,
+}
+
+/// Whether clients must show a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AuthClients {
+    /// They are not asked.
+    No,
+    /// They are asked; one that is shown must be good.
+    Optional,
+    /// Nobody comes in without.
+    Yes,
+}
+
+/// TLS to the upstream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// Who signs its certificate; `None`: whom the system believes.
+    pub ca: Option<PathBuf>,
+    /// The proxy's own certificate and its key, if the upstream asks for one.
+    pub cert_and_key: Option<(PathBuf, PathBuf)>,
+    /// The name its certificate must have; `None`: the host's.
+    pub server_name: Option<String>,
+    /// Whoever answers is believed.
+    pub insecure: bool,
 }
 
 /// The Redis or Valkey behind the proxy.
@@ -54,6 +93,8 @@ pub struct Upstream {
     pub password: Option<String>,
     /// Database a session starts in.
     pub db: u32,
+    /// `None`: in the clear.
+    pub tls: Option<UpstreamTls>,
 }
 
 /// Whether the declared keys of scripts are believed.
@@ -116,7 +157,11 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: vec![Listen { address: Address::Tcp("127.0.0.1".into(), 6380), consistency: Level::Bounded }],
+            listen: vec![Listen {
+                address: Address::Tcp("127.0.0.1".into(), 6380),
+                consistency: Level::Bounded,
+                tls: None,
+            }],
             upstream: None,
             threads: std::thread::available_parallelism().map_or(2, usize::from).min(256),
             max_staleness: Duration::from_secs(1),
@@ -201,6 +246,7 @@ impl std::fmt::Debug for Upstream {
             .field("username", &self.username)
             .field("password", &self.password.as_ref().map(|_| "***"))
             .field("db", &self.db)
+            .field("tls", &self.tls)
             .finish()
     }
 }

@@ -47,7 +47,7 @@ impl Embedded {
     pub async fn start() -> Result<Self, Error> {
         let launch = Launch::prepare(&std::env::var_os("PATH").unwrap_or_default())?;
         let child = launch.start().await?;
-        let upstream = Upstream { address: launch.address.clone(), username: None, password: None, db: 0 };
+        let upstream = Upstream { address: launch.address.clone(), username: None, password: None, db: 0, tls: None };
         info!(
             "no upstream named: started a private {} at {}; its data is lost at exit; name yours with --upstream \
              redis://host:6379",

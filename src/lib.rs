@@ -49,7 +49,7 @@
 //! | [`outbox`] | in which order do replies leave |
 //! | [`clock`] | as of when is the cache known to be exact |
 //! | [`resp`] | where do requests and replies begin and end |
-//! | [`transport`], [`buffer`], [`time`] | sockets, bytes on their way out, what time is it |
+//! | [`transport`], [`tls`], [`buffer`], [`time`] | sockets, certificates and whom to believe, bytes on their way out, what time is it |
 //! | [`config`], [`embedded`], [`limits`], [`clients`], [`error`] | settings, the private server, open files, who is connected, why it ends |
 //!
 //! # Words
@@ -83,5 +83,6 @@ pub mod server;
 pub mod session;
 pub mod shared;
 pub mod time;
+pub mod tls;
 pub mod transport;
 pub mod upstream;

@@ -4,7 +4,7 @@ use clap::Parser;
 use nearside::config::{Config, Overrides};
 use nearside::embedded::Embedded;
 use nearside::error::Error;
-use nearside::{limits, server};
+use nearside::{limits, server, tls};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,7 +26,7 @@ struct Args {
     /// Address to listen on: host:port or unix:/path. May be repeated; replaces the file's listeners [default: 127.0.0.1:6380].
     #[arg(long, value_name = "ADDR")]
     listen: Vec<String>,
-    /// Redis or Valkey behind the proxy: redis://user:password@host:6379/0 or unix:///path?db=0. A password is better kept in
+    /// Redis or Valkey behind the proxy: redis://user:password@host:6379/0, rediss:// for TLS, or unix:///path?db=0. A password is better kept in
     /// the file: others can read the command line [default: embedded, a private server].
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
@@ -63,6 +63,7 @@ fn start(args: Args) -> Result<(), Error> {
     let flags = Overrides { listen, upstream, consistency, max_memory, threads, log };
     let mut config = Config::load(file.as_deref(), &flags)?;
     if check {
+        tls::check(&config)?;
         println!("{}: the settings are good", file.map_or("nearside".into(), |file| file.display().to_string()));
         return Ok(());
     }

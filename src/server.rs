@@ -3,12 +3,13 @@
 //! The main thread accepts and deals connections round-robin to the workers, which own them for life; the link and the
 //! sweep have threads of their own, so that a busy worker delays neither invalidations nor the freshness clock.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
+use tokio_rustls::rustls::ServerConfig;
 
 use crate::clients::Client;
 use crate::config::{Address, Config, Level};
@@ -23,6 +25,7 @@ use crate::error::Error;
 use crate::session;
 use crate::shared::Shared;
 use crate::time::Time;
+use crate::tls;
 use crate::transport::Stream;
 use crate::upstream::{self, ConnectionKey, Creds, Pool, link};
 
@@ -34,12 +37,22 @@ const SWEEP: Duration = Duration::from_secs(1);
 const SWEEPS_UNTIL_EXPIRED: u32 = 30;
 /// Longest pause after a failed accept (out of file descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// How often failed TLS handshakes are worth a warning.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// A connection on its way to its worker. The sockets are still the kernel's: each runtime registers its own.
 struct Dealt {
     socket: Socket,
     client: Arc<Client>,
+    door: Arc<Door>,
+}
+
+/// What a listener gives to its connections.
+struct Door {
+    address: Address,
     level: Level,
+    tls: Option<Arc<ServerConfig>>,
+    failures: Failures,
 }
 
 enum Socket {
@@ -86,15 +99,18 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     if cfg!(feature = "sabotage") {
         tracing::error!("built with `sabotage`: for tests only, answers may be wrong");
     }
-    let shared = Arc::new(Shared::new(config, upstream));
+    if upstream.tls.as_ref().is_some_and(|tls| tls.insecure) {
+        tracing::warn!("upstream_tls_insecure: whoever answers at {upstream} is believed, and gets the passwords");
+    }
+    let shared = Arc::new(Shared::new(config, upstream)?);
     let (stop, stopping) = watch::channel(false);
     let mut listeners = Vec::new();
     for listen in &shared.config.listen {
-        let listener = Listener::bind(&listen.address)
-            .await
-            .map_err(|source| Error::Bind { address: listen.address.clone(), source })?;
-        tracing::info!("listening on {} ({})", listen.address, listen.consistency);
-        listeners.push((listener, listen.consistency));
+        let (address, level, tls) = (listen.address.clone(), listen.consistency, tls::acceptor(listen)?);
+        let listener =
+            Listener::bind(&address).await.map_err(|source| Error::Bind { address: address.clone(), source })?;
+        tracing::info!("listening on {address} ({level}{})", if tls.is_some() { ", TLS" } else { "" });
+        listeners.push((listener, Arc::new(Door { address, level, tls, failures: Failures::default() })));
     }
     let control = start_control(&shared, stopping.clone())?;
     let sweeping = Arc::new(AtomicBool::new(true));
@@ -109,7 +125,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let dealers = Arc::new(dealers);
     let accepting: Vec<_> = listeners
         .into_iter()
-        .map(|(listener, level)| tokio::spawn(accept(listener, level, shared.clone(), dealers.clone())))
+        .map(|(listener, door)| tokio::spawn(accept(listener, door, shared.clone(), dealers.clone())))
         .collect();
     shutdown.await;
     tracing::info!(
@@ -178,14 +194,63 @@ fn start_worker(
 
 fn start_session(shared: &Arc<Shared>, pool: &Rc<Pool>, dealt: Dealt) {
     let (shared, pool) = (shared.clone(), pool.clone());
-    let Dealt { socket, client, level } = dealt;
-    match socket.into_stream() {
-        Ok(stream) => {
-            tokio::task::spawn_local(async move { session::run(&shared, &pool, stream, client, level).await });
-        }
+    let Dealt { socket, client, door } = dealt;
+    let stream = match socket.into_stream() {
+        Ok(stream) => stream,
         Err(e) => {
             tracing::debug!("a connection broke before it was served: {e}");
-            shared.clients.leave(&client);
+            return shared.clients.leave(&client);
+        }
+    };
+    tokio::task::spawn_local(async move {
+        let stream = match &door.tls {
+            None => stream,
+            Some(tls) => match shake_hands(stream, tls.clone(), &client, shared.config.connect_timeout).await {
+                Ok(stream) => stream,
+                Err(e) => {
+                    shared.clients.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+                    door.failures.report(&door.address, &client.addr, &e);
+                    return shared.clients.leave(&client);
+                }
+            },
+        };
+        session::run(&shared, &pool, stream, client, door.level).await;
+    });
+}
+
+/// TLS, unless the client is killed or the proxy stops meanwhile.
+async fn shake_hands(stream: Stream, tls: Arc<ServerConfig>, client: &Client, limit: Duration) -> io::Result<Stream> {
+    let unwanted =
+        poll_fn(|cx| if client.poll_killed(cx.waker()) || client.draining() { Poll::Ready(()) } else { Poll::Pending });
+    tokio::select! {
+        biased;
+        () = unwanted => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the proxy has ended it")),
+        result = stream.accept_tls(tls, limit) => result,
+    }
+}
+
+/// Handshakes that came to nothing: each is told to who debugs, and one a minute to everybody.
+#[derive(Default)]
+struct Failures {
+    /// Not told to everybody yet.
+    untold: AtomicU64,
+    /// When everybody was told last ([`Time`]'s nanoseconds); zero: never.
+    told: AtomicU64,
+}
+
+impl Failures {
+    fn report(&self, door: &Address, peer: &str, why: &io::Error) {
+        tracing::debug!("TLS handshake on {door} with {peer} failed: {why}");
+        // Who only looks whether the port is open (a load balancer, say) is not worth a warning.
+        if why.kind() == io::ErrorKind::UnexpectedEof {
+            return;
+        }
+        let failed = self.untold.fetch_add(1, Ordering::Relaxed) + 1;
+        let (now, told) = (Time::now(), self.told.load(Ordering::Relaxed));
+        let silent = told == 0 || now.since(Time(told)) >= TOLD_EVERY;
+        if silent && self.told.compare_exchange(told, now.0, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.untold.fetch_sub(failed, Ordering::Relaxed);
+            tracing::warn!("TLS handshakes on {door} failed ({failed} so far untold), the last with {peer}: {why}");
         }
     }
 }
@@ -256,7 +321,7 @@ impl Listener {
     }
 }
 
-async fn accept(listener: Listener, level: Level, shared: Arc<Shared>, dealers: Arc<Vec<mpsc::Sender<Dealt>>>) {
+async fn accept(listener: Listener, door: Arc<Door>, shared: Arc<Shared>, dealers: Arc<Vec<mpsc::Sender<Dealt>>>) {
     let mut pause = Duration::from_millis(1);
     let mut next = 0;
     loop {
@@ -265,11 +330,14 @@ async fn accept(listener: Listener, level: Level, shared: Arc<Shared>, dealers: 
                 pause = Duration::from_millis(1);
                 let (addr, laddr) = socket.names();
                 let Some(client) = shared.clients.enter(shared.config.maxclients, addr, laddr) else {
-                    socket.refuse("-ERR max number of clients reached\r\n");
+                    // To a TLS client it would be gibberish: its connection just ends, as with Redis.
+                    if door.tls.is_none() {
+                        socket.refuse("-ERR max number of clients reached\r\n");
+                    }
                     continue;
                 };
                 next = (next + 1) % dealers.len();
-                if let Err(e) = dealers[next].send(Dealt { socket, client, level }).await {
+                if let Err(e) = dealers[next].send(Dealt { socket, client, door: door.clone() }).await {
                     shared.clients.leave(&e.0.client);
                 }
             }

@@ -319,7 +319,7 @@ impl Session {
         if self.outbox.broken() {
             self.upstream_left();
         }
-        let idle = self.outbox.is_idle();
+        let idle = self.outbox.is_idle() && self.stream.is_flushed();
         if let Some(why) = self.closing.filter(|_| idle) {
             return Some(why);
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::cache::Cache;
 use crate::clients::{Clients, Views};
 use crate::coherence::Coherence;
-use crate::config::{Config, Upstream};
+use crate::config::{Config, ConfigError, Upstream};
 use crate::time::Time;
 use crate::upstream::Node;
 
@@ -33,12 +33,12 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Puts cache, coherence and node together.
-    pub fn new(config: Config, upstream: Upstream) -> Shared {
+    /// Puts cache, coherence and node together. Fails if the upstream's certificates cannot be used.
+    pub fn new(config: Config, upstream: Upstream) -> Result<Shared, ConfigError> {
         let cache = Arc::new(Cache::new(config.max_memory, config.max_entry));
         let coherence = Coherence::new(cache.clone(), config.max_staleness);
-        let node = Arc::new(Node::new(&config, &upstream, coherence));
-        Shared {
+        let node = Arc::new(Node::new(&config, &upstream, coherence)?);
+        Ok(Shared {
             config,
             upstream,
             node,
@@ -48,7 +48,7 @@ impl Shared {
             started: Time::now(),
             commands: AtomicU64::new(0),
             slow_readers: AtomicU64::new(0),
-        }
+        })
     }
 
     /// Adds what one session counted since it last did.

@@ -1,16 +1,21 @@
-//! Sockets of both sides: TCP and unix, one type.
+//! Sockets of both sides: TCP, unix and TLS, one type.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use crate::buffer::OutBuf;
-use crate::config::Address;
+use crate::config::{Address, ConfigError, Upstream};
+use crate::tls;
 
 /// Idle time after which the kernel probes a silent peer.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -21,6 +26,78 @@ pub enum Stream {
     Tcp(TcpStream),
     /// A unix socket.
     Unix(UnixStream),
+    /// TLS over TCP.
+    Tls(Box<Tls>),
+}
+
+/// Where the upstream is and how it is reached. Made once, so that its certificates are read once.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    address: Address,
+    tls: Option<Arc<tls::Connector>>,
+}
+
+impl Endpoint {
+    /// The upstream's; fails if its certificates cannot be used.
+    pub fn of(upstream: &Upstream) -> Result<Endpoint, ConfigError> {
+        Ok(Endpoint { address: upstream.address.clone(), tls: tls::connector(upstream)?.map(Arc::new) })
+    }
+}
+
+/// The address.
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.address.fmt(f)
+    }
+}
+
+/// TLS over TCP. What it takes it may keep: it is written only once it is flushed too.
+pub struct Tls {
+    stream: TlsStream<TcpStream>,
+    flushed: bool,
+}
+
+impl Tls {
+    fn started(stream: impl Into<TlsStream<TcpStream>>) -> Stream {
+        Stream::Tls(Box::new(Tls { stream: stream.into(), flushed: true }))
+    }
+
+    /// A peer that goes without a goodbye has gone all the same: RESP frames say themselves where they end, so that
+    /// nothing cut short can pass for whole.
+    fn poll_read(&mut self, cx: &mut Context<'_>, space: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.stream).poll_read(cx, space) {
+            Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
+            other => other.map_err(explained),
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.flushed {
+            return Poll::Ready(Ok(()));
+        }
+        let poll = Pin::new(&mut self.stream).poll_flush(cx);
+        self.flushed = matches!(poll, Poll::Ready(Ok(())));
+        poll
+    }
+}
+
+/// Says goodbye, as far as the socket takes it without waiting: to some clients an end without it is an error.
+impl Drop for Tls {
+    fn drop(&mut self) {
+        let _ = Pin::new(&mut self.stream).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+    }
+}
+
+/// What TLS says, marked as such and with what it usually means.
+fn explained(e: io::Error) -> io::Error {
+    use tokio_rustls::rustls::{AlertDescription, Error, InvalidMessage};
+    let Some(tls) = e.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else { return e };
+    let hint = match tls {
+        Error::InvalidMessage(InvalidMessage::InvalidContentType) => " (the other side does not speak TLS)",
+        Error::AlertReceived(AlertDescription::CertificateRequired) => " (it wants a client certificate)",
+        _ => "",
+    };
+    io::Error::new(e.kind(), format!("TLS: {tls}{hint}"))
 }
 
 impl Stream {
@@ -32,17 +109,39 @@ impl Stream {
         Ok(Stream::Tcp(stream))
     }
 
-    /// Connects, in `limit` at the most.
-    pub async fn connect(address: &Address, limit: Duration) -> io::Result<Stream> {
+    /// Connects, TLS included, in `limit` at the most.
+    pub async fn connect(to: &Endpoint, limit: Duration) -> io::Result<Stream> {
+        let reached = Cell::new(false);
         let connect = async {
-            match address {
-                Address::Tcp(host, port) => Stream::tcp(TcpStream::connect((host.as_str(), *port)).await?),
-                Address::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
+            let stream = match &to.address {
+                Address::Tcp(host, port) => Stream::tcp(TcpStream::connect((host.as_str(), *port)).await?)?,
+                Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
+            };
+            reached.set(true);
+            match (stream, &to.tls) {
+                (Stream::Tcp(socket), Some(tls)) => {
+                    let connector = TlsConnector::from(tls.config.clone());
+                    connector.connect(tls.name.clone(), socket).await.map(Tls::started).map_err(explained)
+                }
+                (stream, _) => Ok(stream),
             }
         };
         match tokio::time::timeout(limit, connect).await {
             Ok(result) => result,
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {limit:?}"))),
+            // A Redis in the clear waits for the line that the handshake seems to begin.
+            Err(_) if reached.get() => {
+                Err(late(format!("no TLS handshake within {limit:?}: does it speak TLS there?")))
+            }
+            Err(_) => Err(late(format!("no connection within {limit:?}"))),
+        }
+    }
+
+    /// The server's side of a TLS handshake, in `limit` at the most.
+    pub async fn accept_tls(self, config: Arc<ServerConfig>, limit: Duration) -> io::Result<Stream> {
+        let Stream::Tcp(socket) = self else { return Ok(self) };
+        match tokio::time::timeout(limit, TlsAcceptor::from(config).accept(socket)).await {
+            Ok(result) => result.map(Tls::started).map_err(explained),
+            Err(_) => Err(late(format!("no TLS handshake within {limit:?}"))),
         }
     }
 
@@ -53,6 +152,7 @@ impl Stream {
         let poll = match self {
             Stream::Tcp(s) => Pin::new(s).poll_read(cx, &mut space),
             Stream::Unix(s) => Pin::new(s).poll_read(cx, &mut space),
+            Stream::Tls(s) => s.poll_read(cx, &mut space),
         };
         let n = space.filled().len();
         poll.map_ok(|()| {
@@ -62,7 +162,8 @@ impl Stream {
         })
     }
 
-    /// Writes as much of `out` as the socket takes. Ready once all is written.
+    /// Writes as much of `out` as the socket takes. Ready once all is written, which with TLS may take another call
+    /// after `out` has become empty.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, out: &mut OutBuf) -> Poll<io::Result<()>> {
         while !out.is_empty() {
             let written = {
@@ -72,6 +173,10 @@ impl Stream {
                 match self {
                     Stream::Tcp(s) => Pin::new(s).poll_write_vectored(cx, slices),
                     Stream::Unix(s) => Pin::new(s).poll_write_vectored(cx, slices),
+                    Stream::Tls(s) => {
+                        s.flushed = false;
+                        Pin::new(&mut s.stream).poll_write_vectored(cx, slices)
+                    }
                 }
             };
             match written {
@@ -81,16 +186,22 @@ impl Stream {
                 Poll::Pending => return Poll::Pending,
             }
         }
-        Poll::Ready(Ok(()))
+        match self {
+            Stream::Tls(s) => s.poll_flush(cx),
+            Stream::Tcp(_) | Stream::Unix(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Whether the kernel has all that was written.
+    pub fn is_flushed(&self) -> bool {
+        !matches!(self, Stream::Tls(s) if !s.flushed)
     }
 
     /// The two ends as CLIENT INFO shows them: (address of the peer, our own).
     pub fn names(&self) -> (String, String) {
         match self {
-            Stream::Tcp(s) => {
-                let name = |a: io::Result<std::net::SocketAddr>| a.map_or_else(|_| "?:0".into(), |a| a.to_string());
-                (name(s.peer_addr()), name(s.local_addr()))
-            }
+            Stream::Tcp(s) => tcp_names(s),
+            Stream::Tls(s) => tcp_names(s.stream.get_ref().0),
             Stream::Unix(s) => {
                 let path = s.local_addr().ok().and_then(|a| a.as_pathname().map(|p| p.display().to_string()));
                 let path = path.unwrap_or_default();
@@ -98,4 +209,13 @@ impl Stream {
             }
         }
     }
+}
+
+fn late(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, what)
+}
+
+fn tcp_names(socket: &TcpStream) -> (String, String) {
+    let name = |a: io::Result<std::net::SocketAddr>| a.map_or_else(|_| "?:0".into(), |a| a.to_string());
+    (name(socket.peer_addr()), name(socket.local_addr()))
 }

@@ -20,7 +20,8 @@ use bytes::Bytes;
 
 use crate::coherence::Coherence;
 use crate::command::Table;
-use crate::config::{Address, Config, ScriptKeys, Upstream};
+use crate::config::{Config, ConfigError, ScriptKeys, Upstream};
+use crate::transport::Endpoint;
 use connection::{Connection, Role};
 
 /// A user and its password.
@@ -52,8 +53,8 @@ impl ConnectionKey {
 
 /// One server, as all threads see it.
 pub struct Node {
-    /// Where it is.
-    pub address: Address,
+    /// Where it is, and whether TLS leads there.
+    pub address: Endpoint,
     /// Cache and clocks.
     pub coherence: Coherence,
     /// Its commands, as it described them last.
@@ -82,9 +83,9 @@ pub struct Node {
 
 impl Node {
     /// The node at `upstream`.
-    pub fn new(config: &Config, upstream: &Upstream, coherence: Coherence) -> Node {
-        Node {
-            address: upstream.address.clone(),
+    pub fn new(config: &Config, upstream: &Upstream, coherence: Coherence) -> Result<Node, ConfigError> {
+        Ok(Node {
+            address: Endpoint::of(upstream)?,
             coherence,
             table: ArcSwap::from_pointee(Table::empty(config.script_keys)),
             version: ArcSwap::from_pointee("unknown".into()),
@@ -98,7 +99,7 @@ impl Node {
             watch_interval: (config.max_staleness / 2).min(Duration::from_secs(1)),
             reconnect_max: config.reconnect_max,
             max_dedicated: config.max_dedicated,
-        }
+        })
     }
 
     /// An error reply in the proxy's name.

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use nearside::config::{Address, Config, Level, Overrides, ScriptKeys, Source, Upstream};
+use nearside::config::{
+    Address, AuthClients, Config, Level, ListenTls, Overrides, ScriptKeys, Source, Upstream, UpstreamTls,
+};
 use proptest::prelude::*;
 use std::time::Duration;
 
@@ -32,43 +34,62 @@ fn the_shipped_file_sets_every_key() {
     assert_eq!(table.len(), Config::keys().len());
 }
 
+const EVERY_SETTING: &str = r#"
+    upstream = "rediss://u:p%40ss@cache.example:7000/3"
+    upstream_tls_ca = "/ca.crt"
+    upstream_tls_cert = "/proxy.crt"
+    upstream_tls_key = "/proxy.key"
+    upstream_tls_server_name = "redis.example"
+    upstream_tls_insecure = true
+    threads = 3
+    consistency = "causal"
+    max_staleness = "2s"
+    heartbeat = "50ms"
+    upstream_timeout = "3s"
+    connect_timeout = "4s"
+    reconnect_max = "5s"
+    max_memory = "1gb"
+    max_entry = 4096
+    script_keys = "declared"
+    maxclients = 7
+    timeout = "5m"
+    proto_max_bulk_len = "1mb"
+    client_query_buffer_limit = "2mb"
+    client_output_buffer_limit = "3mb"
+    client_output_buffer_limit_pubsub = "2mb"
+    max_dedicated = 8
+    lane_buffer_limit = "4mb"
+    shutdown_grace = "0"
+    log = "nearside=debug,warn"
+    [[listen]]
+    address = "[::1]:6380"
+    tls_cert = "/server.crt"
+    tls_key = "/server.key"
+    tls_ca = "/clients.crt"
+    tls_auth_clients = "optional"
+    [[listen]]
+    address = "unix:/run/nearside.sock"
+    consistency = "linearizable"
+"#;
+
 #[test]
 fn every_setting_is_taken() {
-    let text = r#"
-        upstream = "redis://u:p%40ss@cache.example:7000/3"
-        threads = 3
-        consistency = "causal"
-        max_staleness = "2s"
-        heartbeat = "50ms"
-        upstream_timeout = "3s"
-        connect_timeout = "4s"
-        reconnect_max = "5s"
-        max_memory = "1gb"
-        max_entry = 4096
-        script_keys = "declared"
-        maxclients = 7
-        timeout = "5m"
-        proto_max_bulk_len = "1mb"
-        client_query_buffer_limit = "2mb"
-        client_output_buffer_limit = "3mb"
-        client_output_buffer_limit_pubsub = "2mb"
-        max_dedicated = 8
-        lane_buffer_limit = "4mb"
-        shutdown_grace = "0"
-        log = "nearside=debug,warn"
-        [[listen]]
-        address = "[::1]:6380"
-        [[listen]]
-        address = "unix:/run/nearside.sock"
-        consistency = "linearizable"
-    "#;
-    let config = parse(text);
     let expected = Config {
         listen: vec![
-            nearside::config::Listen { address: Address::Tcp("::1".into(), 6380), consistency: Level::Causal },
+            nearside::config::Listen {
+                address: Address::Tcp("::1".into(), 6380),
+                consistency: Level::Causal,
+                tls: Some(ListenTls {
+                    cert: "/server.crt".into(),
+                    key: "/server.key".into(),
+                    ca: Some("/clients.crt".into()),
+                    auth_clients: AuthClients::Optional,
+                }),
+            },
             nearside::config::Listen {
                 address: Address::Unix("/run/nearside.sock".into()),
                 consistency: Level::Linearizable,
+                tls: None,
             },
         ],
         upstream: Some(Upstream {
@@ -76,6 +97,12 @@ fn every_setting_is_taken() {
             username: Some("u".into()),
             password: Some("p@ss".into()),
             db: 3,
+            tls: Some(UpstreamTls {
+                ca: Some("/ca.crt".into()),
+                cert_and_key: Some(("/proxy.crt".into(), "/proxy.key".into())),
+                server_name: Some("redis.example".into()),
+                insecure: true,
+            }),
         }),
         threads: 3,
         max_staleness: Duration::from_secs(2),
@@ -97,7 +124,7 @@ fn every_setting_is_taken() {
         shutdown_grace: Duration::ZERO,
         log: "nearside=debug,warn".into(),
     };
-    assert_eq!(config, expected);
+    assert_eq!(parse(EVERY_SETTING), expected);
 }
 
 /// What is written, the line it is at, and words of the answer.
@@ -136,7 +163,23 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     ("[[listen]]\naddress = \"a:1\"\nlevel = \"causal\"", ":3: ", &["unknown field `level`", "consistency"]),
     ("[[listen]]\naddress = \"a:1\"\n[[listen]]\naddress = \"a:1\"", ":4: listen: ", &["twice"]),
     ("upstream = \"localhost:6379\"", ":1: upstream: ", &["redis://user:password@host:6379/0"]),
-    ("upstream = \"rediss://host\"", ":1: upstream: ", &["TLS"]),
+    ("upstream = \"rediss://host/#insecure\"", ":1: upstream: ", &["behind `?`"]),
+    ("\nupstream_tls_ca = \"/a\"", ":2: upstream_tls_ca: ", &["without TLS", "rediss://"]),
+    ("upstream = \"redis://h\"\nupstream_tls_insecure = true", ":2: upstream_tls_insecure: ", &["without TLS"]),
+    ("upstream_tls_insecure = \"maybe\"", ":1: upstream_tls_insecure: ", &["`maybe`", "true or false"]),
+    ("upstream = \"rediss://h\"\nupstream_tls_cert = \"/a\"", ":2: upstream_tls_cert: ", &["upstream_tls_key"]),
+    ("upstream = \"rediss://h\"\nupstream_tls_key = \"/a\"", ":2: upstream_tls_key: ", &["upstream_tls_cert"]),
+    ("[[listen]]\naddress = \"a:1\"\ntls_cert = \"/a\"", ":3: tls_cert: ", &["tls_key"]),
+    ("[[listen]]\naddress = \"a:1\"\ntls_key = \"/a\"", ":3: tls_key: ", &["tls_cert"]),
+    ("[[listen]]\naddress = \"a:1\"\ntls_ca = \"/a\"", ":3: tls_ca: ", &["tls_cert", "in the clear"]),
+    ("[[listen]]\naddress = \"a:1\"\ntls_auth_clients = \"yes\"", ":3: tls_auth_clients: ", &["tls_cert"]),
+    ("[[listen]]\naddress = \"a:1\"\ntls_auth_clients = \"maybe\"", ":3: tls_auth_clients: ", &["optional"]),
+    ("[[listen]]\naddress = \"unix:/a\"\ntls_cert = \"/a\"\ntls_key = \"/b\"", ":3: tls_cert: ", &["host:port"]),
+    (
+        "[[listen]]\naddress = \"a:1\"\ntls_cert = \"/a\"\ntls_key = \"/b\"\ntls_auth_clients = \"yes\"",
+        ":5: tls_auth_clients: ",
+        &["tls_ca"],
+    ),
     ("upstream = \"redis://host:0\"", ":1: upstream: ", &["port"]),
     ("upstream = \"redis://host/abc\"", ":1: upstream: ", &["database"]),
     ("upstream = \"redis://host/-1\"", ":1: upstream: ", &["database"]),
@@ -154,6 +197,27 @@ fn what_is_refused_is_told_with_its_line_and_what_is_allowed() {
             assert!(said.contains(word), "{text:?}: no {word:?} in {said}");
         }
     }
+}
+
+/// The door with TLS stands in the shipped file as a comment, because it needs files.
+#[test]
+fn the_shipped_door_with_tls_is_taken() {
+    let shipped = shipped();
+    let (_, door) = shipped.split_once("# [[listen]]").unwrap();
+    let settings = door.lines().filter_map(|line| line.strip_prefix("# ")).filter(|line| line.contains(" = "));
+    let text = format!("[[listen]]\n{}", settings.collect::<Vec<_>>().join("\n"));
+    let tls = parse(&text).listen[0].tls.clone().unwrap();
+    assert_eq!((tls.ca, tls.auth_clients), (Some("/etc/nearside/ca.crt".into()), AuthClients::Yes));
+}
+
+#[test]
+fn who_names_a_ca_demands_certificates_unless_told_otherwise() {
+    let door = |more: &str| format!("[[listen]]\naddress = \"a:1\"\ntls_cert = \"/a\"\ntls_key = \"/b\"\n{more}");
+    let asks = |more: &str| parse(&door(more)).listen[0].tls.as_ref().unwrap().auth_clients;
+    assert_eq!(asks(""), AuthClients::No);
+    assert_eq!(asks("tls_ca = \"/ca\""), AuthClients::Yes);
+    assert_eq!(asks("tls_ca = \"/ca\"\ntls_auth_clients = \"optional\""), AuthClients::Optional);
+    assert_eq!(asks("tls_ca = \"/ca\"\ntls_auth_clients = \"no\""), AuthClients::No);
 }
 
 #[test]
@@ -176,6 +240,11 @@ fn upstream_urls() {
     assert_eq!(upstream("redis://:secret@h:1").password.as_deref(), Some("secret"));
     assert_eq!(upstream("redis://[::1]:7/2").address.to_string(), "[::1]:7");
     assert_eq!(upstream("valkey://h").address, Address::Tcp("h".into(), 6379));
+    for scheme in ["rediss", "valkeys"] {
+        let secret = upstream(&format!("{scheme}://u:p@h/4"));
+        assert_eq!((secret.address, secret.db), (Address::Tcp("h".into(), 6379), 4));
+        assert_eq!((secret.username.as_deref(), secret.tls), (Some("u"), Some(UpstreamTls::default())));
+    }
     for scheme in ["unix", "redis+unix"] {
         let unix = upstream(&format!("{scheme}:///run/r.sock?db=2&user=u&pass=p"));
         assert_eq!(unix.address, Address::Unix("/run/r.sock".into()));
@@ -186,7 +255,7 @@ fn upstream_urls() {
 
 #[test]
 fn no_message_shows_a_password() {
-    let urls = ["redis://u:hunter2@h/x", "rediss://u:hunter2@h", "http://u:hunter2@h", "redis://u:hunter2@h:99999"];
+    let urls = ["redis://u:hunter2@h/x", "rediss://u:hunter2@h?x=1", "http://u:hunter2@h", "redis://u:hunter2@h:99999"];
     for url in urls {
         let said = refusal(&format!("upstream = \"{url}\""));
         assert!(!said.contains("hunter2"), "{said}");

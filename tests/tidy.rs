@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Who may use whom; nothing points up. `error` and `metrics` are leaves that all may use.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("main", &["config", "embedded", "limits", "server"]),
+    ("main", &["config", "embedded", "limits", "server", "tls"]),
     (
         "server",
         &[
@@ -21,6 +21,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "session",
             "shared",
             "time",
+            "tls",
             "transport",
             "upstream",
         ],
@@ -57,7 +58,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("command", &["config", "resp"]),
     ("cache", &["clock", "time"]),
     ("outbox", &["buffer", "time", "transport"]),
-    ("transport", &["buffer", "config"]),
+    ("transport", &["buffer", "config", "tls"]),
+    ("tls", &["config"]),
     ("clock", &["time"]),
     ("error", &["config"]),
     ("buffer", &[]),

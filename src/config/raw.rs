@@ -1,8 +1,8 @@
 //! Text to plain values: each setting parsed, with the place it was given at. No defaults and no limits here.
 
 use super::units::{Count, Period, Size, Threads};
-use super::values::{Log, Origin};
-use super::{Address, ConfigError, Level, ScriptKeys};
+use super::values::{Flag, Log, Origin, Plain};
+use super::{Address, AuthClients, ConfigError, Level, ScriptKeys};
 use serde::{Deserialize, Deserializer, de};
 use std::fmt;
 use std::marker::PhantomData;
@@ -69,6 +69,11 @@ macro_rules! settings {
 
 settings! {
     upstream: Origin,
+    upstream_tls_ca: Plain,
+    upstream_tls_cert: Plain,
+    upstream_tls_key: Plain,
+    upstream_tls_server_name: Plain,
+    upstream_tls_insecure: Flag,
     threads: Threads,
     consistency: Level,
     max_staleness: Period,
@@ -97,6 +102,17 @@ settings! {
 pub(super) struct RawListen {
     pub address: Given<Address>,
     pub consistency: Option<Given<Level>>,
+    pub tls_cert: Option<Given<Plain>>,
+    pub tls_key: Option<Given<Plain>>,
+    pub tls_ca: Option<Given<Plain>>,
+    pub tls_auth_clients: Option<Given<AuthClients>>,
+}
+
+impl RawListen {
+    /// One that says nothing but where.
+    fn at(address: Given<Address>) -> RawListen {
+        RawListen { address, consistency: None, tls_cert: None, tls_key: None, tls_ca: None, tls_auth_clients: None }
+    }
 }
 
 impl Raw {
@@ -121,7 +137,7 @@ impl Raw {
         if flags.listen.is_empty() {
             return Ok(());
         }
-        let listener = |text: &String| Ok(RawListen { address: parsed("--listen", text)?, consistency: None });
+        let listener = |text: &String| Ok(RawListen::at(parsed("--listen", text)?));
         self.listen = Some(flags.listen.iter().map(listener).collect::<Result<_, ConfigError>>()?);
         Ok(())
     }
@@ -191,6 +207,11 @@ impl<T: FromStr<Err = String>> de::Visitor<'_> for TextVisitor<T> {
 
     fn visit_i64<E: de::Error>(self, number: i64) -> Result<Text<T>, E> {
         self.visit_str(&number.to_string())
+    }
+
+    fn visit_bool<E: de::Error>(self, flag: bool) -> Result<Text<T>, E> {
+        let text = if flag { "true" } else { "false" };
+        text.parse().map(Text).map_err(|_| E::invalid_type(de::Unexpected::Bool(flag), &self))
     }
 
     fn visit_u64<E: de::Error>(self, number: u64) -> Result<Text<T>, E> {

@@ -2,10 +2,11 @@
 
 use super::raw::{At, Given, Raw, RawListen, Source};
 use super::units::{Count, Period, Size, Threads};
-use super::values::Origin;
-use super::{Config, ConfigError, Level, Listen};
+use super::values::{Flag, Origin, Plain};
+use super::{Address, AuthClients, Config, ConfigError, Level, Listen, ListenTls, Upstream, UpstreamTls};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -18,13 +19,11 @@ pub(super) fn ready(raw: Raw, file: Option<Source<'_>>) -> Result<Config, Config
     let blame = Blame { file };
     let default = Config::default();
     let places = Places::of(&raw);
-    let level = raw.consistency.map_or_else(Level::default, |given| given.value);
+    let level = raw.consistency.as_ref().map_or_else(Level::default, |given| given.value);
+    let upstream = upstream(&raw, &blame)?;
     let config = Config {
         listen: listeners(raw.listen, default.listen, level, &blame)?,
-        upstream: raw.upstream.and_then(|given| match given.value {
-            Origin::Embedded => None,
-            Origin::At(upstream) => Some(upstream),
-        }),
+        upstream,
         threads: threads(raw.threads, default.threads, &blame)?,
         max_staleness: blame.period("max_staleness", raw.max_staleness, default.max_staleness, ms(2)..=DAY)?,
         heartbeat: blame.period("heartbeat", raw.heartbeat, default.heartbeat, ms(1)..=DAY)?,
@@ -101,14 +100,16 @@ fn listeners(
         return Ok(default.into_iter().map(|listen| Listen { consistency: level, ..listen }).collect());
     };
     let mut ready: Vec<Listen> = Vec::with_capacity(given.len());
-    for RawListen { address, consistency } in given {
+    for raw in given {
+        let tls = listen_tls(&raw, blame)?;
+        let RawListen { address, consistency, .. } = raw;
         // port 0 is a port of the kernel's choice, so it may stand there twice
         let taken = ready.iter().any(|other| other.address == address.value);
-        if taken && !matches!(address.value, super::Address::Tcp(_, 0)) {
+        if taken && !matches!(address.value, Address::Tcp(_, 0)) {
             return Err(blame.error("listen", Some(address.at), &format!("{} stands there twice", address.value)));
         }
         let consistency = consistency.map_or(level, |given| given.value);
-        ready.push(Listen { address: address.value, consistency });
+        ready.push(Listen { address: address.value, consistency, tls });
     }
     if ready.is_empty() {
         return Err(blame.error(
@@ -118,6 +119,107 @@ fn listeners(
         ));
     }
     Ok(ready)
+}
+
+/// What was given and is not empty.
+fn filled(given: &Option<Given<Plain>>) -> Option<&Given<Plain>> {
+    given.as_ref().filter(|given| !given.value.0.is_empty())
+}
+
+fn path(given: Option<&Given<Plain>>) -> Option<PathBuf> {
+    given.map(|given| PathBuf::from(&given.value.0))
+}
+
+/// The TLS of one listener: a certificate asks for it, and without one nothing else of it may be set.
+fn listen_tls(raw: &RawListen, blame: &Blame<'_>) -> Result<Option<ListenTls>, ConfigError> {
+    let (cert, key, ca) = (filled(&raw.tls_cert), filled(&raw.tls_key), filled(&raw.tls_ca));
+    let auth = raw.tls_auth_clients.as_ref();
+    let (cert, key) = match (cert, key) {
+        (Some(cert), Some(key)) => (cert, key),
+        (Some(cert), None) => return Err(blame.error("tls_cert", Some(cert.at), "needs tls_key, its private key")),
+        (None, Some(key)) => return Err(blame.error("tls_key", Some(key.at), "needs tls_cert, its certificate")),
+        (None, None) => {
+            let lost = ca.map(|ca| ("tls_ca", ca.at)).or(auth.map(|auth| ("tls_auth_clients", auth.at)));
+            return match lost {
+                Some((name, at)) => Err(blame.error(
+                    name,
+                    Some(at),
+                    "needs tls_cert and tls_key: without them the listener speaks in the clear",
+                )),
+                None => Ok(None),
+            };
+        }
+    };
+    if matches!(raw.address.value, Address::Unix(_)) {
+        return Err(blame.error(
+            "tls_cert",
+            Some(cert.at),
+            "TLS is for TCP, not for unix sockets; give the listener host:port",
+        ));
+    }
+    let auth_clients = match (auth, ca) {
+        (Some(auth), None) if auth.value != AuthClients::No => {
+            return Err(blame.error(
+                "tls_auth_clients",
+                Some(auth.at),
+                "needs tls_ca, who signs the clients' certificates",
+            ));
+        }
+        (Some(auth), _) => auth.value,
+        // as with Redis: who names a CA means it
+        (None, Some(_)) => AuthClients::Yes,
+        (None, None) => AuthClients::No,
+    };
+    let file = |given: &Given<Plain>| PathBuf::from(&given.value.0);
+    Ok(Some(ListenTls { cert: file(cert), key: file(key), ca: ca.map(file), auth_clients }))
+}
+
+/// The upstream and its TLS: `rediss://` asks for it, and without that nothing of it may be set.
+fn upstream(raw: &Raw, blame: &Blame<'_>) -> Result<Option<Upstream>, ConfigError> {
+    let upstream = match raw.upstream.as_ref().map(|given| &given.value) {
+        Some(Origin::At(upstream)) => Some(upstream.clone()),
+        Some(Origin::Embedded) | None => None,
+    };
+    let files = [&raw.upstream_tls_ca, &raw.upstream_tls_cert, &raw.upstream_tls_key, &raw.upstream_tls_server_name];
+    let [ca, cert, key, server_name] = files.map(filled);
+    let insecure = raw.upstream_tls_insecure.as_ref().filter(|given| given.value == Flag(true));
+    match upstream {
+        Some(upstream) if upstream.tls.is_some() => {
+            let cert_and_key = match (cert, key) {
+                (Some(cert), None) => {
+                    return Err(blame.error(
+                        "upstream_tls_cert",
+                        Some(cert.at),
+                        "needs upstream_tls_key, its private key",
+                    ));
+                }
+                (None, Some(key)) => {
+                    return Err(blame.error(
+                        "upstream_tls_key",
+                        Some(key.at),
+                        "needs upstream_tls_cert, its certificate",
+                    ));
+                }
+                pair => path(pair.0).zip(path(pair.1)),
+            };
+            let server_name = server_name.map(|given| given.value.0.clone());
+            let tls = UpstreamTls { ca: path(ca), cert_and_key, server_name, insecure: insecure.is_some() };
+            Ok(Some(Upstream { tls: Some(tls), ..upstream }))
+        }
+        upstream => {
+            let names = ["upstream_tls_ca", "upstream_tls_cert", "upstream_tls_key", "upstream_tls_server_name"];
+            let set =
+                names.into_iter().zip([ca, cert, key, server_name]).find_map(|(name, given)| Some((name, given?.at)));
+            match set.or(insecure.map(|given| ("upstream_tls_insecure", given.at))) {
+                Some((name, at)) => Err(blame.error(
+                    name,
+                    Some(at),
+                    "is of no use without TLS; write upstream = \"rediss://host:port\"",
+                )),
+                None => Ok(upstream),
+            }
+        }
+    }
 }
 
 /// Where the settings that must fit each other were given.

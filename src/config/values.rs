@@ -1,6 +1,6 @@
 //! The words and addresses of the settings: from text and back.
 
-use super::{Address, Level, ScriptKeys, Upstream};
+use super::{Address, AuthClients, Level, ScriptKeys, Upstream, UpstreamTls};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
@@ -36,6 +36,44 @@ impl FromStr for ScriptKeys {
             "any" => Ok(ScriptKeys::Any),
             "declared" => Ok(ScriptKeys::Declared),
             _ => Err(format!("`{text}` is not allowed; write \"any\" or \"declared\"")),
+        }
+    }
+}
+
+impl FromStr for AuthClients {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "no" => Ok(AuthClients::No),
+            "optional" => Ok(AuthClients::Optional),
+            "yes" => Ok(AuthClients::Yes),
+            _ => Err(format!("`{text}` is not allowed; write \"yes\", \"optional\" or \"no\"")),
+        }
+    }
+}
+
+/// A text that may be empty, which is as if it were not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Plain(pub String);
+
+impl FromStr for Plain {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(Plain(text.into()))
+    }
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Flag(pub bool);
+
+impl FromStr for Flag {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "true" | "yes" => Ok(Flag(true)),
+            "false" | "no" => Ok(Flag(false)),
+            _ => Err(format!("`{text}` is not allowed; write true or false")),
         }
     }
 }
@@ -101,28 +139,26 @@ impl FromStr for Origin {
     }
 }
 
-const URLS: &str = "write \"redis://user:password@host:6379/0\" or \"unix:///path/to.sock?db=0\" (with &user=…&pass=…)";
+const URLS: &str = "write \"redis://user:password@host:6379/0\", rediss:// for TLS, or \"unix:///path/to.sock?db=0\" (with &user=…&pass=…)";
 
 /// The text may hold a password: no error repeats it.
 impl FromStr for Upstream {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let url = redis::parse_redis_url(text).ok_or_else(|| format!("not the URL of a Redis; {URLS}"))?;
-        let is_unix = match url.scheme() {
-            "rediss" | "valkeys" => {
-                return Err(
-                    "TLS to the upstream is not there yet; write redis:// and keep the way there private".into()
-                );
-            }
-            scheme => scheme.ends_with("unix"),
-        };
+        let mut url = redis::parse_redis_url(text).ok_or_else(|| format!("not the URL of a Redis; {URLS}"))?;
+        let is_unix = url.scheme().ends_with("unix");
+        let tls = matches!(url.scheme(), "rediss" | "valkeys").then(UpstreamTls::default);
+        // TLS is ours to do: the redis crate is built without, and only reads the rest of the URL.
+        if tls.is_some() && url.set_scheme("redis").is_err() {
+            return Err(format!("not the URL of a Redis; {URLS}"));
+        }
         let known = |name: &str| is_unix && matches!(name, "db" | "user" | "pass");
         if url.fragment().is_some() || url.query_pairs().any(|(name, _)| !known(&name)) {
             return Err(format!("the URL says something behind `?` or `#` that nearside does not know; {URLS}"));
         }
         let parsed: redis::ConnectionInfo =
             url.as_str().parse().map_err(|e: redis::RedisError| format!("{}; {URLS}", e.to_string().to_lowercase()))?;
-        from_redis(&parsed)
+        from_redis(&parsed).map(|upstream| Upstream { tls, ..upstream })
     }
 }
 
@@ -139,6 +175,7 @@ fn from_redis(parsed: &redis::ConnectionInfo) -> Result<Upstream, String> {
         username: settings.username().map(Into::into),
         password: settings.password().map(Into::into),
         db: settings.db().try_into().map_err(|_| format!("the database must be 0 or more; {URLS}"))?,
+        tls: None,
     })
 }
 
@@ -146,7 +183,9 @@ fn from_redis(parsed: &redis::ConnectionInfo) -> Result<Upstream, String> {
 impl fmt::Display for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.address {
-            tcp @ Address::Tcp(..) => write!(f, "redis://{tcp}/{}", self.db),
+            tcp @ Address::Tcp(..) => {
+                write!(f, "redis{}://{tcp}/{}", if self.tls.is_some() { "s" } else { "" }, self.db)
+            }
             Address::Unix(path) => write!(f, "unix://{}?db={}", path.display(), self.db),
         }
     }

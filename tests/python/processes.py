@@ -151,24 +151,33 @@ class Server(Child):
 
 
 class Proxy(Child):
-    """A nearside with one listener per consistency level."""
+    """A nearside with one listener per consistency level, and more by `doors`: the settings of one each.
 
-    def __init__(self, folder, upstream_port, name="a", settings=(), env=None, binary=None, wait=True):
+    `upstream` is a port of this machine, reached by `scheme`, or a whole URL.
+    """
+
+    def __init__(
+        self, folder, upstream, name="a", settings=(), env=None, binary=None, wait=True, scheme="redis", doors=()
+    ):
         self.name = name
         self.folder = Path(folder)
         self.ports = {level: free_port() for level in LEVELS}
         config = self.folder / f"nearside-{name}-{self.ports['bounded']}.toml"
-        config.write_text(self._config(upstream_port, dict(settings)))
+        self.doors = doors
+        url = f"{scheme}://127.0.0.1:{upstream}/0" if isinstance(upstream, int) else upstream
+        config.write_text(self._config(url, dict(settings)))
         argv = [binary or proxy_binary(), "--config", config]
         super().__init__(argv, config.with_suffix(".log"), env)
         if wait:
             wait_until(lambda: answers_ping(self.port), f"proxy {name}; its log:\n{self.read_log()}")
 
-    def _config(self, upstream_port, settings):
-        lines = [f'upstream = "redis://127.0.0.1:{upstream_port}/0"']
+    def _config(self, upstream, settings):
+        lines = [f'upstream = "{upstream}"']
         lines += [f"{key} = {_toml(value)}" for key, value in settings.items()]
         for level, port in self.ports.items():
             lines += ["[[listen]]", f'address = "127.0.0.1:{port}"', f'consistency = "{level}"']
+        for door in self.doors:
+            lines += ["[[listen]]", *(f"{key} = {_toml(value)}" for key, value in door.items())]
         return "\n".join(lines) + "\n"
 
     @property
