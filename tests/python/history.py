@@ -171,16 +171,23 @@ class Judge:
             return None
         floors = self._floors(read, history)
         floor = max(floors.values())
-        candidates = [v for v in history.candidates(read.value) if history.begun_before(v, read.end)]
-        if not candidates:
-            reason = "torn" if isinstance(read.value, tuple) else "unknown"
-            return Violation((reason,), read, floor, 0.0)
+        candidates = history.candidates(read.value)
         at = bisect_left(candidates, floor)
-        if at == len(candidates):
-            reasons = tuple(name for name, version in floors.items() if version > candidates[-1])
-            return Violation(reasons, read, floor, history.lateness(candidates[-1], read.start))
+        # One writer's versions begin in their order: if the first that is new enough had not begun, none had.
+        if at == len(candidates) or not history.begun_before(candidates[at], read.end):
+            return self._violation(read, history, floors)
         self._note(read, history, candidates[at])
         return None
+
+    @staticmethod
+    def _violation(read, history, floors):
+        begun = [version for version in history.candidates(read.value) if history.begun_before(version, read.end)]
+        floor = max(floors.values())
+        if not begun:
+            reason = "torn" if isinstance(read.value, tuple) else "unknown"
+            return Violation((reason,), read, floor, 0.0)
+        reasons = tuple(name for name, version in floors.items() if version > begun[-1])
+        return Violation(reasons, read, floor, history.lateness(begun[-1], read.start))
 
     def _note(self, read, history, version):
         if version:

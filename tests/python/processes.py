@@ -169,7 +169,11 @@ class Proxy(Child):
         argv = [binary or proxy_binary(), "--config", config]
         super().__init__(argv, config.with_suffix(".log"), env)
         if wait:
-            wait_until(lambda: answers_ping(self.port), f"proxy {name}; its log:\n{self.read_log()}")
+            wait_until(self._ready, f"proxy {name} answers PING; its log is {self.log}")
+
+    def _ready(self):
+        assert self.alive(), f"proxy {self.name} ended at once: {self.read_log()}"
+        return answers_ping(self.port)
 
     def _config(self, upstream, settings):
         lines = [f'upstream = "{upstream}"']

@@ -187,7 +187,8 @@ class Writer(Worker):
     def _note_write(self, cell, value, start, end, route):
         key = cell.history_key
         version = self.versions[key] = self.versions[key] + 1
-        self.present[key] = value is not None
+        # After an unknown outcome nothing is taken for granted.
+        self.present[key] = value is not None and end is not None
         self.record.writes.append(Write(key, version, value, start, end, route, self.name))
         return version if end is not None else 0
 
