@@ -1,5 +1,6 @@
 <?php
 // phpredis at its work. php main.php PORT OTHER_PORT
+ob_start(); // sessions refuse to begin once something was printed
 [, $port, $other_port] = $argv;
 
 function say(string $what, mixed $value): void
@@ -26,7 +27,7 @@ function failure(Redis $client, callable $work): mixed
     try {
         return [$work(), $client->getLastError()];
     } catch (RedisException $e) {
-        return $e->getMessage();
+        return preg_replace('/:\d+$/', '', $e->getMessage());
     }
 }
 
@@ -95,9 +96,13 @@ if (!($child = pcntl_fork())) {
 }
 $waiting = open($port);
 say('blpop', [$waiting->blPop(['none', 'queue'], 5), $waiting->blPop('queue', 1)]);
-$waiting->subscribe(['news'], function ($redis, $channel, $message) { say('message', [$channel, $message]); $redis->unsubscribe([$channel]); });
+// this version of phpredis leaves its subscriber's loop only by a timeout
+$waiting->setOption(Redis::OPT_READ_TIMEOUT, 1);
+$heard = fn ($redis, ...$message) => say('message', $message);
+say('subscriber ends', failure($waiting, fn () => $waiting->subscribe(['news'], $heard)));
 $waiting = open($port);
-$waiting->psubscribe(['sport.*'], function ($redis, $pattern, $channel, $message) { say('pmessage', [$pattern, $channel, $message]); $redis->punsubscribe([$pattern]); });
+$waiting->setOption(Redis::OPT_READ_TIMEOUT, 1);
+say('pattern subscriber ends', failure($waiting, fn () => $waiting->psubscribe(['sport.*'], $heard)));
 pcntl_waitpid($child, $status);
 
 // phpredis connects again by itself
@@ -120,4 +125,5 @@ foreach (range(1, 3) as $visit) {
     say('visits', $_SESSION['visits']);
     session_write_close();
 }
+ob_end_flush();
 echo "done\n";
