@@ -310,3 +310,25 @@ fn too_few_files_for_any_client_end_it() {
     let said = text(&output.stderr);
     assert!(said.contains("LimitNOFILE") && said.contains("max_dedicated"), "{said}");
 }
+
+/// A level that is off once kept the wait for a signal from being evaluated at all.
+#[test]
+fn a_quiet_log_does_not_end_the_proxy() {
+    let dir = TempDir::new().unwrap();
+    let socket = dir.path().join("nearside.sock");
+    let listen = format!("unix:{}", socket.display());
+    let upstream = format!("unix://{}", dir.path().join("nobody").display());
+    let process = nearside().args(["--log", "error", "--listen", &listen, "--upstream", &upstream]).spawn().unwrap();
+    let stderr = BufReader::new(nearside().arg("--version").stderr(Stdio::piped()).spawn().unwrap().stderr.unwrap());
+    let mut proxy = Proxy { process, stderr, home: dir };
+    let mut client = until("it listens", || std::os::unix::net::UnixStream::connect(&socket).ok());
+    for _ in 0..20 {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::io::Write::write_all(&mut client, b"NEARSIDE CONSISTENCY\r\n").unwrap();
+        let mut reply = [0; 10];
+        std::io::Read::read_exact(&mut client, &mut reply).unwrap();
+        assert_eq!(&reply, b"+bounded\r\n");
+    }
+    proxy.signal(Signal::TERM);
+    assert_eq!(proxy.ended().code(), Some(0));
+}

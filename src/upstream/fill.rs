@@ -129,7 +129,8 @@ impl Fill {
 
     /// Keeps what may be kept, by a lane that is alive; of the rest, notes that it is told.
     fn store(&mut self, now: Time, coherence: &Coherence, lane: Option<LaneStamp>) {
-        let values = if self.read.mget { self.elements() } else { vec![0..self.reply.len()] };
+        let whole = 0..self.reply.len();
+        let values = if self.read.mget { self.elements() } else { Vec::from([whole]) };
         for i in 0..self.read.keys.len() {
             let kept = match (values.get(i), lane) {
                 (Some(value), Some(lane)) => self.store_one(i, value.clone(), coherence, lane),

@@ -145,6 +145,7 @@ def _tail(text):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "needs_proxy: skipped with NEARSIDE_BARE=1")
+    config.addinivalue_line("markers", "differs(reason): known to differ through the proxy, and expected to fail there")
 
 
 def pytest_collection_modifyitems(items):
