@@ -1,6 +1,7 @@
 """Real servers and real proxies as child processes, on free ports, in temporary folders."""
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -35,9 +36,25 @@ def proxy_binary():
 
 
 def free_port():
+    """A port that nobody listens on, given out once, and below the range from which the kernel takes those of outgoing connections."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        if port not in _given_out and _can_listen(port):
+            _given_out.add(port)
+            return port
+
+
+_given_out = set()
+
+
+def _can_listen(port):
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+            return True
+        except OSError:
+            return False
 
 
 def wait_until(condition, what, timeout=READY_TIMEOUT, pause=0.01):
