@@ -194,3 +194,16 @@ def test_monitor_does_not_feed_itself(port, redis_site):
         time.sleep(1)
         # two proxies' clocks may tick meanwhile
         assert redis_site.server.calls("ping") - before < 1000
+
+
+@pytest.mark.differs("a subscriber is still counted by some PUBLISH that follows CLIENT KILL's reply")
+def test_who_was_killed_hears_nothing_more(port):
+    counted = 0
+    with Connection(port) as killer:
+        for turn in range(1000):
+            with Connection(port, protocol=2 + turn % 2) as subscriber:
+                client = subscriber.call("CLIENT", "ID")
+                subscriber.call("SUBSCRIBE", f"news {turn}")
+                assert killer.call("CLIENT", "KILL", "ID", client) == 1
+                counted += killer.call("PUBLISH", f"news {turn}", "x")
+    assert counted == 0
