@@ -92,27 +92,40 @@ impl Session {
         if let [addr] = args {
             let found = self.shared.clients.all().into_iter().find(|c| c.addr.as_bytes() == *addr);
             return match found {
-                Some(client) => {
-                    self.end_client(&client);
-                    self.say("+OK")
-                }
+                Some(client) => self.end_clients(&[client], "+OK\r\n".into()),
                 None => self.say("-ERR No such client"),
             };
         }
         let Some(filters) = KillFilters::parse(args) else { return self.say("-ERR syntax error") };
         let victims: Vec<_> =
             self.shared.clients.all().into_iter().filter(|c| filters.matches(c, self.client.id)).collect();
-        victims.iter().for_each(|c| self.end_client(c));
-        self.say(&format!(":{}", victims.len()))
+        self.end_clients(&victims, format!(":{}\r\n", victims.len()))
     }
 
-    /// A client that kills itself gets its answer first.
-    fn end_client(&mut self, client: &Client) {
-        if client.id == self.client.id {
-            self.closing = Some("killed by itself");
-        } else {
+    /// A client that kills itself gets its answer first. Connections that the others have of their own are killed by the
+    /// server, so that with the answer their subscriptions and locks on lists are gone too.
+    fn end_clients(&mut self, victims: &[Arc<Client>], answer: String) -> Step {
+        let mut deaths = Vec::new();
+        for client in victims {
+            if client.id == self.client.id {
+                self.closing = Some("killed by itself");
+                continue;
+            }
             client.kill();
+            if let Some(id) = client.upstream_id() {
+                deaths.push(ask(&self.lane, &resp::encode(&["CLIENT", "KILL", "ID", &id.to_string()])));
+            }
         }
+        if deaths.is_empty() {
+            self.outbox.put(Piece::Slice(answer.as_bytes()));
+            return Step::Done;
+        }
+        Step::Stall(Stall::For(Box::pin(async move {
+            for death in deaths {
+                death.await;
+            }
+            After::Reply(answer.into())
+        })))
     }
 
     /// The server knows the blocked client by the number of the connection it was lent.
