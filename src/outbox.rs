@@ -92,7 +92,7 @@ impl Place {
 }
 
 impl Outbox {
-    /// Takes the next place. See [`Slot::Waiting`] for `follow`.
+    /// Takes the next place. With `follow`, what comes behind it in the session must not overtake it.
     pub fn reserve(self: &Rc<Self>, follow: bool) -> Place {
         let mut inner = self.0.borrow_mut();
         inner.slots.push_back(Slot::Waiting { follow });

@@ -27,7 +27,7 @@ use crate::shared::Shared;
 use crate::time::Time;
 use crate::tls;
 use crate::transport::Stream;
-use crate::upstream::{self, ConnectionKey, Creds, Pool, link};
+use crate::upstream::{self, ConnectionKey, Pool, link};
 
 /// Connections dealt to a worker that it has not taken yet.
 const DEALT: usize = 1024;
@@ -259,11 +259,7 @@ impl Failures {
 fn start_control(shared: &Arc<Shared>, mut stopping: watch::Receiver<bool>) -> Result<JoinHandle<()>, Error> {
     let (node, upstream) = (shared.node.clone(), shared.upstream.clone());
     let runtime = runtime().map_err(Error::Io)?;
-    let creds = upstream.password.as_ref().map(|password| {
-        let user = upstream.username.as_deref().unwrap_or("default").as_bytes().to_vec();
-        Arc::new(Creds { user, password: password.as_bytes().to_vec() })
-    });
-    let key = ConnectionKey { creds, resp3: false, db: 0 };
+    let key = ConnectionKey { db: 0, ..ConnectionKey::of(&upstream) };
     spawn("nearside-link".into(), move || {
         runtime.block_on(async move {
             tokio::select! {

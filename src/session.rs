@@ -31,7 +31,7 @@ use crate::time::Time;
 use crate::transport::Stream;
 use crate::upstream::connection::Connection;
 use crate::upstream::effect::{Effect, KeySet};
-use crate::upstream::{ConnectionKey, Creds, Pool};
+use crate::upstream::{ConnectionKey, Pool};
 use dedicated::Lent;
 
 /// Commands of one session that may be unanswered at once; the rest of its pipeline waits in its input.
@@ -199,7 +199,7 @@ pub async fn run(shared: &Arc<Shared>, pool: &Rc<Pool>, stream: Stream, client: 
 
 impl Session {
     fn new(shared: Arc<Shared>, pool: Rc<Pool>, stream: Stream, client: Arc<Client>, level: Level) -> Session {
-        let key = Self::first_key(&shared);
+        let key = ConnectionKey::of(&shared.upstream);
         let lane = pool.lane(&key);
         let now = Time::now();
         let view = shared.views.number(key.user(), key.db, key.resp3);
@@ -231,16 +231,6 @@ impl Session {
             commands: 0,
             hits: 0,
         }
-    }
-
-    /// Who a session is until it says otherwise: the user, if any, that the upstream's address names.
-    fn first_key(shared: &Shared) -> ConnectionKey {
-        let upstream = &shared.upstream;
-        let creds = upstream.password.as_ref().map(|password| {
-            let user = upstream.username.as_deref().unwrap_or("default").as_bytes().to_vec();
-            Arc::new(Creds { user, password: password.as_bytes().to_vec() })
-        });
-        ConnectionKey { creds, resp3: false, db: upstream.db }
     }
 
     /// Redis does not time out clients that wait for it, nor subscribers.

@@ -196,26 +196,8 @@ impl Stream {
     pub fn is_flushed(&self) -> bool {
         !matches!(self, Stream::Tls(s) if !s.flushed)
     }
-
-    /// The two ends as CLIENT INFO shows them: (address of the peer, our own).
-    pub fn names(&self) -> (String, String) {
-        match self {
-            Stream::Tcp(s) => tcp_names(s),
-            Stream::Tls(s) => tcp_names(s.stream.get_ref().0),
-            Stream::Unix(s) => {
-                let path = s.local_addr().ok().and_then(|a| a.as_pathname().map(|p| p.display().to_string()));
-                let path = path.unwrap_or_default();
-                (format!("{path}:0"), format!("{path}:0"))
-            }
-        }
-    }
 }
 
 fn late(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, what)
-}
-
-fn tcp_names(socket: &TcpStream) -> (String, String) {
-    let name = |a: io::Result<std::net::SocketAddr>| a.map_or_else(|_| "?:0".into(), |a| a.to_string());
-    (name(socket.peer_addr()), name(socket.local_addr()))
 }

@@ -45,6 +45,15 @@ pub struct ConnectionKey {
 }
 
 impl ConnectionKey {
+    /// Who the upstream's address names, if anybody: what the link is, and sessions until they say otherwise.
+    pub fn of(upstream: &Upstream) -> ConnectionKey {
+        let creds = upstream.password.as_ref().map(|password| {
+            let user = upstream.username.as_deref().unwrap_or("default").as_bytes().to_vec();
+            Arc::new(Creds { user, password: password.as_bytes().to_vec() })
+        });
+        ConnectionKey { creds, resp3: false, db: upstream.db }
+    }
+
     /// The user's name, as the cache tells users apart.
     pub fn user(&self) -> &[u8] {
         self.creds.as_ref().map_or(b"default", |c| &c.user)

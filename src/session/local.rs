@@ -60,7 +60,7 @@ impl Session {
     fn move_to(&self, key: ConnectionKey, name: Option<String>, reply: impl FnOnce(Bytes) -> Bytes + 'static) -> Step {
         let lane = self.pool.lane(&key);
         // The lane that sessions begin with is theirs without having been asked for.
-        let (pool, first) = (self.pool.clone(), key == Self::first_key(&self.shared));
+        let (pool, first) = (self.pool.clone(), key == ConnectionKey::of(&self.shared.upstream));
         Step::Stall(Stall::For(Box::pin(async move {
             match lane.ready().await {
                 Ok(hello) => After::Become(Box::new(Become { key, name, reply: reply(hello) })),
@@ -128,7 +128,7 @@ impl Session {
             lent.connection.lend(None);
             self.pool.discard(&lent.connection);
         }
-        let key = ConnectionKey { db: 0, ..Self::first_key(&self.shared) };
+        let key = ConnectionKey { db: 0, ..ConnectionKey::of(&self.shared.upstream) };
         self.become_other(Become { key, name: Some(String::new()), reply: Bytes::from_static(b"+RESET\r\n") });
         Step::Done
     }
