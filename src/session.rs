@@ -181,6 +181,9 @@ pub struct Session {
     closing: Option<Why>,
     /// Input was left alone because too much is owed already.
     held_back: bool,
+    /// What passes unlooked at may hold a SWAPDB.
+    swap_seen: dedicated::SwapSeen,
+    swaps: bool,
     eof: bool,
     /// Not yet added to the process's counters.
     commands: u64,
@@ -227,6 +230,8 @@ impl Session {
             filling: Vec::new(),
             closing: None,
             held_back: false,
+            swap_seen: dedicated::SwapSeen::default(),
+            swaps: false,
             eof: false,
             commands: 0,
             hits: 0,

@@ -223,7 +223,7 @@ fn the_proxy_answers_as_the_server_does() {
     while Instant::now() < deadline {
         commands += round(seed, bare, port, &templates);
         if replay {
-            break;
+            return;
         }
         seed += 1;
     }
@@ -254,8 +254,12 @@ fn round(seed: u64, bare: u16, port: u16, templates: &[&str]) -> usize {
     }
     let mut commands = 0;
     for step in 0..150 {
-        let (pair, in_multi) = &mut pairs[rng.below(4)];
+        let who = rng.below(4);
+        let (pair, in_multi) = &mut pairs[who];
         let batch = next_batch(&mut rng, templates, in_multi);
+        if std::env::var_os("NEARSIDE_SHOW").is_some() {
+            println!("{step} session {who}: {batch:?}");
+        }
         compare(seed, step, &batch, pair);
         commands += batch.len();
     }

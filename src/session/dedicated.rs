@@ -74,6 +74,24 @@ impl Lent {
     }
 }
 
+/// Looks for the word SWAPDB in bytes that are passed on unlooked at otherwise, across the pieces they come in.
+#[derive(Default)]
+pub(super) struct SwapSeen {
+    /// The end of the last piece.
+    tail: Vec<u8>,
+}
+
+impl SwapSeen {
+    fn look(&mut self, bytes: &[u8]) -> bool {
+        const WORD: &[u8] = b"swapdb";
+        let mut text = std::mem::take(&mut self.tail);
+        text.extend(bytes.iter().map(u8::to_ascii_lowercase));
+        let seen = memchr::memmem::find(&text, WORD).is_some();
+        self.tail = text.split_off(text.len().saturating_sub(WORD.len() - 1));
+        seen
+    }
+}
+
 /// Whether the request is this command, without arguments.
 fn is_bare(request: &Request<'_>, name: &[u8]) -> bool {
     request.len() == 1 && request.arg(0).eq_ignore_ascii_case(name)
@@ -168,7 +186,10 @@ impl Session {
         if let Some(lent) = &self.lent
             && input.left() > 0
         {
-            lent.connection.send_raw(input.take_all(), Raw::Acting);
+            let bytes = input.take_all();
+            self.swaps |= self.swap_seen.look(&bytes);
+            let raw = if self.swaps { Raw::Swapping } else { Raw::Acting };
+            lent.connection.send_raw(bytes, raw);
             self.tries = 0;
         }
     }
@@ -267,5 +288,20 @@ impl Lent {
             _ => {}
         }
         effect
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn swapdb_is_seen_in_any_case_and_however_it_is_cut() {
+        let request = b"*3\r\n$6\r\nSwapDB\r\n$1\r\n0\r\n$1\r\n1\r\n";
+        for cut in 0..request.len() {
+            let mut seen = SwapSeen::default();
+            assert!(seen.look(&request[..cut]) | seen.look(&request[cut..]), "cut at {cut}");
+        }
+        assert!(!SwapSeen::default().look(b"*1\r\n$4\r\nPING\r\n"));
     }
 }

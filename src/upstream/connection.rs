@@ -47,6 +47,8 @@ pub enum Role {
 pub enum Raw {
     /// An ack may be among them, so each piece waits for a barrier.
     Acting,
+    /// The session has said SWAPDB, which no invalidation announces: each piece is preceded by a flush besides.
+    Swapping,
     /// MONITOR: the server lets such a connection touch no key. (A barrier's own PING would show up in it, and want a
     /// barrier, without end.)
     Watching,
@@ -719,8 +721,11 @@ impl Connection {
                 connection.node.coherence.barrier(at).await;
                 let mut shared = connection.shared.borrow_mut();
                 let Some((_, bytes)) = shared.raw_queue.pop_front() else { return };
-                let session = shared.session.clone();
+                let (session, raw) = (shared.session.clone(), shared.raw);
                 drop(shared);
+                if raw == Some(Raw::Swapping) {
+                    connection.node.coherence.cache.flush(crate::cache::FlushCause::Command);
+                }
                 if let Some(session) = session {
                     session.push(Piece::Bytes(bytes));
                 }

@@ -137,6 +137,18 @@ def test_swapdb_through_the_proxy_is_seen_at_once(redis_site):
         assert other.call("GET", "k") == b"zero"
 
 
+def test_swapdb_by_a_session_that_passes_unlooked_at(redis_site):
+    """SELECT between WATCH and EXEC makes a session pass its bytes on as they are; found by the differential test."""
+    with Connection(redis_site.a.port) as pinned, Connection(redis_site.a.port) as other:
+        pinned.call("WATCH", "k")
+        pinned.call("SELECT", 0)
+        pinned.call("SET", "k", "zero")
+        for _ in range(10):
+            was = warm(other, "GET", "k")
+            pinned.call("swapdb", 0, 1)
+            assert other.call("GET", "k") != was
+
+
 class TestUsers:
     @pytest.fixture
     def user(self, redis_site):
