@@ -84,11 +84,6 @@ impl Place {
     pub fn deliver(self, piece: Piece<'_>, now: Time) {
         self.outbox.deliver(self.seq, piece, now);
     }
-
-    /// Bytes out of the order: a push, which goes before every reply that is still awaited.
-    pub fn session(&self) -> &Rc<Outbox> {
-        &self.outbox
-    }
 }
 
 impl Outbox {
