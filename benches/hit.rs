@@ -51,7 +51,7 @@ fn batches(c: &mut Criterion) {
                     let batch = black_box(order.next().expect("it goes round"));
                     let hashes: [u64; 16] = std::array::from_fn(|i| bench.cache.hash(&batch[i]));
                     if ahead {
-                        bench.cache.prefetch(&hashes);
+                        bench.cache.prefetch(hashes.iter().copied());
                     }
                     batch.iter().for_each(|key| hit(&bench.cache, key, &mut out));
                     out.advance(out.len());

@@ -26,7 +26,7 @@ fn plan(c: &mut Criterion) {
         let mut scanner = Scanner::default();
         scanner.scan(&bytes, 1 << 20).expect("a request");
         let mut keys = Keys::default();
-        let request = Request { buf: &bytes, args: scanner.args() };
+        let request = Request { buf: &bytes, args: scanner.args(), hash: None };
         group.bench_function(name, |b| b.iter(|| table.plan(black_box(&request), &mut keys)));
         assert_eq!(keys.writes.len() + keys.reads.len(), 1, "{name}: one key is known");
     }

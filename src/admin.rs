@@ -115,7 +115,7 @@ pub fn explain(shared: &Shared, command: &[u8], view: u32, level: Level, seen: T
     let mut scanner = Scanner::default();
     let scanned = scanner.scan(command, usize::MAX);
     debug_assert!(matches!(scanned, Ok(resp::Scan::Request(_))), "it was encoded here");
-    let request = Request { buf: command, args: scanner.args() };
+    let request = Request { buf: command, args: scanner.args(), hash: None };
     let mut keys = Keys::default();
     let plan = shared.node.table.load().plan(&request, &mut keys);
     let (word, why) = match plan.route {

@@ -231,17 +231,17 @@ impl Cache {
 
     /// Asks the memory for what lookups of these hashes will read, so that their latencies overlap. A hint: it changes
     /// nothing, and what it asked for may be gone by the time of the lookup.
-    pub fn prefetch(&self, hashes: &[u64]) {
+    pub fn prefetch(&self, hashes: impl Iterator<Item = u64> + Clone) {
         let shard = |hash: u64| &self.map.shards()[self.map.determine_shard(hash as usize)];
-        for hash in hashes {
-            let table = shard(*hash).read();
-            let bucket = *hash as usize & (table.buckets() - 1);
+        for hash in hashes.clone() {
+            let table = shard(hash).read();
+            let bucket = hash as usize & (table.buckets() - 1);
             let end = table.data_end().as_ptr();
             prefetch(end.cast::<u8>().wrapping_add(bucket));
             prefetch(end.wrapping_sub(bucket + 1).cast());
         }
         for hash in hashes {
-            if let Some(found) = shard(*hash).read().get(*hash, |(key, _)| key == hash) {
+            if let Some(found) = shard(hash).read().get(hash, |(key, _)| *key == hash) {
                 found.1.get().prefetch();
             }
         }

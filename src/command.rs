@@ -22,6 +22,8 @@ pub struct Request<'a> {
     pub buf: &'a [u8],
     /// `args[0]` is the command's name. Never empty.
     pub args: &'a [Range<usize>],
+    /// The cache's hash of argument 1, where that is known already.
+    pub hash: Option<u64>,
 }
 
 impl<'a> Request<'a> {

@@ -33,10 +33,12 @@ pub enum Scan {
 }
 
 /// Scans one request, going on where it stopped when more bytes have come, so that a request that arrives in many
-/// pieces is looked at once.
+/// pieces is looked at once. The arguments of requests found before can be kept beside those of the present one.
 #[derive(Default)]
 pub struct Scanner {
     args: Vec<Range<usize>>,
+    /// Where the present request's arguments begin.
+    first: usize,
     remaining: usize,
     pos: usize,
 }
@@ -44,14 +46,39 @@ pub struct Scanner {
 impl Scanner {
     /// The arguments of the request last found, as ranges from its first byte.
     pub fn args(&self) -> &[Range<usize>] {
-        &self.args
+        &self.args[self.first..]
     }
 
-    /// Forgets the request; the next scan starts at byte 0.
+    /// Forgets everything; the next scan starts at byte 0.
     pub fn reset(&mut self) {
-        self.args.clear();
+        self.first = 0;
+        self.begin();
+    }
+
+    /// Forgets the present request; the next scan starts at byte 0.
+    pub fn begin(&mut self) {
+        self.args.truncate(self.first);
         self.remaining = 0;
         self.pos = 0;
+    }
+
+    /// Keeps the arguments of the request just found, for [`Scanner::kept`]; the next scan starts at byte 0.
+    pub fn keep(&mut self) -> Range<usize> {
+        let kept = self.first..self.args.len();
+        self.first = self.args.len();
+        self.begin();
+        kept
+    }
+
+    /// What [`Scanner::keep`] kept.
+    pub fn kept(&self, args: &Range<usize>) -> &[Range<usize>] {
+        &self.args[args.clone()]
+    }
+
+    /// Forgets what was kept, and nothing of the present request.
+    pub fn forget_kept(&mut self) {
+        self.args.drain(..self.first);
+        self.first = 0;
     }
 
     /// Looks at `buf`, which starts with the same bytes as at the last call that said `Incomplete`.
@@ -71,7 +98,7 @@ impl Scanner {
             if count <= 0 {
                 return Ok(Scan::Nothing(end));
             }
-            self.args.clear();
+            self.args.truncate(self.first);
             self.remaining = count as usize;
             self.pos = end;
         }

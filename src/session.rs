@@ -7,6 +7,7 @@
 
 mod client;
 mod dedicated;
+mod input;
 mod local;
 mod read;
 
@@ -18,14 +19,14 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::cache::Cache;
 use crate::clients::Client;
 use crate::command::{self, Keys, Plan, Request, Route, Table};
 use crate::config::Level;
 use crate::outbox::{Outbox, Piece};
-use crate::resp::{self, Scan, Scanner};
+use crate::resp::ProtocolError;
 use crate::shared::Shared;
 use crate::time::Time;
 use crate::transport::Stream;
@@ -33,6 +34,7 @@ use crate::upstream::connection::Connection;
 use crate::upstream::effect::{Effect, KeySet};
 use crate::upstream::{ConnectionKey, Pool};
 use dedicated::Lent;
+use input::Input;
 
 /// Commands of one session that may be unanswered at once; the rest of its pipeline waits in its input.
 const MAX_WAITING: usize = 1024;
@@ -40,70 +42,8 @@ const MAX_WAITING: usize = 1024;
 const OUTPUT_SOFT: usize = 1 << 20;
 /// Input read ahead of a command that has to wait.
 const READ_AHEAD: usize = 1 << 20;
-/// Room of one read.
-const ROOM: usize = 16 * 1024;
 /// Turns of the loop before other tasks of the thread get theirs.
 const TURNS: usize = 8;
-
-/// The bytes of the client that are not dealt with yet.
-#[derive(Default)]
-struct Input {
-    buf: BytesMut,
-    scanner: Scanner,
-    /// Where the present request starts.
-    pos: usize,
-    /// Its length, once it is whole.
-    len: usize,
-    /// Bytes the present request needs before another look makes sense.
-    need: usize,
-    keys: Keys,
-}
-
-impl Input {
-    fn request(&self) -> Request<'_> {
-        Request { buf: &self.buf[self.pos..self.pos + self.len], args: self.scanner.args() }
-    }
-
-    fn left(&self) -> usize {
-        self.buf.len() - self.pos
-    }
-
-    fn consume(&mut self) {
-        self.pos += self.len;
-        self.len = 0;
-        self.scanner.reset();
-        if self.pos == self.buf.len() {
-            self.buf.clear();
-            self.pos = 0;
-        }
-    }
-
-    /// Puts another form of the present request in its place.
-    fn replace(&mut self, request: &[u8]) {
-        let tail = self.buf.split_off(self.pos + self.len);
-        self.buf.truncate(self.pos);
-        self.buf.extend_from_slice(request);
-        self.buf.unsplit(tail);
-        self.len = 0;
-        self.scanner.reset();
-    }
-
-    /// The present request as bytes of their own, without a copy.
-    fn take(&mut self) -> Bytes {
-        self.buf.advance(self.pos);
-        self.pos = 0;
-        let request = self.buf.split_to(self.len).freeze();
-        self.len = 0;
-        self.scanner.reset();
-        request
-    }
-
-    /// Everything, as bytes of their own.
-    fn take_all(&mut self) -> Bytes {
-        self.len = self.left();
-        self.take()
-    }
-}
 
 /// What became of one request.
 enum Step {
@@ -157,6 +97,7 @@ pub struct Session {
     stream: Stream,
     outbox: Rc<Outbox>,
     input: Input,
+    keys: Keys,
     client: Arc<Client>,
     key: ConnectionKey,
     view: u32,
@@ -214,6 +155,7 @@ impl Session {
             stream,
             outbox: Rc::default(),
             input: Input::default(),
+            keys: Keys::default(),
             client,
             key,
             view,
@@ -294,12 +236,7 @@ impl Session {
         if self.eof || self.closing.is_some() || (blocked && left >= READ_AHEAD) {
             return Poll::Pending;
         }
-        if self.input.pos > 0 && left > 0 {
-            self.input.buf.advance(self.input.pos);
-            self.input.pos = 0;
-        }
-        let room = self.input.need.saturating_sub(left).max(ROOM);
-        self.stream.poll_read(cx, &mut self.input.buf, room).map_ok(|n| {
+        self.input.poll_read(cx, &mut self.stream).map_ok(|n| {
             self.arrived = Time::now();
             n > 0
         })
@@ -403,14 +340,18 @@ impl Session {
 
     /// Deals with all the input there is, or until something has to wait.
     fn process(&mut self) {
-        self.now = Time::now();
         if self.outbox.waiting() == 0 {
             self.filling.clear();
         }
-        let table = self.shared.node.table.load_full();
-        // Taken out so that a request can be looked at while the session changes.
-        let mut input = std::mem::take(&mut self.input);
         self.held_back = false;
+        if self.input.left() == 0 && self.lent.is_none() {
+            return;
+        }
+        self.now = Time::now();
+        let node = self.shared.node.clone();
+        let table = node.table.load();
+        // Taken out so that a request can be looked at while the session changes.
+        let (mut input, mut keys) = (std::mem::take(&mut self.input), std::mem::take(&mut self.keys));
         while self.closing.is_none() && self.stall.is_none() {
             self.held_back = self.must_drain();
             if self.held_back {
@@ -421,56 +362,27 @@ impl Session {
                 self.pass_on(&mut input);
                 break;
             }
-            if input.len == 0 && !self.scan(&mut input) {
-                break;
+            match input.find(&self.cache, self.shared.config.proto_max_bulk_len) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(e) => {
+                    self.protocol_error(&e);
+                    break;
+                }
             }
-            let mut keys = std::mem::take(&mut input.keys);
             let step = self.dispatch(&input.request(), &table, &mut keys);
-            input.keys = keys;
             self.carry_out(step, &mut input);
         }
-        self.input = input;
+        (self.input, self.keys) = (input, keys);
         if self.commands > 0 {
             self.client.active.store(self.now.0, Ordering::Relaxed);
             self.shared.count(std::mem::take(&mut self.commands), std::mem::take(&mut self.hits));
         }
     }
 
-    /// Finds the next request. False: there is none yet.
-    fn scan(&mut self, input: &mut Input) -> bool {
-        loop {
-            let rest = &input.buf[input.pos..];
-            match input.scanner.scan(rest, self.shared.config.proto_max_bulk_len) {
-                Ok(Scan::Request(len)) => {
-                    input.len = len;
-                    input.need = 0;
-                    return true;
-                }
-                Ok(Scan::Incomplete(need)) => {
-                    input.need = need;
-                    return false;
-                }
-                Ok(Scan::Nothing(len)) => {
-                    input.len = len;
-                    input.consume();
-                }
-                Ok(Scan::Inline(len)) => match resp::inline_args(&rest[..len]) {
-                    // As if it had been sent in the usual form.
-                    Ok(args) => {
-                        input.len = len;
-                        input.replace(&resp::encode(&args));
-                    }
-                    Err(e) => return self.protocol_error(&e),
-                },
-                Err(e) => return self.protocol_error(&e),
-            }
-        }
-    }
-
-    fn protocol_error(&mut self, e: &resp::ProtocolError) -> bool {
+    fn protocol_error(&mut self, e: &ProtocolError) {
         self.outbox.put(Piece::Slice(format!("-ERR {e}\r\n").as_bytes()));
         self.closing = Some("protocol error");
-        false
     }
 
     fn dispatch(&mut self, request: &Request<'_>, table: &Table, keys: &mut Keys) -> Step {
@@ -499,15 +411,20 @@ impl Session {
         Step::Send(lane, effect)
     }
 
+    /// The hash of argument `i`.
+    fn hash(&self, request: &Request<'_>, i: usize) -> u64 {
+        request.hash.filter(|_| i == 1).unwrap_or_else(|| self.cache.hash(request.arg(i)))
+    }
+
     /// What the command does to the cache, by the hashes of its keys.
     fn effect(&self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Effect {
-        let hash = |positions: &[usize]| positions.iter().map(|i| self.cache.hash(request.arg(*i))).collect();
+        let hash = |positions: &[usize]| positions.iter().map(|i| self.hash(request, *i)).collect();
         match plan.effect {
             command::Effect::None => Effect::None,
             command::Effect::Flush => Effect::Flush,
             command::Effect::Keys => match (&keys.writes[..], &keys.reads[..]) {
-                ([key], []) => Effect::Write(self.cache.hash(request.arg(*key))),
-                ([], [key]) => Effect::Read(self.cache.hash(request.arg(*key))),
+                ([key], []) => Effect::Write(self.hash(request, *key)),
+                ([], [key]) => Effect::Read(self.hash(request, *key)),
                 (writes, reads) => Effect::of_keys(KeySet { writes: hash(writes), reads: hash(reads) }),
             },
             command::Effect::Unknown => {
@@ -531,12 +448,11 @@ impl Session {
             Step::Done => {}
             Step::Send(connection, effect) => {
                 let place = self.outbox.reserve(true);
-                if input.len >= crate::buffer::LARGE {
-                    let request = input.take();
-                    connection.send(Piece::Bytes(request), place, effect, self.now);
-                } else {
-                    connection.send(Piece::Slice(input.request().buf), place, effect, self.now);
+                if input.request().buf.len() >= crate::buffer::LARGE {
+                    connection.send(Piece::Bytes(input.take()), place, effect, self.now);
+                    return self.next_request();
                 }
+                connection.send(Piece::Slice(input.request().buf), place, effect, self.now);
             }
         }
         input.consume();

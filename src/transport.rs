@@ -1,7 +1,7 @@
 //! Sockets of both sides: TCP, unix and TLS, one type.
 
 use std::cell::Cell;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -69,6 +69,11 @@ impl Tls {
             Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(())),
             other => other.map_err(explained),
         }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.flushed = false;
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -166,18 +171,11 @@ impl Stream {
     /// after `out` has become empty.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, out: &mut OutBuf) -> Poll<io::Result<()>> {
         while !out.is_empty() {
-            let written = {
-                let mut slices = OutBuf::empty_slices();
-                let n = out.slices(&mut slices);
-                let slices = &slices[..n];
-                match self {
-                    Stream::Tcp(s) => Pin::new(s).poll_write_vectored(cx, slices),
-                    Stream::Unix(s) => Pin::new(s).poll_write_vectored(cx, slices),
-                    Stream::Tls(s) => {
-                        s.flushed = false;
-                        Pin::new(&mut s.stream).poll_write_vectored(cx, slices)
-                    }
-                }
+            let mut slices = OutBuf::empty_slices();
+            let written = match out.slices(&mut slices) {
+                // A plain send costs the kernel less than a list of one.
+                1 => self.poll_write_slice(cx, &slices[0]),
+                n => self.poll_write_slices(cx, &slices[..n]),
             };
             match written {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -189,6 +187,22 @@ impl Stream {
         match self {
             Stream::Tls(s) => s.poll_flush(cx),
             Stream::Tcp(_) | Stream::Unix(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_write_slice(&mut self, cx: &mut Context<'_>, slice: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Stream::Tcp(s) => Pin::new(s).poll_write(cx, slice),
+            Stream::Unix(s) => Pin::new(s).poll_write(cx, slice),
+            Stream::Tls(s) => s.poll_write(cx, &[IoSlice::new(slice)]),
+        }
+    }
+
+    fn poll_write_slices(&mut self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self {
+            Stream::Tcp(s) => Pin::new(s).poll_write_vectored(cx, slices),
+            Stream::Unix(s) => Pin::new(s).poll_write_vectored(cx, slices),
+            Stream::Tls(s) => s.poll_write(cx, slices),
         }
     }
 

@@ -196,7 +196,7 @@ fn plan(table: &Table, text: &str) -> (Plan, Keys) {
         buf.extend(word.bytes());
     }
     let mut keys = Keys::default();
-    let plan = table.plan(&Request { buf: &buf, args: &args }, &mut keys);
+    let plan = table.plan(&Request { buf: &buf, args: &args, hash: None }, &mut keys);
     (plan, keys)
 }
 

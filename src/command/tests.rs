@@ -10,7 +10,7 @@ fn plan_of(table: &Table, text: &str) -> (Plan, Vec<usize>, Vec<usize>) {
         args.push(start..buf.len());
     }
     let mut keys = Keys { writes: vec![99], reads: vec![99] };
-    let plan = table.plan(&Request { buf: &buf, args: &args }, &mut keys);
+    let plan = table.plan(&Request { buf: &buf, args: &args, hash: None }, &mut keys);
     (plan, keys.writes, keys.reads)
 }
 
@@ -39,7 +39,7 @@ fn reads_come_first_so_that_ids_are_stable() {
 fn the_short_way_of_get_says_what_the_long_way_says() {
     let table = empty();
     let spec = table.specs.get(&b"get"[..]).expect("GET has a row");
-    let request = Request { buf: b"getk", args: &[0..3, 3..4] };
+    let request = Request { buf: b"getk", args: &[0..3, 3..4], hash: None };
     assert_eq!((table.route(spec, &request), spec.id), (GET.route, GET.id));
     assert_eq!(plan_of(&table, "GET k"), (GET, vec![], vec![1]));
 }

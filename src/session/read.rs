@@ -58,7 +58,7 @@ impl Session {
 
     fn read_one(&mut self, request: &Request<'_>, id: u16, field_ttl: FieldTtl) -> Step {
         let variant = self.variant(request, id);
-        let hash = self.cache.hash(variant.key);
+        let hash = self.hash(request, 1);
         let overtake = !self.bypass && self.may_overtake(hash);
         if overtake {
             let outbox = &self.outbox;
@@ -159,7 +159,7 @@ impl Session {
 
     /// MGET: one snapshot, or upstream as a whole.
     fn read_many(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
-        let hashes: Vec<u64> = (1..request.len()).map(|i| self.cache.hash(request.arg(i))).collect();
+        let hashes: Vec<u64> = (1..request.len()).map(|i| self.hash(request, i)).collect();
         if !self.bypass && hashes.iter().all(|h| self.may_overtake(*h)) {
             match self.snapshot(request, &hashes) {
                 Lookup::Hit(reply) => {

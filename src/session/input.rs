@@ -1,0 +1,225 @@
+//! What a client has sent and is not dealt with yet: its bytes, and the requests found in them ahead of the one that is
+//! dealt with, so that the memory their answers lie in is asked for at once and its latencies overlap.
+//!
+//! Bounds: [`AHEAD`] requests found; bytes by what the session reads (`client_query_buffer_limit`).
+
+use std::ops::Range;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::buffer::{self, LARGE};
+use crate::cache::Cache;
+use crate::command::Request;
+use crate::resp::{self, ProtocolError, Scan, Scanner};
+use crate::transport::Stream;
+
+/// Requests found ahead: enough to hide the memory's latency, few enough that what was fetched first is still in the
+/// processor's cache when its turn comes.
+const AHEAD: usize = 32;
+/// A longer first argument is hashed when it is needed: mostly it is no key (a script, a message).
+const HASHED_MAX: usize = 256;
+/// What is kept of an unfinished request in a buffer of its own while the client takes its time.
+const KEPT_SMALL: usize = 1024;
+
+/// One request found, and what lies between it and the next.
+struct Found {
+    /// Its bytes.
+    len: usize,
+    /// Its bytes and those behind it that ask for nothing.
+    span: usize,
+    /// Its arguments, as the scanner keeps them.
+    args: Range<usize>,
+    /// The hash of argument 1, if there is one and it is not long.
+    hash: Option<u64>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Input {
+    buf: BytesMut,
+    scanner: Scanner,
+    /// Where the present request starts.
+    pos: usize,
+    /// Bytes from there on that were looked at: the scan goes on behind them.
+    seen: usize,
+    found: Vec<Found>,
+    /// The present one.
+    next: usize,
+    /// Bytes the request that is not whole yet needs before another look makes sense.
+    need: usize,
+}
+
+impl Input {
+    /// Bytes not dealt with.
+    pub(super) fn left(&self) -> usize {
+        self.buf.len() - self.pos
+    }
+
+    /// Reads what the client has sent. `Ok(0)`: it sends nothing more.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<std::io::Result<usize>> {
+        if self.pos > 0 {
+            self.buf.advance(self.pos);
+            self.pos = 0;
+        }
+        if self.buf.is_empty() {
+            buffer::equip(&mut self.buf);
+        }
+        let room = self.need.saturating_sub(self.buf.len()).max(buffer::ROOM);
+        let poll = stream.poll_read(cx, &mut self.buf, room);
+        if poll.is_pending() {
+            self.rest();
+        }
+        poll
+    }
+
+    /// The client is waited for: a client that is silent holds no memory, and one that has stopped in a request little.
+    fn rest(&mut self) {
+        if self.buf.len() <= KEPT_SMALL && self.buf.capacity() > KEPT_SMALL {
+            let kept = BytesMut::from(&self.buf[..]);
+            buffer::give_back(std::mem::replace(&mut self.buf, kept));
+        }
+    }
+
+    /// Whether a whole request is there; it is then the present one.
+    ///
+    /// # Errors
+    /// What is next is no request.
+    pub(super) fn find(&mut self, cache: &Cache, max_bulk: usize) -> Result<bool, ProtocolError> {
+        if self.next == self.found.len() {
+            self.look_ahead(cache, max_bulk)?;
+        }
+        Ok(self.next < self.found.len())
+    }
+
+    fn look_ahead(&mut self, cache: &Cache, max_bulk: usize) -> Result<(), ProtocolError> {
+        self.forget_found();
+        while self.found.len() < AHEAD {
+            let at = self.pos + self.seen;
+            let found = self.scanner.scan(&self.buf[at..], max_bulk).and_then(|scan| match scan {
+                Scan::Inline(len) => resp::inline_args(&self.buf[at..at + len]).map(|args| (scan, args)),
+                _ => Ok((scan, Vec::new())),
+            });
+            match found {
+                Ok((Scan::Request(len), _)) => {
+                    self.add(len, cache);
+                    if len >= LARGE {
+                        break;
+                    }
+                }
+                // As if it had been sent in the usual form.
+                Ok((Scan::Inline(len), args)) => self.rewrite(at, len, &resp::encode(&args)),
+                Ok((Scan::Nothing(len), _)) => self.skip(len),
+                Ok((Scan::Incomplete(need), _)) => {
+                    self.need = need;
+                    break;
+                }
+                // What stands before it is dealt with first.
+                Err(_) if !self.found.is_empty() => {
+                    self.scanner.begin();
+                    break;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        if self.found.len() > 1 {
+            cache.prefetch(self.found.iter().filter_map(|f| f.hash));
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, len: usize, cache: &Cache) {
+        let args = self.scanner.keep();
+        let request = &self.buf[self.pos + self.seen..];
+        let first = self.scanner.kept(&args).get(1).filter(|arg| arg.len() <= HASHED_MAX);
+        let hash = first.map(|arg| cache.hash(&request[arg.clone()]));
+        self.found.push(Found { len, span: len, args, hash });
+        self.seen += len;
+        self.need = 0;
+    }
+
+    fn skip(&mut self, len: usize) {
+        match self.found.last_mut() {
+            Some(last) => {
+                last.span += len;
+                self.seen += len;
+            }
+            None => self.pass(len),
+        }
+    }
+
+    /// Puts other bytes in the place of `len` bytes at `at`.
+    fn rewrite(&mut self, at: usize, len: usize, bytes: &[u8]) {
+        let tail = self.buf.split_off(at + len);
+        self.buf.truncate(at);
+        self.buf.extend_from_slice(bytes);
+        self.buf.unsplit(tail);
+    }
+
+    /// The present request.
+    pub(super) fn request(&self) -> Request<'_> {
+        let found = &self.found[self.next];
+        let buf = &self.buf[self.pos..self.pos + found.len];
+        Request { buf, args: self.scanner.kept(&found.args), hash: found.hash }
+    }
+
+    /// The present request is dealt with.
+    pub(super) fn consume(&mut self) {
+        let span = self.found[self.next].span;
+        self.next += 1;
+        self.seen -= span;
+        self.pass(span);
+    }
+
+    fn pass(&mut self, len: usize) {
+        self.pos += len;
+        if self.pos == self.buf.len() {
+            self.buf.clear();
+            self.pos = 0;
+        }
+    }
+
+    /// Puts another form of the present request in its place.
+    pub(super) fn replace(&mut self, request: &[u8]) {
+        let len = self.found[self.next].len;
+        self.forget_ahead();
+        self.rewrite(self.pos, len, request);
+    }
+
+    /// The present request as bytes of their own, without a copy; it is dealt with.
+    pub(super) fn take(&mut self) -> Bytes {
+        let Found { len, span, .. } = self.found[self.next];
+        self.forget_ahead();
+        let request = self.split(len);
+        self.pass(span - len);
+        request
+    }
+
+    /// Everything, as bytes of their own.
+    pub(super) fn take_all(&mut self) -> Bytes {
+        self.forget_ahead();
+        self.split(self.left())
+    }
+
+    fn split(&mut self, len: usize) -> Bytes {
+        self.buf.advance(self.pos);
+        self.pos = 0;
+        self.buf.split_to(len).freeze()
+    }
+
+    /// What was found is dealt with; what the scanner has seen of the next request stays.
+    fn forget_found(&mut self) {
+        self.found.clear();
+        self.next = 0;
+        self.scanner.forget_kept();
+    }
+
+    /// What was found is to be looked for again.
+    fn forget_ahead(&mut self) {
+        self.found.clear();
+        self.next = 0;
+        self.seen = 0;
+        self.need = 0;
+        self.scanner.reset();
+    }
+}
