@@ -1,7 +1,7 @@
 //! The replies of one session, put in order: each command takes a place, whoever answers it fills the place, and what
 //! is complete from the front is ready to be written.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -113,6 +113,12 @@ impl Outbox {
         inner.slots.push_back(Slot::Ready(chunks, tail));
     }
 
+    /// Straight to where replies are written from; `None` if an earlier reply is still to come.
+    pub fn direct(&self) -> Option<Direct<'_>> {
+        let inner = self.0.borrow_mut();
+        inner.slots.is_empty().then(|| Direct(inner))
+    }
+
     fn deliver(&self, seq: u64, piece: Piece<'_>, now: Time) {
         let mut inner = self.0.borrow_mut();
         inner.seen = inner.seen.max(now);
@@ -219,6 +225,21 @@ impl Outbox {
     /// Takes what is complete: how the proxy itself reads the reply to a command of its own.
     pub fn take(&self) -> Vec<u8> {
         self.0.borrow_mut().out.take()
+    }
+}
+
+/// See [`Outbox::direct`].
+pub struct Direct<'a>(RefMut<'a, Inner>);
+
+impl Direct<'_> {
+    /// A reply that is known at once.
+    pub fn put(&mut self, piece: Piece<'_>) {
+        self.0.write(piece);
+    }
+
+    /// Bytes that wait to be written.
+    pub fn bytes(&self) -> usize {
+        self.0.out.len()
     }
 }
 

@@ -84,46 +84,54 @@ impl Scanner {
     /// Looks at `buf`, which starts with the same bytes as at the last call that said `Incomplete`.
     pub fn scan(&mut self, buf: &[u8], max_bulk: usize) -> Result<Scan, ProtocolError> {
         if self.pos == 0 {
-            match buf.first() {
-                None => return Ok(Scan::Incomplete(1)),
-                Some(b'*') => {}
-                Some(_) => return scan_inline(buf),
+            match short_header(buf, 0, b'*') {
+                Some((count, end)) if count > 0 => self.start(count, end),
+                _ => match self.scan_count(buf)? {
+                    Some(scan) => return Ok(scan),
+                    None => {}
+                },
             }
-            let Some((count, end)) = header(buf, 0, "too big mbulk count string", "invalid multibulk length")? else {
-                return Ok(Scan::Incomplete(buf.len() + 1));
-            };
-            if count > i64::from(i32::MAX) {
-                return Err(ProtocolError::new("invalid multibulk length"));
-            }
-            if count <= 0 {
-                return Ok(Scan::Nothing(end));
-            }
-            self.args.truncate(self.first);
-            self.remaining = count as usize;
-            self.pos = end;
         }
         self.scan_bulks(buf, max_bulk)
     }
 
+    fn start(&mut self, count: usize, end: usize) {
+        self.args.truncate(self.first);
+        self.remaining = count;
+        self.pos = end;
+    }
+
+    /// Any first line there may be. `None`: a request's arguments follow.
+    #[cold]
+    fn scan_count(&mut self, buf: &[u8]) -> Result<Option<Scan>, ProtocolError> {
+        match buf.first() {
+            None => return Ok(Some(Scan::Incomplete(1))),
+            Some(b'*') => {}
+            Some(_) => return scan_inline(buf).map(Some),
+        }
+        let Some((count, end)) = header(buf, 0, "too big mbulk count string", "invalid multibulk length")? else {
+            return Ok(Some(Scan::Incomplete(buf.len() + 1)));
+        };
+        if count > i64::from(i32::MAX) {
+            return Err(ProtocolError::new("invalid multibulk length"));
+        }
+        if count <= 0 {
+            return Ok(Some(Scan::Nothing(end)));
+        }
+        self.start(count as usize, end);
+        Ok(None)
+    }
+
     fn scan_bulks(&mut self, buf: &[u8], max_bulk: usize) -> Result<Scan, ProtocolError> {
         while self.remaining > 0 {
-            match buf.get(self.pos) {
-                None => return Ok(Scan::Incomplete(buf.len() + 1)),
-                Some(b'$') => {}
-                Some(&other) => {
-                    // Redis looks at the type only once the line is whole.
-                    if header_end(&buf[self.pos..], "too big bulk count string")?.is_none() {
-                        return Ok(Scan::Incomplete(buf.len() + 1));
-                    }
-                    return Err(ProtocolError(format!("expected '$', got '{}'", printable(other))));
-                }
-            }
-            let header = header(buf, self.pos, "too big bulk count string", "invalid bulk length")?;
-            let Some((len, start)) = header else { return Ok(Scan::Incomplete(buf.len() + 1)) };
-            if len < 0 || len as usize > max_bulk {
-                return Err(ProtocolError::new("invalid bulk length"));
-            }
-            let end = start + len as usize;
+            let (len, start) = match short_header(buf, self.pos, b'$') {
+                Some(found) if found.0 <= max_bulk => found,
+                _ => match scan_length(buf, self.pos, max_bulk)? {
+                    Some(found) => found,
+                    None => return Ok(Scan::Incomplete(buf.len() + 1)),
+                },
+            };
+            let end = start + len;
             if buf.len() < end + 2 {
                 return Ok(Scan::Incomplete(end + 2));
             }
@@ -135,6 +143,43 @@ impl Scanner {
     }
 }
 
+/// Any `$n` line there may be at `at`: the number and where the line ends.
+#[cold]
+fn scan_length(buf: &[u8], at: usize, max_bulk: usize) -> Result<Option<(usize, usize)>, ProtocolError> {
+    match buf.get(at) {
+        None => return Ok(None),
+        Some(b'$') => {}
+        Some(&other) => {
+            // Redis looks at the type only once the line is whole.
+            if header_end(&buf[at..], "too big bulk count string")?.is_none() {
+                return Ok(None);
+            }
+            return Err(ProtocolError(format!("expected '$', got '{}'", printable(other))));
+        }
+    }
+    match header(buf, at, "too big bulk count string", "invalid bulk length")? {
+        Some((len, _)) if len < 0 || len as usize > max_bulk => Err(ProtocolError::new("invalid bulk length")),
+        found => Ok(found.map(|(len, start)| (len as usize, start))),
+    }
+}
+
+/// The number of a `*n` or `$n` line at `at` and where the line ends, if it has one or two digits (nearly every one
+/// has) and something follows it.
+#[inline(always)]
+fn short_header(buf: &[u8], at: usize, kind: u8) -> Option<(usize, usize)> {
+    let [k, d, e, f, g] = *buf.get(at..)?.first_chunk()?;
+    let (d, digit) = (d.wrapping_sub(b'0'), e.wrapping_sub(b'0'));
+    if k != kind || d > 9 {
+        None
+    } else if e == b'\r' && f == b'\n' {
+        Some((usize::from(d), at + 4))
+    } else if digit <= 9 && d != 0 && f == b'\r' && g == b'\n' {
+        Some((usize::from(d) * 10 + usize::from(digit), at + 5))
+    } else {
+        None
+    }
+}
+
 fn printable(byte: u8) -> char {
     if byte.is_ascii_graphic() || byte == b' ' { byte as char } else { '?' }
 }
@@ -142,13 +187,6 @@ fn printable(byte: u8) -> char {
 /// Reads the number of a `*n` or `$n` line at `at`: the number and where the line ends.
 fn header(buf: &[u8], at: usize, too_big: &str, invalid: &str) -> Result<Option<(i64, usize)>, ProtocolError> {
     let line = &buf[at + 1..];
-    // One or two digits and CRLF: nearly every header there is.
-    if let [d @ b'0'..=b'9', b'\r', b'\n', ..] = line {
-        return Ok(Some((i64::from(d - b'0'), at + 4)));
-    }
-    if let [d @ b'1'..=b'9', e @ b'0'..=b'9', b'\r', b'\n', ..] = line {
-        return Ok(Some((i64::from(d - b'0') * 10 + i64::from(e - b'0'), at + 5)));
-    }
     let Some(cr) = header_end(line, too_big)? else { return Ok(None) };
     let n = parse_i64(&line[..cr]).ok_or_else(|| ProtocolError::new(invalid))?;
     Ok(Some((n, at + 1 + cr + 2)))

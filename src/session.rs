@@ -370,6 +370,9 @@ impl Session {
                     break;
                 }
             }
+            if self.serve_hits(&mut input) {
+                continue;
+            }
             let step = self.dispatch(&input.request(), &table, &mut keys);
             self.carry_out(step, &mut input);
         }

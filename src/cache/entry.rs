@@ -143,12 +143,11 @@ impl Node {
     /// Whether this is the reply to that very read.
     pub fn is(&self, v: &Variant<'_>) -> bool {
         let h = self.header();
-        let ends = (h.key_len as usize, (h.key_len + h.tail_len) as usize);
         h.id == v.id
             && h.view == v.view
-            && ends == (v.key.len(), v.key.len() + v.tail.len())
-            && self.0.slice[..ends.0] == *v.key
-            && self.0.slice[ends.0..ends.1] == *v.tail
+            && h.key_len as usize == v.key.len()
+            && h.tail_len as usize == v.tail.len()
+            && self.0.slice.strip_prefix(v.key).is_some_and(|rest| v.tail.is_empty() || rest.starts_with(v.tail))
     }
 
     /// When it arrived.

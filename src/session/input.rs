@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::buffer::{self, LARGE};
 use crate::cache::Cache;
-use crate::command::Request;
+use crate::command::{Request, is_get};
 use crate::resp::{self, ProtocolError, Scan, Scanner};
 use crate::transport::Stream;
 
@@ -32,6 +32,8 @@ struct Found {
     args: Range<usize>,
     /// The hash of argument 1, if there is one and it is not long.
     hash: Option<u64>,
+    /// Of a GET: where its key stands.
+    get: Option<Range<usize>>,
 }
 
 /// See the module.
@@ -94,32 +96,16 @@ impl Input {
 
     fn look_ahead(&mut self, cache: &Cache, max_bulk: usize) -> Result<(), ProtocolError> {
         self.forget_found();
-        while self.found.len() < AHEAD {
-            let at = self.pos + self.seen;
-            let found = self.scanner.scan(&self.buf[at..], max_bulk).and_then(|scan| match scan {
-                Scan::Inline(len) => resp::inline_args(&self.buf[at..at + len]).map(|args| (scan, args)),
-                _ => Ok((scan, Vec::new())),
-            });
-            match found {
-                Ok((Scan::Request(len), _)) => {
-                    self.add(len, cache);
-                    if len >= LARGE {
-                        break;
-                    }
-                }
-                // As if it had been sent in the usual form.
-                Ok((Scan::Inline(len), args)) => self.rewrite(at, len, &resp::encode(&args)),
-                Ok((Scan::Nothing(len), _)) => self.skip(len),
-                Ok((Scan::Incomplete(need), _)) => {
-                    self.need = need;
-                    break;
-                }
+        while self.found.len() < AHEAD && self.left() > self.seen {
+            match self.look(cache, max_bulk) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(e) if self.found.is_empty() => return Err(e),
                 // What stands before it is dealt with first.
-                Err(_) if !self.found.is_empty() => {
+                Err(_) => {
                     self.scanner.begin();
                     break;
                 }
-                Err(e) => return Err(e),
             }
         }
         if self.found.len() > 1 {
@@ -128,12 +114,39 @@ impl Input {
         Ok(())
     }
 
+    /// Looks at what comes next. False: no further.
+    fn look(&mut self, cache: &Cache, max_bulk: usize) -> Result<bool, ProtocolError> {
+        let at = self.pos + self.seen;
+        match self.scanner.scan(&self.buf[at..], max_bulk)? {
+            Scan::Request(len) => {
+                self.add(len, cache);
+                return Ok(len < LARGE);
+            }
+            Scan::Incomplete(need) => {
+                self.need = need;
+                return Ok(false);
+            }
+            Scan::Nothing(len) => self.skip(len),
+            // As if it had been sent in the usual form.
+            Scan::Inline(len) => {
+                let args = resp::inline_args(&self.buf[at..at + len])?;
+                self.rewrite(at, len, &resp::encode(&args));
+            }
+        }
+        Ok(true)
+    }
+
     fn add(&mut self, len: usize, cache: &Cache) {
         let args = self.scanner.keep();
         let request = &self.buf[self.pos + self.seen..];
-        let first = self.scanner.kept(&args).get(1).filter(|arg| arg.len() <= HASHED_MAX);
-        let hash = first.map(|arg| cache.hash(&request[arg.clone()]));
-        self.found.push(Found { len, span: len, args, hash });
+        let (mut hash, mut get) = (None, None);
+        if let [name, first, rest @ ..] = self.scanner.kept(&args)
+            && first.len() <= HASHED_MAX
+        {
+            hash = Some(cache.hash(&request[first.clone()]));
+            get = (rest.is_empty() && is_get(&request[name.clone()])).then(|| first.clone());
+        }
+        self.found.push(Found { len, span: len, args, hash, get });
         self.seen += len;
         self.need = 0;
     }
@@ -161,6 +174,13 @@ impl Input {
         let found = &self.found[self.next];
         let buf = &self.buf[self.pos..self.pos + found.len];
         Request { buf, args: self.scanner.kept(&found.args), hash: found.hash }
+    }
+
+    /// The present request's key and its hash, if it is there and a GET.
+    pub(super) fn get(&self) -> Option<(&[u8], u64)> {
+        let found = self.found.get(self.next)?;
+        let key = found.get.clone()?;
+        Some((&self.buf[self.pos..][key], found.hash?))
     }
 
     /// The present request is dealt with.

@@ -4,8 +4,9 @@ use std::future::poll_fn;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{After, Session, Stall, Step};
-use crate::cache::entry::Variant;
+use super::input::Input;
+use super::{After, OUTPUT_SOFT, Session, Stall, Step};
+use crate::cache::entry::{Node, Variant};
 use crate::cache::{Begin, FillToken, Lookup, Need};
 use crate::command::{CacheRead, FieldTtl, GET_ID, Keys, Plan, Request};
 use crate::config::Level;
@@ -24,6 +25,12 @@ const MGET_MAX: usize = 256;
 const REQUEST_MAX: usize = 64 * 1024;
 /// Replies at least this large are not copied.
 const BY_REFERENCE: usize = crate::buffer::LARGE;
+
+/// The reply, by reference where that is cheaper than a copy.
+fn reply_of(node: &Node) -> Piece<'_> {
+    let reply = node.reply();
+    if reply.len() < BY_REFERENCE { Piece::Slice(reply) } else { Piece::Bytes(node.reply_bytes()) }
+}
 
 impl Session {
     pub(super) fn cached_read(&mut self, request: &Request<'_>, plan: Plan, read: CacheRead, keys: &Keys) -> Step {
@@ -52,6 +59,35 @@ impl Session {
         }
     }
 
+    /// The way most requests go: GETs whose replies are there, one after another. The first of another kind is left to
+    /// [`Session::dispatch`], as is everything while something is outstanding. True if any was served.
+    pub(super) fn serve_hits(&mut self, input: &mut Input) -> bool {
+        if self.lent.is_some() || self.bypass {
+            return false;
+        }
+        let (mut watermark, before, outbox) = (self.watermark(), self.hits, self.outbox.clone());
+        let Some(mut out) = outbox.direct() else { return false };
+        while let Some((key, hash)) = input.get() {
+            let variant = Variant { view: self.view, id: GET_ID, key, tail: b"" };
+            let found = self.cache.lookup(hash, &variant, self.now, watermark, |node| {
+                out.put(reply_of(node));
+                node.stored()
+            });
+            let Lookup::Hit(stored) = found else { break };
+            self.shown = self.shown.max(stored);
+            if self.level == Level::Causal {
+                watermark = watermark.max(stored);
+            }
+            self.hits += 1;
+            self.next_request();
+            input.consume();
+            if out.bytes() > OUTPUT_SOFT {
+                break;
+            }
+        }
+        self.hits > before
+    }
+
     fn variant<'a>(&self, request: &Request<'a>, id: u16) -> Variant<'a> {
         Variant { view: self.view, id, key: request.arg(1), tail: &request.buf[request.args[1].end + 2..] }
     }
@@ -63,12 +99,7 @@ impl Session {
         if overtake {
             let outbox = &self.outbox;
             let found = self.cache.lookup(hash, &variant, self.now, self.watermark(), |node| {
-                let reply = node.reply();
-                if reply.len() < BY_REFERENCE {
-                    outbox.put(Piece::Slice(reply));
-                } else {
-                    outbox.put(Piece::Bytes(node.reply_bytes()));
-                }
+                outbox.put(reply_of(node));
                 node.stored()
             });
             match found {
