@@ -93,7 +93,7 @@ impl Outbox {
         inner.slots.push_back(Slot::Waiting { follow });
         inner.waiting += 1;
         inner.followed += usize::from(follow);
-        let seq = inner.base + inner.slots.len() as u64 - 1;
+        let seq = inner.next() - 1;
         drop(inner);
         Place { outbox: self.clone(), seq }
     }
@@ -176,6 +176,16 @@ impl Outbox {
         inner.waker = None;
     }
 
+    /// The first place that is not told yet.
+    pub fn first(&self) -> u64 {
+        self.0.borrow().base
+    }
+
+    /// The place that [`Outbox::reserve`] will take.
+    pub fn next(&self) -> u64 {
+        self.0.borrow().next()
+    }
+
     /// Commands not answered yet.
     pub fn waiting(&self) -> usize {
         self.0.borrow().waiting
@@ -256,6 +266,10 @@ fn hold(chunks: &mut Vec<Bytes>, tail: &mut BytesMut, piece: Piece<'_>) {
 }
 
 impl Inner {
+    fn next(&self) -> u64 {
+        self.base + self.slots.len() as u64
+    }
+
     fn write(&mut self, piece: Piece<'_>) {
         if self.gone {
             return;

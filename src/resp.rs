@@ -84,12 +84,10 @@ impl Scanner {
     /// Looks at `buf`, which starts with the same bytes as at the last call that said `Incomplete`.
     pub fn scan(&mut self, buf: &[u8], max_bulk: usize) -> Result<Scan, ProtocolError> {
         if self.pos == 0 {
-            match short_header(buf, 0, b'*') {
-                Some((count, end)) if count > 0 => self.start(count, end),
-                _ => match self.scan_count(buf)? {
-                    Some(scan) => return Ok(scan),
-                    None => {}
-                },
+            if let Some((count, end)) = short_header(buf, 0, b'*').filter(|(count, _)| *count > 0) {
+                self.start(count, end);
+            } else if let Some(scan) = self.scan_count(buf)? {
+                return Ok(scan);
             }
         }
         self.scan_bulks(buf, max_bulk)

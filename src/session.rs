@@ -9,6 +9,7 @@ mod client;
 mod dedicated;
 mod input;
 mod local;
+mod outstanding;
 mod read;
 
 use std::future::{Future, poll_fn};
@@ -35,6 +36,7 @@ use crate::upstream::effect::{Effect, KeySet};
 use crate::upstream::{ConnectionKey, Pool};
 use dedicated::Lent;
 use input::Input;
+use outstanding::Outstanding;
 
 /// Commands of one session that may be unanswered at once; the rest of its pipeline waits in its input.
 const MAX_WAITING: usize = 1024;
@@ -116,8 +118,7 @@ pub struct Session {
     replaced: bool,
     /// How often the present request has waited.
     tries: u32,
-    /// Keys of fills outstanding: a hit on one of them would overtake it.
-    filling: Vec<u64>,
+    outstanding: Outstanding,
     /// Nothing more is read; what is owed is written.
     closing: Option<Why>,
     /// Input was left alone because too much is owed already.
@@ -169,7 +170,7 @@ impl Session {
             bypass: false,
             replaced: false,
             tries: 0,
-            filling: Vec::new(),
+            outstanding: Outstanding::default(),
             closing: None,
             held_back: false,
             swap_seen: dedicated::SwapSeen::default(),
@@ -340,9 +341,7 @@ impl Session {
 
     /// Deals with all the input there is, or until something has to wait.
     fn process(&mut self) {
-        if self.outbox.waiting() == 0 {
-            self.filling.clear();
-        }
+        self.outstanding.told_before(self.outbox.first());
         self.held_back = false;
         if self.input.left() == 0 && self.lent.is_none() {
             return;
@@ -450,7 +449,8 @@ impl Session {
             Step::Close => self.closing = Some("it said QUIT"),
             Step::Done => {}
             Step::Send(connection, effect) => {
-                let place = self.outbox.reserve(true);
+                let known = self.outstanding.note_all(self.outbox.next(), &effect);
+                let place = self.outbox.reserve(!known);
                 if input.request().buf.len() >= crate::buffer::LARGE {
                     connection.send(Piece::Bytes(input.take()), place, effect, self.now);
                     return self.next_request();

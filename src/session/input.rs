@@ -243,3 +243,98 @@ impl Input {
         self.scanner.reset();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX_BULK: usize = 1 << 20;
+
+    /// Everything that can be dealt with, as the session does it.
+    fn requests(input: &mut Input, cache: &Cache) -> Vec<Vec<u8>> {
+        let mut all = Vec::new();
+        while input.find(cache, MAX_BULK).expect("requests") {
+            let request = input.request().buf.to_vec();
+            assert_eq!(input.get().map(|(key, _)| key), is_short_get(&request).then_some(b"k".as_slice()));
+            if request.len() >= LARGE {
+                assert_eq!(input.take(), request);
+            } else {
+                input.consume();
+            }
+            all.push(request);
+        }
+        all
+    }
+
+    fn is_short_get(request: &[u8]) -> bool {
+        request == resp::encode(&["GET", "k"])
+    }
+
+    fn feed(input: &mut Input, bytes: &[u8]) {
+        if input.pos > 0 {
+            input.buf.advance(input.pos);
+            input.pos = 0;
+        }
+        input.buf.extend_from_slice(bytes);
+    }
+
+    #[test]
+    fn requests_come_out_in_order_however_they_are_cut() {
+        let cache = Cache::new(1 << 20, 1 << 10);
+        let large = resp::encode(&["SET".as_bytes(), b"large", &vec![b'x'; LARGE]]);
+        let get = resp::encode(&["GET", "k"]);
+        let ping = resp::encode(&["PING"]);
+        let bytes = [&get[..], b"\r\n", b"*0\r\n", &ping, b"GET k\r\n", &large, b"\r\n", &get.repeat(40), b"PING\r\n"];
+        let bytes = bytes.concat();
+        let mut expected = vec![get.clone(), ping.clone(), get.clone(), large];
+        expected.extend(std::iter::repeat_n(get, 40));
+        expected.push(ping);
+        // Every cut that is not inside the large value, and some that are.
+        for cut in (0..bytes.len()).filter(|n| n % 1999 == 0 || !(150..LARGE).contains(n)) {
+            let mut input = Input::default();
+            feed(&mut input, &bytes[..cut]);
+            let mut found = requests(&mut input, &cache);
+            feed(&mut input, &bytes[cut..]);
+            found.extend(requests(&mut input, &cache));
+            assert!(found == expected, "cut at {cut}");
+            assert_eq!((input.left(), input.seen), (0, 0));
+        }
+    }
+
+    #[test]
+    fn what_stands_before_an_error_is_dealt_with_first() {
+        let cache = Cache::new(1 << 20, 1 << 10);
+        let mut input = Input::default();
+        feed(&mut input, b"*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nPING\r\n*1\r\n+4\r\n");
+        for _ in 0..2 {
+            assert!(input.find(&cache, MAX_BULK).expect("a request"));
+            input.consume();
+        }
+        assert!(input.find(&cache, MAX_BULK).is_err());
+    }
+
+    #[test]
+    fn another_form_of_the_present_request_takes_its_place() {
+        let cache = Cache::new(1 << 20, 1 << 10);
+        let mut input = Input::default();
+        let (long, short, next) = (resp::encode(&["PING", "long"]), resp::encode(&["PING"]), resp::encode(&["TIME"]));
+        feed(&mut input, &[&next[..], &long, &next].concat());
+        assert!(input.find(&cache, MAX_BULK).expect("a request"));
+        input.consume();
+        assert!(input.find(&cache, MAX_BULK).expect("a request"));
+        input.replace(&short);
+        assert_eq!(requests(&mut input, &cache), [short, next]);
+    }
+
+    #[test]
+    fn a_silent_client_holds_no_buffer() {
+        let mut input = Input::default();
+        buffer::equip(&mut input.buf);
+        input.rest();
+        assert_eq!(input.buf.capacity(), 0);
+        buffer::equip(&mut input.buf);
+        input.buf.extend_from_slice(b"*1\r\n");
+        input.rest();
+        assert_eq!((&input.buf[..], input.buf.capacity() < 64), (&b"*1\r\n"[..], true));
+    }
+}

@@ -40,12 +40,13 @@ impl Session {
         }
     }
 
-    /// Whether a hit on this key may be told before what is outstanding is answered. It must not overtake a command
-    /// whose effect it should see, nor show an older state than an outstanding read of the same key; above `bounded`,
-    /// nothing at all.
+    /// Whether a hit on this key may be found before what is outstanding is answered. At `bounded` it must not overtake
+    /// a write of the same key, nor show an older state than an outstanding read of it, nor pass what may have to do
+    /// with any key; it may pass commands about other keys, as if other clients had sent them. (A client library that
+    /// sends many requests over one connection nearly always has a write outstanding.) Above `bounded`, it passes nothing.
     fn may_overtake(&self, hash: u64) -> bool {
         match self.level {
-            Level::Bounded => self.outbox.followed() == 0 && !self.filling.contains(&hash),
+            Level::Bounded => self.outbox.followed() == 0 && !self.outstanding.contains(hash),
             Level::Causal | Level::Linearizable => self.outbox.waiting() == 0,
         }
     }
@@ -164,9 +165,9 @@ impl Session {
     }
 
     fn send_fill(&mut self, read: FillRead, hashes: &[u64]) -> Step {
+        hashes.iter().for_each(|hash| self.outstanding.note(self.outbox.next(), *hash));
         let place = self.outbox.reserve(false);
         self.lane.send_fill(place, read, self.now);
-        self.filling.extend_from_slice(hashes);
         Step::Done
     }
 

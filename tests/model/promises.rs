@@ -151,3 +151,19 @@ fn pipelines() {
         scope(level, programs)
     });
 }
+
+/// At `bounded` a hit passes what is outstanding about other keys.
+#[test]
+fn reading_past_a_write_of_another_key() {
+    holds_at(&[Level::Bounded], "reading past a write", |level| {
+        let programs = vec![
+            Program { window: 3, ..client(0, 0, &[Read(0, 0), Write(1), Read(0, 0), Read(1, 0)]) },
+            client(0, 1, &[Write(0), Read(1, 0)]),
+        ];
+        scope(level, programs)
+    });
+    holds("reading past others' writes", |level| {
+        let programs = vec![pipelining(0, 0, &[Read(0, 0), Past(1), Read(0, 0)]), client(0, 1, &[Read(0, 0)])];
+        Scope { outside: vec![Write(0)], ..scope(level, programs) }
+    });
+}

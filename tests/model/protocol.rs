@@ -205,11 +205,12 @@ impl Scope {
 
     /// `Session::may_overtake`.
     fn may_overtake(&self, session: &Session, key: Key) -> bool {
-        let waiting = session.slots.iter().filter(|s| !matches!(s.state, SlotState::Ready(_)));
-        let followed = |s: &&Slot| !matches!(s.state, SlotState::Waiting { follow: false });
+        let mut waiting = session.slots.iter().filter(|s| !matches!(s.state, SlotState::Ready(_)));
+        let followed = |s: &Slot| !matches!(s.state, SlotState::Waiting { follow: false });
+        let of_key = |s: &Slot| s.sent && s.op.key() == Some(key);
         match self.level {
-            Level::Bounded => waiting.clone().filter(followed).count() == 0 && session.filling & (1 << key) == 0,
-            Level::Causal | Level::Linearizable => waiting.count() == 0,
+            Level::Bounded => !waiting.any(followed) && !session.slots.iter().any(of_key),
+            Level::Causal | Level::Linearizable => waiting.next().is_none(),
         }
     }
 
@@ -436,7 +437,6 @@ impl Scope {
         let sent = w.now();
         let expect = Expect::Fill { session: s as u8, id: present.id, token, sent, got: None };
         enqueue(&mut w.proxies[p].lanes[l], Request::Fill(key), expect);
-        w.sessions[s].filling |= 1 << key;
         self.reserve(w, s, SlotState::Waiting { follow: false });
     }
 
@@ -450,7 +450,7 @@ impl Scope {
         let sent = w.now();
         let expect = Expect::Plain { session: s as u8, id: present.id, op, sent };
         enqueue(&mut w.proxies[p].lanes[l], Request::Plain(op), expect);
-        self.reserve(w, s, SlotState::Waiting { follow: true });
+        self.reserve(w, s, SlotState::Waiting { follow: matches!(op, Op::Script(_) | Op::FlushAll) });
     }
 
     fn reserve(&self, w: &mut World, s: usize, state: SlotState) {
@@ -459,7 +459,8 @@ impl Scope {
         if let (Op::Read(key, _) | Op::Past(key), true) = (op, self.level != Level::Linearizable) {
             need = w.proxies[self.programs[s].proxy].acked[usize::from(key)];
         }
-        session.slots.push_back(Slot { id, op, need, state });
+        let sent = !matches!(state, SlotState::Ready(_));
+        session.slots.push_back(Slot { id, op, need, sent, state });
     }
 
     fn release(&self, w: &mut World, s: usize) {
@@ -487,9 +488,6 @@ impl Scope {
         }
         if let Some(slot) = session.slots.iter_mut().find(|slot| slot.id == id) {
             slot.state = SlotState::Ready(value);
-        }
-        if session.slots.iter().all(|slot| matches!(slot.state, SlotState::Ready(_))) {
-            session.filling = 0;
         }
         self.pop(w, s);
     }

@@ -89,6 +89,8 @@ pub struct Slot {
     pub id: u8,
     pub op: Op,
     pub need: Pos,
+    /// It went upstream; else it was a hit.
+    pub sent: bool,
     pub state: SlotState,
 }
 
@@ -111,8 +113,6 @@ pub struct Session {
     pub pc: u8,
     pub present: Option<Present>,
     pub slots: VecDeque<Slot>,
-    /// Bit per key.
-    pub filling: u8,
     pub shown: Time,
     pub seen: Time,
     /// Ghost: the newest value of each key it was told.

@@ -3,7 +3,7 @@
 import pytest
 
 from processes import wait_until
-from wire import Connection, ReplyError
+from wire import Connection, ReplyError, encode
 
 pytestmark = pytest.mark.needs_proxy
 
@@ -218,3 +218,35 @@ def test_a_subscriber_that_does_not_read_is_closed(lab):
 
         wait_until(closed, "the subscriber is closed", timeout=20)
         assert publisher.call("PUBLISH", "flood", message) == 0
+
+
+def test_a_cached_read_passes_a_write_of_another_key(redis_site):
+    """A client library that sends everything over one connection nearly always has a write outstanding."""
+    with Connection(redis_site.a.port) as conn:
+        conn.call("SET", "read", "old")
+        warm(conn, "GET", "read")
+        misses = redis_site.a.stats()["misses"]
+        conn.send_raw(b"".join(encode("SET", "written", n) + encode("GET", "read") for n in range(50)))
+        assert [conn.read() for _ in range(100)] == [b"OK", b"old"] * 50
+        assert redis_site.a.stats()["misses"] == misses
+
+
+def test_a_cached_read_does_not_pass_what_may_change_it(redis_site):
+    script = "return redis.call('SET', 'read', ARGV[1])"
+    with Connection(redis_site.a.port) as conn:
+        for write in (("SET", "read"), ("MSET", "other", 1, "read"), ("EVAL", script, 0)):
+            conn.call("SET", "read", "old")
+            warm(conn, "GET", "read")
+            conn.send_raw(encode(*write, "new") + encode("SET", "other", 1) + encode("GET", "read"))
+            assert [conn.read() for _ in range(3)] == [b"OK", b"OK", b"new"], write
+
+
+@pytest.mark.parametrize("level", ["causal", "linearizable"])
+def test_above_bounded_a_read_passes_nothing(redis_site, level):
+    with Connection(redis_site.a.ports[level]) as conn:
+        conn.call("SET", "read", "old")
+        warm(conn, "GET", "read")
+        misses = redis_site.a.stats()["misses"]
+        conn.send_raw(encode("SET", "written", 1) + encode("GET", "read"))
+        assert [conn.read() for _ in range(2)] == [b"OK", b"old"]
+        assert redis_site.a.stats()["misses"] == misses + 1
