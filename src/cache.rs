@@ -26,7 +26,7 @@ use dashmap::mapref::entry::Entry as Place;
 
 use crate::clock::{Clocks, LaneStamp};
 use crate::time::Time;
-use entry::{Entry, Hashes, IdentityState, Node, Stamp, Variant};
+use entry::{Entry, Hashes, IdentityState, Node, Replies, Stamp, Variant};
 use eviction::{Item, Probe, Queues};
 use flight::Flight;
 
@@ -326,19 +326,19 @@ impl Cache {
         }
         let removed: Vec<Node> = match place {
             Place::Vacant(place) => {
-                place.insert(Entry::One(node));
+                place.insert(Entry::of(node));
                 Vec::new()
             }
             Place::Occupied(mut place) if place.get().is_of(v.key) => {
-                let old = match place.get() {
-                    Entry::One(old) => self.variant_hash(&old.variant()),
-                    Entry::Many(_) => 0,
+                let old = match place.get().replies() {
+                    Replies::One(old) => self.variant_hash(&old.variant()),
+                    Replies::Many(_) => 0,
                 };
                 let hashes = Hashes { new: self.variant_hash(v), old };
                 place.get_mut().insert(hashes, v, node, sent).into_iter().collect()
             }
             Place::Occupied(mut place) => {
-                let old = place.insert(Entry::One(node));
+                let old = place.insert(Entry::of(node));
                 old.nodes().cloned().collect()
             }
         };

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -48,11 +49,13 @@ impl Hasher for Identity {
 /// Build-hasher of [`Identity`].
 pub type IdentityState = BuildHasherDefault<Identity>;
 
+/// Forty-eight bytes: with the reply to a small GET, one allocation of 160.
 struct Header {
-    deadline: Time,
     stored: Time,
     /// A hit must be fresh as of this time: something newer about the key has been seen by somebody.
     floor: AtomicU64,
+    /// See [`after`].
+    deadline: u32,
     lane: LaneStamp,
     epoch: u32,
     seq: u32,
@@ -62,6 +65,18 @@ struct Header {
     id: u16,
     /// Hits since the eviction last looked, up to [`Node::FREQ_MAX`].
     freq: AtomicU8,
+}
+
+/// Deadlines are kept in steps of 2^16 ns (66 µs) after the arrival of the reply: never late, at most a step early, and
+/// after at most 78 hours.
+const STEP: u32 = 16;
+const NO_DEADLINE: u32 = u32::MAX;
+
+fn after(stored: Time, deadline: Time) -> u32 {
+    match deadline {
+        Time::NEVER => NO_DEADLINE,
+        _ => u32::try_from(deadline.0.saturating_sub(stored.0) >> STEP).unwrap_or(u32::MAX).min(NO_DEADLINE - 1),
+    }
 }
 
 /// What a fill knows beside the bytes.
@@ -82,7 +97,13 @@ pub struct Stamp {
 /// One cached reply: header, key, request tail and reply in one allocation of its own (a slice of the socket's buffer
 /// would pin all of it).
 #[derive(Clone)]
+#[repr(transparent)]
 pub struct Node(ThinArc<Header, u8>);
+
+/// A slot of the table: hash, pointer and control byte, about half of the slots being empty.
+const SLOT: usize = 2 * 17;
+/// A place in an eviction queue, with what the queue has grown ahead.
+const QUEUED: usize = 24;
 
 impl Node {
     /// Hits beyond this many make no difference to the eviction.
@@ -91,9 +112,9 @@ impl Node {
     /// Copies everything into place.
     pub fn new(variant: &Variant<'_>, reply: &[u8], stamp: Stamp) -> Node {
         let header = Header {
-            deadline: stamp.deadline,
             stored: stamp.stored,
             floor: AtomicU64::new(0),
+            deadline: after(stamp.stored, stamp.deadline),
             lane: stamp.lane,
             epoch: stamp.epoch,
             seq: stamp.seq,
@@ -154,9 +175,10 @@ impl Node {
     pub fn stored(&self) -> Time {
         self.header().stored
     }
-    /// When it must be gone.
+    /// When it must be gone, at the latest.
     pub fn deadline(&self) -> Time {
-        self.header().deadline
+        let h = self.header();
+        if h.deadline == NO_DEADLINE { Time::NEVER } else { Time(h.stored.0 + (u64::from(h.deadline) << STEP)) }
     }
     /// Its lane.
     pub fn lane(&self) -> LaneStamp {
@@ -196,19 +218,81 @@ impl Node {
         n
     }
 
-    /// Bytes it costs: its allocation, its place in the table and in the eviction's queue.
+    /// Bytes it costs: its allocation (with the allocator's word), its place in the table and in the eviction's queue.
     pub fn weight(&self) -> u64 {
         let own = size_of::<Header>() + 16 + self.0.slice.len();
-        (own.next_multiple_of(16) + 16 + 40 + 24) as u64
+        ((own + 8).next_multiple_of(16) + SLOT + QUEUED) as u64
     }
 }
 
-/// All cached replies of one key.
-pub enum Entry {
+/// All cached replies of one key: one pointer, to the node or to [`Many`] of them, as its lowest bit says. (About half
+/// the slots of a table are empty, so a word less in each is two words less a key.)
+pub struct Entry(NonNull<u8>);
+
+/// What an entry points to.
+pub enum Replies<'a> {
     /// Nearly every key is read by one command.
-    One(Node),
+    One(&'a Node),
     /// Several commands, users, databases or protocols.
-    Many(Box<Many>),
+    Many(&'a Many),
+}
+
+const MANY: usize = 1;
+
+// SAFETY: it is a `Node` or a `Box<Many>`, and both may go to other threads.
+unsafe impl Send for Entry {}
+// SAFETY: as above.
+unsafe impl Sync for Entry {}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if self.is_many() {
+            // SAFETY: the box that `of_many` let go of; nobody uses it after this.
+            drop(unsafe { Box::from_raw(self.many_ptr()) });
+        } else {
+            // SAFETY: the pointer that `of` let go of; nobody uses it after this.
+            drop(unsafe { ThinArc::<Header, u8>::from_raw(self.0.as_ptr().cast()) });
+        }
+    }
+}
+
+impl Entry {
+    /// Of one reply.
+    pub fn of(node: Node) -> Entry {
+        let at = ThinArc::into_raw(node.0).cast_mut().cast();
+        // SAFETY: an `Arc` is never null.
+        Entry(unsafe { NonNull::new_unchecked(at) })
+    }
+
+    fn of_many(many: Box<Many>) -> Entry {
+        let at = Box::into_raw(many).cast::<u8>().map_addr(|at| at | MANY);
+        // SAFETY: a box is never null.
+        Entry(unsafe { NonNull::new_unchecked(at) })
+    }
+
+    fn is_many(&self) -> bool {
+        self.0.addr().get() & MANY != 0
+    }
+
+    fn many_ptr(&self) -> *mut Many {
+        self.0.as_ptr().map_addr(|at| at & !MANY).cast()
+    }
+
+    /// What it holds.
+    pub fn replies(&self) -> Replies<'_> {
+        if self.is_many() {
+            // SAFETY: it came from a box and lives as long as the entry.
+            Replies::Many(unsafe { &*self.many_ptr() })
+        } else {
+            // SAFETY: `Node` is nothing but a `ThinArc`, which is nothing but this pointer.
+            Replies::One(unsafe { &*(&raw const self.0).cast::<Node>() })
+        }
+    }
+
+    fn many_mut(&mut self) -> Option<&mut Many> {
+        // SAFETY: as above, and the entry is borrowed mutably.
+        self.is_many().then(|| unsafe { &mut *self.many_ptr() })
+    }
 }
 
 /// Several replies about one key.
@@ -223,9 +307,9 @@ pub struct Many {
 impl Entry {
     /// The reply to `variant`, and the time as of which it must be fresh.
     pub fn find(&self, variant: &Variant<'_>, variant_hash: impl FnOnce() -> u32) -> Option<(&Node, Time)> {
-        match self {
-            Entry::One(node) => node.is(variant).then(|| (node, node.floor())),
-            Entry::Many(many) => {
+        match self.replies() {
+            Replies::One(node) => node.is(variant).then(|| (node, node.floor())),
+            Replies::Many(many) => {
                 let node = many.nodes.get(&variant_hash()).filter(|n| n.is(variant))?;
                 let latest = if many.latest_seq == Some(node.seq()) { Time::ZERO } else { many.latest };
                 Some((node, latest.max(node.floor())))
@@ -235,9 +319,9 @@ impl Entry {
 
     /// Asks for the memory that a lookup reads.
     pub fn prefetch(&self) {
-        match self {
-            Entry::One(node) => node.prefetch(),
-            Entry::Many(many) => super::prefetch((&raw const **many).cast()),
+        match self.replies() {
+            Replies::One(node) => node.prefetch(),
+            Replies::Many(many) => super::prefetch((&raw const *many).cast()),
         }
     }
 
@@ -248,37 +332,37 @@ impl Entry {
 
     /// Every reply.
     pub fn nodes(&self) -> Box<dyn Iterator<Item = &Node> + '_> {
-        match self {
-            Entry::One(node) => Box::new(std::iter::once(node)),
-            Entry::Many(many) => Box::new(many.nodes.values()),
+        match self.replies() {
+            Replies::One(node) => Box::new(std::iter::once(node)),
+            Replies::Many(many) => Box::new(many.nodes.values()),
         }
     }
 
     /// The node numbered `seq`.
     pub fn by_seq(&self, variant_hash: u32, seq: u32) -> Option<&Node> {
-        let node = match self {
-            Entry::One(node) => Some(node),
-            Entry::Many(many) => many.nodes.get(&variant_hash),
+        let node = match self.replies() {
+            Replies::One(node) => Some(node),
+            Replies::Many(many) => many.nodes.get(&variant_hash),
         };
         node.filter(|n| n.seq() == seq)
     }
 
     /// The latest time at which anything of this was told to somebody.
     pub fn latest(&self) -> Time {
-        match self {
-            Entry::One(node) => node.stored().max(node.floor()),
-            Entry::Many(many) => many.nodes.values().map(Node::floor).fold(many.latest, Time::max),
+        match self.replies() {
+            Replies::One(node) => node.stored().max(node.floor()),
+            Replies::Many(many) => many.nodes.values().map(Node::floor).fold(many.latest, Time::max),
         }
     }
 
     /// Somebody was told something newer about the key than these replies may know.
     pub fn observe(&mut self, t: Time) {
-        match self {
-            Entry::One(node) => node.raise_floor(t),
-            Entry::Many(many) => {
-                many.latest = many.latest.max(t);
-                many.latest_seq = None;
-            }
+        if let Replies::One(node) = self.replies() {
+            node.raise_floor(t);
+        }
+        if let Some(many) = self.many_mut() {
+            many.latest = many.latest.max(t);
+            many.latest_seq = None;
         }
     }
 
@@ -287,47 +371,43 @@ impl Entry {
     /// Replies of one key must not contradict each other in time: the new one may be older than what arrived while it
     /// was on its way (its floor), and whatever was there may be older than the new one (`latest`).
     pub fn insert(&mut self, hashes: Hashes, variant: &Variant<'_>, node: Node, sent: Time) -> Option<Node> {
-        if let Entry::One(old) = self
-            && old.is(variant)
-        {
-            node.raise_floor(old.floor());
-            return Some(std::mem::replace(old, node));
+        if let Replies::One(old) = self.replies() {
+            let old = old.clone();
+            if old.is(variant) {
+                node.raise_floor(old.floor());
+                *self = Entry::of(node);
+                return Some(old);
+            }
+            let latest = old.stored().max(old.floor());
+            let nodes = [(hashes.old, old)].into_iter().collect();
+            *self = Entry::of_many(Box::new(Many { latest, latest_seq: None, nodes }));
         }
-        let mut many = match std::mem::replace(self, Entry::One(node.clone())) {
-            Entry::One(old) => Box::new(Many {
-                latest: old.stored().max(old.floor()),
-                latest_seq: None,
-                nodes: [(hashes.old, old)].into_iter().collect(),
-            }),
-            Entry::Many(many) => many,
-        };
+        let many = self.many_mut()?;
         if many.latest >= sent {
             node.raise_floor(many.latest);
         }
         many.latest = many.latest.max(node.stored());
         many.latest_seq = Some(node.seq());
-        let replaced = many.nodes.insert(hashes.new, node);
-        *self = Entry::Many(many);
-        replaced
+        many.nodes.insert(hashes.new, node)
     }
 
     /// Removes one reply. True if none is left.
     pub fn remove(&mut self, variant_hash: u32) -> (Option<Node>, bool) {
-        match self {
-            Entry::One(node) => (Some(node.clone()), true),
-            Entry::Many(many) => {
-                let node = many.nodes.remove(&variant_hash);
-                (node, many.nodes.is_empty())
-            }
+        match self.many_mut() {
+            None => (self.nodes().next().cloned(), true),
+            Some(many) => (many.nodes.remove(&variant_hash), many.nodes.is_empty()),
         }
     }
 
     /// Keeps what `keep` says; returns the removed replies and whether none is left.
     pub fn retain(&mut self, keep: impl Fn(&Node) -> bool) -> (Vec<Node>, bool) {
-        match self {
-            Entry::One(node) if keep(node) => (Vec::new(), false),
-            Entry::One(node) => (vec![node.clone()], true),
-            Entry::Many(many) => {
+        match self.many_mut() {
+            None => {
+                let dead: Vec<Node> = self.nodes().filter(|n| !keep(n)).cloned().collect();
+                let empty = !dead.is_empty();
+                (dead, empty)
+            }
+            Some(many) => {
                 let dead: Vec<u32> = many.nodes.iter().filter(|(_, n)| !keep(n)).map(|(h, _)| *h).collect();
                 let removed = dead.iter().filter_map(|h| many.nodes.remove(h)).collect();
                 (removed, many.nodes.is_empty())

@@ -124,11 +124,30 @@ fn a_hit_waits_for_the_slower_of_link_and_lane() {
 #[test]
 fn nothing_is_served_past_its_deadline() {
     let b = bench(1 << 20);
-    let times = FillTimes { sent: Time(10), stored: Time(20), deadline: Time(50) };
-    b.cache.fill(b.token(&get("k")), &get("k"), b"v", times, b.lane);
-    let at = |now| matches!(b.cache.lookup(b.cache.hash(b"k"), &get("k"), Time(now), Time(0), |_| ()), Lookup::Hit(()));
-    assert!(at(49));
-    assert!(!at(50));
+    const MS: u64 = 1_000_000;
+    const HOUR: u64 = 3_600_000 * MS;
+    let at = |key, now: u64| {
+        let found = b.cache.lookup(b.cache.hash(get(key).key), &get(key), Time(now), Time(0), |_| ());
+        matches!(found, Lookup::Hit(()))
+    };
+    // (deadline, when it is still served, when it no longer is): the last is longer than can be kept.
+    let cases = [("a", 50 * MS, 49 * MS), ("b", 5 * MS + 1, 5 * MS - MS / 10), ("c", 100 * HOUR, 78 * HOUR)];
+    for (key, deadline, before) in cases {
+        let times = FillTimes { sent: Time(10), stored: Time(20), deadline: Time(deadline) };
+        b.cache.fill(b.token(&get(key)), &get(key), b"v", times, b.lane);
+        assert!(at(key, before), "{key}");
+        assert!(!at(key, deadline), "{key}");
+    }
+    let times = FillTimes { sent: Time(10), stored: Time(MS), deadline: Time(MS / 2) };
+    b.cache.fill(b.token(&get("late")), &get("late"), b"v", times, b.lane);
+    assert!(!at("late", MS), "its reply came when it was over");
+}
+
+#[test]
+fn a_small_reply_takes_one_small_allocation() {
+    let b = bench(1 << 20);
+    b.put(&get("a key of 16 byte"), &"x".repeat(71));
+    assert_eq!(b.cache.used(), 160 + 34 + 24);
 }
 
 #[test]
