@@ -156,6 +156,15 @@ pub struct FillToken {
     seq: u32,
 }
 
+impl FillToken {
+    /// Asks the memory for what storing the reply will touch.
+    pub fn prefetch(&self) {
+        self.cache.prefetch_slot(self.hash);
+        prefetch((&raw const *self.cache.revision(self.hash)).cast());
+        prefetch((&raw const self.cache.told[self.hash as usize % REVISIONS]).cast());
+    }
+}
+
 impl Drop for FillToken {
     fn drop(&mut self) {
         self.cache.flights.remove_if(&self.flight_key, |_, f| Arc::ptr_eq(f, &self.flight));
@@ -232,19 +241,21 @@ impl Cache {
     /// Asks the memory for what lookups of these hashes will read, so that their latencies overlap. A hint: it changes
     /// nothing, and what it asked for may be gone by the time of the lookup.
     pub fn prefetch(&self, hashes: impl Iterator<Item = u64> + Clone) {
-        let shard = |hash: u64| &self.map.shards()[self.map.determine_shard(hash as usize)];
-        for hash in hashes.clone() {
-            let table = shard(hash).read();
-            let bucket = hash as usize & (table.buckets() - 1);
-            let end = table.data_end().as_ptr();
-            prefetch(end.cast::<u8>().wrapping_add(bucket));
-            prefetch(end.wrapping_sub(bucket + 1).cast());
-        }
+        hashes.clone().for_each(|hash| self.prefetch_slot(hash));
         for hash in hashes {
-            if let Some(found) = shard(hash).read().get(hash, |(key, _)| *key == hash) {
+            let shard = &self.map.shards()[self.map.determine_shard(hash as usize)];
+            if let Some(found) = shard.read().get(hash, |(key, _)| *key == hash) {
                 found.1.get().prefetch();
             }
         }
+    }
+
+    fn prefetch_slot(&self, hash: u64) {
+        let table = self.map.shards()[self.map.determine_shard(hash as usize)].read();
+        let bucket = hash as usize & (table.buckets() - 1);
+        let end = table.data_end().as_ptr();
+        prefetch(end.cast::<u8>().wrapping_add(bucket));
+        prefetch(end.wrapping_sub(bucket + 1).cast());
     }
 
     fn judge<'e>(&self, entry: &'e Entry, v: &Variant<'_>, now: Time, watermark: Time) -> Result<&'e Node, Absence> {

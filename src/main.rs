@@ -132,3 +132,7 @@ impl Signals {
         warn!("{signal} again: not waiting for clients any longer");
     }
 }
+
+/// Replies are many small allocations that die on other threads than they were made on.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -6,6 +6,8 @@
 
 use std::collections::{HashSet, VecDeque};
 
+use super::entry::IdentityState;
+
 /// Names one cached reply. It may be gone by the time the queue comes to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Item {
@@ -38,7 +40,7 @@ pub struct Queues {
     main: VecDeque<Item>,
     main_bytes: u64,
     ghosts: VecDeque<u64>,
-    ghost_set: HashSet<u64>,
+    ghost_set: HashSet<u64, IdentityState>,
 }
 
 impl Queues {

@@ -4,6 +4,8 @@ use std::future::poll_fn;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use smallvec::{SmallVec, smallvec};
+
 use super::input::Input;
 use super::{After, OUTPUT_SOFT, Session, Stall, Step};
 use crate::cache::entry::{Node, Variant};
@@ -150,7 +152,7 @@ impl Session {
                     view: self.view,
                     id,
                     request: request.buf.into(),
-                    keys: vec![FillKey { range: request.args[1].clone(), token: Some(token) }],
+                    keys: smallvec![FillKey::new(request.args[1].clone(), Some(token))],
                     mget: false,
                     field_ttl,
                     fields: match field_ttl {
@@ -214,8 +216,8 @@ impl Session {
         if request.len() > MGET_MAX || request.buf.len() > REQUEST_MAX {
             return self.forward(self.lane.clone(), self.effect(request, plan, keys));
         }
-        let key = |i: usize| FillKey { range: request.args[i].clone(), token: lead(i) };
-        let keys: Vec<FillKey> = (1..request.len()).map(key).collect();
+        let key = |i: usize| FillKey::new(request.args[i].clone(), lead(i));
+        let keys: SmallVec<[FillKey; 1]> = (1..request.len()).map(key).collect();
         if !self.lane.can_fill() {
             drop(keys);
             return self.forward(self.lane.clone(), Effect::of_keys(KeySet { writes: Vec::new(), reads: hashes }));

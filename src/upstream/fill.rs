@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
+use smallvec::{SmallVec, smallvec};
 
 use crate::cache::entry::Variant;
 use crate::cache::{FillTimes, FillToken};
@@ -12,10 +13,11 @@ use crate::clock::LaneStamp;
 use crate::coherence::Coherence;
 use crate::command::FieldTtl;
 use crate::outbox::{Piece, Place};
-use crate::resp;
+use crate::resp::{self, Line};
 use crate::time::Time;
 
 const CACHING: &[u8] = b"*3\r\n$6\r\nCLIENT\r\n$7\r\nCACHING\r\n$3\r\nYES\r\n";
+const PTTL: &[u8] = b"*2\r\n$4\r\nPTTL\r\n";
 const INFO_KEYSPACE: &[u8] = b"*2\r\n$4\r\nINFO\r\n$8\r\nkeyspace\r\n";
 
 /// One key of the read, and the right to store what is said of it.
@@ -24,6 +26,15 @@ pub struct FillKey {
     pub range: Range<usize>,
     /// `None`: somebody else is already reading it.
     pub token: Option<FillToken>,
+    /// What PTTL said of it.
+    ttl: Option<i64>,
+}
+
+impl FillKey {
+    /// Of a key that was not asked about yet.
+    pub fn new(range: Range<usize>, token: Option<FillToken>) -> FillKey {
+        FillKey { range, token, ttl: None }
+    }
 }
 
 /// What is asked for.
@@ -35,7 +46,7 @@ pub struct FillRead {
     /// The request as it was sent.
     pub request: Box<[u8]>,
     /// One key, or all of MGET's.
-    pub keys: Vec<FillKey>,
+    pub keys: SmallVec<[FillKey; 1]>,
     /// MGET: each element of the reply is stored as the GET of its key.
     pub mget: bool,
     /// What hash fields could do to the reply.
@@ -53,15 +64,13 @@ pub struct Fill {
     step: usize,
     reply: Bytes,
     stored: Time,
-    ttls: Vec<i64>,
     spoiled: bool,
 }
 
 impl Fill {
     /// To be sent at `sent`.
     pub fn new(place: Place, read: FillRead, sent: Time) -> Fill {
-        let ttls = Vec::with_capacity(read.keys.len());
-        Fill { place: Some(place), read, sent, step: 0, reply: Bytes::new(), stored: Time::ZERO, ttls, spoiled: false }
+        Fill { place: Some(place), read, sent, step: 0, reply: Bytes::new(), stored: Time::ZERO, spoiled: false }
     }
 
     /// The bytes to send.
@@ -70,7 +79,10 @@ impl Fill {
         out.push(CACHING);
         out.push(request);
         for key in &self.read.keys {
-            out.push(&resp::encode(&[b"PTTL".as_slice(), &request[key.range.clone()]]));
+            out.push(PTTL);
+            out.push(&Line::new(b'$', key.range.len()));
+            out.push(&request[key.range.clone()]);
+            out.push(b"\r\n");
         }
         match self.read.field_ttl {
             FieldTtl::No => {}
@@ -104,16 +116,20 @@ impl Fill {
         let keys = self.read.keys.len();
         let bytes = frame.as_slice();
         match self.step {
-            0 => self.spoiled |= bytes != b"+OK\r\n",
+            0 => {
+                self.spoiled |= bytes != b"+OK\r\n";
+                self.read.keys.iter().filter_map(|key| key.token.as_ref()).for_each(FillToken::prefetch);
+            }
             1 => {
                 self.stored = now;
                 self.spoiled |= matches!(bytes[0], b'-' | b'!') || bytes.len() > coherence.cache.max_entry();
                 self.reply = frame.into_bytes();
             }
-            n if n < 2 + keys => match bytes {
-                [b':', ..] => self.ttls.push(resp::parse_i64(&bytes[1..bytes.len() - 2]).unwrap_or(-2)),
-                _ => self.spoiled = true,
-            },
+            n if n < 2 + keys => {
+                let ttl = bytes.strip_prefix(b":").and_then(|n| resp::parse_i64(n.strip_suffix(b"\r\n")?));
+                self.read.keys[n - 2].ttl = ttl;
+                self.spoiled |= ttl.is_none();
+            }
             _ => self.spoiled |= !fields_live_on(self.read.field_ttl, bytes),
         }
         self.step += 1;
@@ -129,8 +145,7 @@ impl Fill {
 
     /// Keeps what may be kept, by a lane that is alive; of the rest, notes that it is told.
     fn store(&mut self, now: Time, coherence: &Coherence, lane: Option<LaneStamp>) {
-        let whole = 0..self.reply.len();
-        let values = if self.read.mget { self.elements() } else { Vec::from([whole]) };
+        let values: SmallVec<[_; 1]> = if self.read.mget { self.elements() } else { smallvec![0..self.reply.len()] };
         for i in 0..self.read.keys.len() {
             let kept = match (values.get(i), lane) {
                 (Some(value), Some(lane)) => self.store_one(i, value.clone(), coherence, lane),
@@ -144,7 +159,7 @@ impl Fill {
     }
 
     fn store_one(&mut self, i: usize, value: Range<usize>, coherence: &Coherence, lane: LaneStamp) -> bool {
-        let (ttl, reply) = (self.ttls[i], &self.reply[value]);
+        let (Some(ttl), reply) = (self.read.keys[i].ttl, &self.reply[value]) else { return false };
         // MGET says nil for a list as well, where GET would say WRONGTYPE.
         if self.read.mget && is_nil(reply) != (ttl == -2) {
             return false;
@@ -161,10 +176,10 @@ impl Fill {
     }
 
     /// Where the elements of MGET's reply are.
-    fn elements(&self) -> Vec<Range<usize>> {
-        let Some((count, rest)) = resp::split_aggregate(&self.reply) else { return Vec::new() };
+    fn elements(&self) -> SmallVec<[Range<usize>; 1]> {
+        let Some((count, rest)) = resp::split_aggregate(&self.reply) else { return SmallVec::new() };
         let mut at = self.reply.len() - rest.len();
-        let mut found = Vec::with_capacity(count);
+        let mut found = SmallVec::with_capacity(count);
         while let Some(len) = resp::value_len(&self.reply[at..]) {
             found.push(at..at + len);
             at += len;
