@@ -81,6 +81,14 @@ pub fn info(shared: &Shared) -> String {
     text
 }
 
+/// INFO's text with the number of the proxy's clients in the place of the server's connections, as CLIENT LIST has it.
+pub fn own_clients(info: &str, shared: &Shared) -> String {
+    const FIELD: &str = "connected_clients:";
+    let Some((before, rest)) = info.split_once(FIELD) else { return info.to_owned() };
+    let after = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+    format!("{before}{FIELD}{}{after}", shared.clients.len())
+}
+
 /// NEARSIDE without what concerns the connection that says it.
 pub fn command(shared: &Shared, request: &Request<'_>) -> Vec<u8> {
     let word = if request.len() > 1 { request.arg(1).to_ascii_uppercase() } else { b"HELP".to_vec() };

@@ -135,6 +135,8 @@ enum After {
     Upstream,
     /// It is answered.
     Reply(Bytes),
+    /// It is answered, and the session ends.
+    Farewell(Bytes),
     /// It is answered, and the session is somebody else from here on.
     Become(Box<Become>),
 }
@@ -185,6 +187,8 @@ pub struct Session {
     swap_seen: dedicated::SwapSeen,
     swaps: bool,
     eof: bool,
+    /// The name of the last command, for CLIENT LIST.
+    command: u32,
     /// Not yet added to the process's counters.
     commands: u64,
     hits: u64,
@@ -233,6 +237,7 @@ impl Session {
             swap_seen: dedicated::SwapSeen::default(),
             swaps: false,
             eof: false,
+            command: 0,
             commands: 0,
             hits: 0,
         }
@@ -368,6 +373,11 @@ impl Session {
                 self.outbox.put(Piece::Bytes(reply));
                 self.request_done();
             }
+            After::Farewell(reply) => {
+                self.outbox.put(Piece::Bytes(reply));
+                self.closing = Some("killed by itself");
+                self.request_done();
+            }
             After::Become(other) => {
                 self.become_other(*other);
                 self.request_done();
@@ -432,6 +442,7 @@ impl Session {
         self.input = input;
         if self.commands > 0 {
             self.client.active.store(self.now.0, Ordering::Relaxed);
+            self.client.command.store(self.command, Ordering::Relaxed);
             self.shared.count(std::mem::take(&mut self.commands), std::mem::take(&mut self.hits));
         }
     }
@@ -475,6 +486,7 @@ impl Session {
 
     fn dispatch(&mut self, request: &Request<'_>, table: &Table, keys: &mut Keys) -> Step {
         let plan = table.plan(request, keys);
+        self.command = u32::from(plan.name);
         if self.lent.is_some() {
             return self.dispatch_lent(request, plan, keys);
         }

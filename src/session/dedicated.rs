@@ -191,6 +191,8 @@ impl Session {
             let raw = if self.swaps { Raw::Swapping } else { Raw::Acting };
             lent.connection.send_raw(bytes, raw);
             self.tries = 0;
+            self.command = crate::clients::RAW;
+            self.commands += 1;
         }
     }
 
@@ -207,7 +209,8 @@ impl Session {
                 let Route::Local(local) = plan.route else { return Step::Done };
                 return self.local(request, local);
             }
-            Route::Local(Local::Client | Local::Nearside) if !in_multi && !self.subscribed() => {
+            // A RESP2 subscriber may not say them: the server's error tells.
+            Route::Local(Local::Client | Local::Nearside) if !in_multi && (self.key.resp3 || !self.subscribed()) => {
                 let Route::Local(local) = plan.route else { return Step::Done };
                 return self.local(request, local);
             }

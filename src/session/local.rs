@@ -133,7 +133,8 @@ impl Session {
         Step::Done
     }
 
-    /// INFO as the server gives it, with our section where a section was not asked for by another name.
+    /// INFO as the server gives it, with our clients as the clients, and our section where a section was not asked for
+    /// by another name.
     fn info(&mut self, request: &Request<'_>) -> Step {
         let asked: Vec<Vec<u8>> = (1..request.len()).map(|i| request.arg(i).to_ascii_lowercase()).collect();
         let general = |s: &Vec<u8>| matches!(&s[..], b"default" | b"all" | b"everything");
@@ -144,7 +145,8 @@ impl Session {
             self.outbox.put(Piece::Slice(&verbatim(&text, self.key.resp3)));
             return Step::Done;
         }
-        if !ours {
+        let told = |section: &Vec<u8>| section == b"clients";
+        if !ours && !asked.iter().any(told) {
             return self.forward(self.lane.clone(), Effect::None);
         }
         let reply = ask(&self.lane, request.buf);
@@ -153,7 +155,11 @@ impl Session {
             let reply = reply.await;
             let Some((text, _)) = resp::split_bulk(&reply) else { return After::Reply(reply.into()) };
             let text = text.strip_prefix(b"txt:").filter(|_| resp3).unwrap_or(text);
-            let text = format!("{}\r\n{}", String::from_utf8_lossy(text), admin::info(&shared));
+            let mut text = admin::own_clients(&String::from_utf8_lossy(text), &shared);
+            if ours {
+                text += "\r\n";
+                text += &admin::info(&shared);
+            }
             After::Reply(verbatim(&text, resp3).into())
         })))
     }
@@ -241,7 +247,7 @@ async fn verdict(node: &Node, key: Option<&ConnectionKey>, question: &[u8]) -> R
 }
 
 /// Asks the server one question on a shared lane, for the proxy itself.
-pub(super) fn ask(lane: &Connection, question: &[u8]) -> impl Future<Output = Vec<u8>> + 'static {
+pub(super) fn ask(lane: &Connection, question: &[u8]) -> impl Future<Output = Vec<u8>> + use<> {
     let outbox = Rc::new(Outbox::default());
     let place = outbox.reserve(true);
     lane.send(Piece::Slice(question), place, Effect::None, Time::now());
@@ -261,7 +267,7 @@ fn set_id(hello: &[u8], id: u64) -> Bytes {
 }
 
 /// A text as INFO gives it: verbatim in RESP3, bulk in RESP2.
-fn verbatim(text: &str, resp3: bool) -> Vec<u8> {
+pub(super) fn verbatim(text: &str, resp3: bool) -> Vec<u8> {
     if resp3 {
         return format!("={}\r\ntxt:{text}\r\n", text.len() + 4).into_bytes();
     }

@@ -23,7 +23,7 @@ pub struct Opened {
     pub hello: Bytes,
     /// The link's generation that changed keys are reported to.
     pub armed: Option<u64>,
-    /// The server's number for a dedicated connection; 0 if it does not say.
+    /// The server's number for the connection; 0 if it does not say.
     pub client_id: i64,
     /// When the handshake was sent: the server had the connection after that.
     pub asked: Time,
@@ -86,9 +86,7 @@ async fn greet(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Open
     let asked = Time::now();
     let mut request = hello(key);
     request.extend(resp::encode(&["CLIENT", "SETNAME", name]));
-    if role == Role::Dedicated {
-        request.extend(resp::encode(&["CLIENT", "ID"]));
-    }
+    request.extend(resp::encode(&["CLIENT", "ID"]));
     if key.db != 0 {
         request.extend(resp::encode(&["SELECT", &key.db.to_string()]));
     }
@@ -102,10 +100,7 @@ async fn greet(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Open
     }
     // Without CLIENT's permission the connection works all the same, unnamed.
     wire.reply().await?;
-    let client_id = match role {
-        Role::Dedicated => integer(&wire.reply().await?),
-        Role::Lane => 0,
-    };
+    let client_id = integer(&wire.reply().await?);
     if key.db != 0 {
         let selected = wire.reply().await?;
         if selected[0] == b'-' {
