@@ -78,14 +78,24 @@ impl Input {
         }
     }
 
-    /// Puts another form of the present request in its place.
+    /// Puts another form of the present request in its place. What is behind it is copied only if nothing before it is
+    /// dealt with already, and then room is made for many: a pipeline of inline commands is not copied for each.
     fn replace(&mut self, request: &[u8]) {
-        let tail = self.buf.split_off(self.pos + self.len);
-        self.buf.truncate(self.pos);
-        self.buf.extend_from_slice(request);
-        self.buf.unsplit(tail);
+        let mut end = self.pos + self.len;
         self.len = 0;
         self.scanner.reset();
+        if end == self.buf.len() {
+            self.buf.truncate(self.pos);
+            return self.buf.extend_from_slice(request);
+        }
+        if end < request.len() {
+            let mut roomy = BytesMut::zeroed(request.len() + ROOM);
+            roomy.extend_from_slice(&self.buf[end..]);
+            self.buf = roomy;
+            end = request.len() + ROOM;
+        }
+        self.pos = end - request.len();
+        self.buf[self.pos..end].copy_from_slice(request);
     }
 
     /// The present request as bytes of their own, without a copy.
