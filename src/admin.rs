@@ -191,6 +191,10 @@ fn explain_route(route: Route, effect: command::Effect) -> &'static str {
     match (route, effect) {
         (Route::Local(Local::Info), _) => "answered by the upstream, with a section of the proxy's own",
         (Route::Local(_), _) => "answered by the proxy: it is about this connection",
+        (Route::Dedicated(Need::Alone), command::Effect::Unknown) => {
+            "a script: it gets a connection of its own; it may touch any key, so its reply waits until the cache is known to reflect it"
+        }
+        (Route::Dedicated(Need::Alone), _) => "a script: it gets a connection of its own",
         (Route::Dedicated(Need::Block), _) => "it may block: it gets a connection of its own",
         (Route::Dedicated(_), _) => "it keeps state on its connection: the session gets one of its own",
         (_, command::Effect::Unknown) => {

@@ -82,6 +82,9 @@ pub enum Need {
     Transaction,
     /// One blocking command.
     Block,
+    /// One script: while it runs nothing behind it on its connection is even read, not SCRIPT KILL either. Without a
+    /// connection to spare it goes down the lane.
+    Alone,
     /// Pub/sub: until the last subscription ends.
     Subscribe,
     /// Until the session ends: MONITOR, CLIENT TRACKING/REPLY/NO-EVICT/NO-TOUCH, unknown state.

@@ -22,7 +22,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::cache::Cache;
 use crate::clients::Client;
-use crate::command::{self, Keys, Plan, Request, Route, Table};
+use crate::command::{self, Keys, Need, Plan, Request, Route, Table};
 use crate::config::Level;
 use crate::outbox::{Outbox, Piece};
 use crate::resp::{self, Scan, Scanner};
@@ -107,12 +107,6 @@ impl Input {
         self.scanner.reset();
         request
     }
-
-    /// Everything, as bytes of their own.
-    fn take_all(&mut self) -> Bytes {
-        self.len = self.left();
-        self.take()
-    }
 }
 
 /// What became of one request.
@@ -183,6 +177,8 @@ pub struct Session {
     stall: Option<Stall>,
     /// The present request is not to look in the cache again.
     bypass: bool,
+    /// The server holds commands back, at a client's wish: each session waits on a connection of its own.
+    paused: bool,
     /// The present request has been given another form already.
     replaced: bool,
     /// How often the present request has waited.
@@ -239,6 +235,7 @@ impl Session {
             shown: Time::ZERO,
             stall: None,
             bypass: false,
+            paused: false,
             replaced: false,
             tries: 0,
             filling: Vec::new(),
@@ -427,6 +424,7 @@ impl Session {
         if self.outbox.waiting() == 0 {
             self.filling.clear();
         }
+        self.paused = self.shared.node.paused_until.load(Ordering::Relaxed) > self.now.0;
         let table = self.shared.node.table.load_full();
         // Taken out so that a request can be looked at while the session changes.
         let mut input = std::mem::take(&mut self.input);
@@ -501,8 +499,10 @@ impl Session {
             return self.dispatch_lent(request, plan, keys);
         }
         match plan.route {
+            Route::Cache(_) | Route::Lane if self.paused => self.alone(request, plan, keys),
             Route::Cache(read) => self.cached_read(request, plan, read, keys),
             Route::Lane => self.forward(self.lane.clone(), self.effect(request, plan, keys)),
+            Route::Dedicated(Need::Alone) => self.alone(request, plan, keys),
             Route::Dedicated(need) => self.dedicate(request, need),
             Route::Local(local) => self.local(request, local),
         }

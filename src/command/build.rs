@@ -53,11 +53,12 @@ impl Spec {
     }
 
     /// The fates that [`words`](Self::words) tells, in the order to show them.
-    pub const FATES: [&str; 7] = [
+    pub const FATES: [&str; 8] = [
         "cached",
         "answered by nearside",
         "on a connection of its own",
         "on a connection of its own if it blocks",
+        "on a connection of its own; waits for a barrier",
         "forwarded; the cache is flushed",
         "forwarded; waits for a barrier",
         "forwarded",
@@ -68,12 +69,12 @@ impl Spec {
         let place = match (self.fate, self.touch) {
             (Fate::Read(_), _) => 0,
             (Fate::Answer(_), _) => 1,
+            (Fate::Dedicate(Need::Alone), _) => 4,
             (Fate::Dedicate(_), _) => 2,
             (Fate::ForwardUnlessBlock, _) => 3,
-            (Fate::Forward, Touch::Everything) => 4,
-            (Fate::Forward, Touch::Script { .. }) => 5,
-            (Fate::Forward, Touch::Server(_)) if self.unknown => 5,
-            (Fate::Forward, _) => 6,
+            (Fate::Forward, Touch::Everything) => 5,
+            (Fate::Forward, Touch::Server(_)) if self.unknown => 6,
+            (Fate::Forward, _) => 7,
         };
         Self::FATES[place]
     }

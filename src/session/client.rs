@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -43,6 +44,18 @@ impl Session {
             (b"GETREDIR", []) => self.say(":-1"),
             (b"TRACKINGINFO", []) => self.tracking_info(),
             (b"UNBLOCK", [id, how @ ..]) if how.len() < 2 => self.unblock(id, how),
+            (b"PAUSE", [timeout, ..]) => {
+                let pause = Duration::from_millis(resp::parse_i64(timeout).unwrap_or(0).try_into().unwrap_or(0));
+                self.shared.node.paused_until.fetch_max((self.now + pause).0, Ordering::Relaxed);
+                self.forward(self.lane.clone(), Effect::None)
+            }
+            (b"UNPAUSE", []) => {
+                let node = self.shared.node.clone();
+                self.put_to_server(request.buf, move |ok| {
+                    node.paused_until.store(0, Ordering::Relaxed);
+                    ok.into()
+                })
+            }
             // PAUSE, UNPAUSE and HELP are the server's business, and so is the text of every error.
             _ => self.forward(self.lane.clone(), Effect::None),
         }
