@@ -81,12 +81,19 @@ pub fn info(shared: &Shared) -> String {
     text
 }
 
-/// INFO's text with the number of the proxy's clients in the place of the server's connections, as CLIENT LIST has it.
+/// INFO's text with the number of the proxy's clients in the place of the server's connections, as CLIENT LIST has it,
+/// and without our lanes among those that track.
 pub fn own_clients(info: &str, shared: &Shared) -> String {
-    const FIELD: &str = "connected_clients:";
-    let Some((before, rest)) = info.split_once(FIELD) else { return info.to_owned() };
+    let lanes = shared.node.lanes.load(Ordering::Relaxed);
+    let info = renumber(info, "connected_clients:", |_| shared.clients.len());
+    renumber(&info, "tracking_clients:", |n| n.saturating_sub(lanes))
+}
+
+fn renumber(info: &str, field: &str, number: impl Fn(usize) -> usize) -> String {
+    let Some((before, rest)) = info.split_once(field) else { return info.to_owned() };
     let after = rest.trim_start_matches(|c: char| c.is_ascii_digit());
-    format!("{before}{FIELD}{}{after}", shared.clients.len())
+    let old = rest[..rest.len() - after.len()].parse().unwrap_or(0);
+    format!("{before}{field}{}{after}", number(old))
 }
 
 /// NEARSIDE without what concerns the connection that says it.

@@ -42,7 +42,12 @@ pub struct ConnectionKey {
     pub resp3: bool,
     /// Database.
     pub db: u32,
+    /// Who the session was when it chose the database, if somebody else: the present user may have no right to.
+    pub via: Option<Via>,
 }
+
+/// An earlier identity of a session; as in [`ConnectionKey::creds`], nobody in particular is `None`.
+pub type Via = Box<Option<Arc<Creds>>>;
 
 impl ConnectionKey {
     /// Who the upstream's address names, if anybody: what the link is, and sessions until they say otherwise.
@@ -51,7 +56,14 @@ impl ConnectionKey {
             let user = upstream.username.as_deref().unwrap_or("default").as_bytes().to_vec();
             Arc::new(Creds { user, password: password.as_bytes().to_vec() })
         });
-        ConnectionKey { creds, resp3: false, db: upstream.db }
+        ConnectionKey { creds, resp3: false, db: upstream.db, via: None }
+    }
+
+    /// The same session after AUTH: it stays in its database.
+    pub fn authenticated(&self, creds: Arc<Creds>) -> ConnectionKey {
+        let chosen_as = self.via.clone().unwrap_or_else(|| Box::new(self.creds.clone()));
+        let via = (self.db != 0 && chosen_as.as_ref() != &Some(creds.clone())).then_some(chosen_as);
+        ConnectionKey { creds: Some(creds), via, ..self.clone() }
     }
 
     /// The user's name, as the cache tells users apart.

@@ -19,6 +19,8 @@ use crate::time::Time;
 use crate::upstream::connection::Connection;
 use crate::upstream::effect::Effect;
 
+/// Milliseconds from a CLIENT PAUSE in a transaction to EXEC, if nobody dawdles.
+const MULTI_TAKES: u64 = 1000;
 /// No connection of the server has this number.
 const NOBODY: &[u8] = b"9223372036854775807";
 
@@ -44,9 +46,8 @@ impl Session {
             (b"GETREDIR", []) => self.say(":-1"),
             (b"TRACKINGINFO", []) => self.tracking_info(),
             (b"UNBLOCK", [id, how @ ..]) if how.len() < 2 => self.unblock(id, how),
-            (b"PAUSE", [timeout, ..]) => {
-                let pause = Duration::from_millis(resp::parse_i64(timeout).unwrap_or(0).try_into().unwrap_or(0));
-                self.shared.node.paused_until.fetch_max((self.now + pause).0, Ordering::Relaxed);
+            (b"PAUSE", _) => {
+                self.note_pause(request);
                 self.forward(self.lane.clone(), Effect::None)
             }
             (b"UNPAUSE", []) => {
@@ -182,6 +183,17 @@ impl Session {
             let own = victims.iter().any(|(victim, _)| victim.id == asker.client.id);
             if own { After::Farewell(answer.into()) } else { After::Reply(answer.into()) }
         })))
+    }
+
+    /// CLIENT PAUSE: from now until it is over, or until UNPAUSE, nothing more is put on a lane. In a transaction it begins
+    /// with EXEC, so some time is added.
+    pub(super) fn note_pause(&self, request: &Request<'_>) {
+        let is = |i: usize, word: &[u8]| request.arg(i).eq_ignore_ascii_case(word);
+        if request.len() >= 3 && is(1, b"PAUSE") && is(0, b"CLIENT") {
+            let millis = resp::parse_i64(request.arg(2)).and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+            let pause = Duration::from_millis(millis.saturating_add(MULTI_TAKES));
+            self.shared.node.paused_until.fetch_max((self.now + pause).0, Ordering::Relaxed);
+        }
     }
 
     /// The server knows the blocked client by the number of the connection it was lent.

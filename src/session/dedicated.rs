@@ -228,6 +228,7 @@ impl Session {
                     }
                 }
             }
+            self.note_pause(&input.request());
             if let Some(request) = self.redirect(&input.request()) {
                 self.replaced = true;
                 input.replace(&request);
@@ -277,6 +278,13 @@ impl Session {
         let Some(lent) = &mut self.lent else { return Step::Done };
         let effect = lent.track(request, plan, effect);
         let connection = lent.connection.clone();
+        if in_multi {
+            self.note_pause(request);
+            if is_bare(request, b"EXEC") && connection.was_refused() {
+                // The server has refused the connection, and so MULTI and all that followed.
+                return self.say("-EXECABORT Transaction discarded because of previous errors.");
+            }
+        }
         self.forward(connection, effect)
     }
 

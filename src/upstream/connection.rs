@@ -271,6 +271,11 @@ impl Connection {
         }
     }
 
+    /// Whether the server did not take it, and so nothing that was said on it.
+    pub fn was_refused(&self) -> bool {
+        self.never_opened() && matches!(self.shared.borrow().phase, Phase::Closed(_))
+    }
+
     /// Whether the server has never accepted it.
     pub fn never_opened(&self) -> bool {
         self.shared.borrow().hello.is_empty()

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use std::future::poll_fn;
 
 use super::connection::Role;
-use super::{ConnectionKey, Node};
+use super::{ConnectionKey, Creds, Node};
 use crate::buffer::OutBuf;
 use crate::resp::{self, Cutter};
 use crate::time::Time;
@@ -62,11 +62,25 @@ pub fn track(client_id: i64) -> Vec<u8> {
 
 /// HELLO, with AUTH if there are credentials.
 pub fn hello(key: &ConnectionKey) -> Vec<u8> {
+    hello_as(key, key.creds.as_deref())
+}
+
+fn hello_as(key: &ConnectionKey, creds: Option<&Creds>) -> Vec<u8> {
     let mut args: Vec<&[u8]> = vec![b"HELLO", if key.resp3 { b"3" } else { b"2" }];
-    if let Some(creds) = &key.creds {
+    if let Some(creds) = creds {
         args.extend([b"AUTH".as_slice(), &creds.user, &creds.password]);
     }
     resp::encode(&args)
+}
+
+/// HELLO and SELECT, as the session has come to its user and its database; and how many replies that makes.
+fn greeting(key: &ConnectionKey) -> (Vec<u8>, usize) {
+    let select = resp::encode(&["SELECT", &key.db.to_string()]);
+    match &key.via {
+        Some(via) => ([hello_as(key, via.as_deref()), select, hello(key)].concat(), 3),
+        None if key.db != 0 => ([hello(key), select].concat(), 2),
+        None => (hello(key), 1),
+    }
 }
 
 /// Connects and greets, in `connect_timeout` at the most.
@@ -84,29 +98,25 @@ async fn greet(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Open
     let name = if role == Role::Lane { "nearside-lane" } else { "nearside-dedicated" };
     let link = node.coherence.link().filter(|_| role == Role::Lane);
     let asked = Time::now();
-    let mut request = hello(key);
+    let (mut request, steps) = greeting(key);
     request.extend(resp::encode(&["CLIENT", "SETNAME", name]));
     request.extend(resp::encode(&["CLIENT", "ID"]));
-    if key.db != 0 {
-        request.extend(resp::encode(&["SELECT", &key.db.to_string()]));
-    }
     if let Some(link) = &link {
         request.extend(track(link.client_id));
     }
     wire.send(&request).await?;
-    let hello = wire.reply().await?;
-    if hello[0] == b'-' {
-        return Err(Refusal::Server(hello));
+    let mut hello = Bytes::new();
+    for _ in 0..steps {
+        let reply = wire.reply().await?;
+        match reply[0] {
+            b'-' => return Err(Refusal::Server(reply)),
+            b'+' => {}
+            _ => hello = reply,
+        }
     }
     // Without CLIENT's permission the connection works all the same, unnamed.
     wire.reply().await?;
     let client_id = integer(&wire.reply().await?);
-    if key.db != 0 {
-        let selected = wire.reply().await?;
-        if selected[0] == b'-' {
-            return Err(Refusal::Server(selected));
-        }
-    }
     let armed = match link {
         Some(link) if &wire.reply().await?[..] == b"+OK\r\n" => Some(link.generation),
         _ => None,
