@@ -697,11 +697,6 @@ impl Connection {
         if !effect.settle(&self.node.coherence, now) {
             return place.deliver(frame, now);
         }
-        if was_refused(frame.as_slice()) {
-            // No PONG comes while the server refuses everything. In case it has done something all the same:
-            self.node.coherence.cache.flush(crate::cache::FlushCause::Command);
-            return place.deliver(frame, now);
-        }
         let reply = frame.into_bytes();
         let node = self.node.clone();
         tokio::task::spawn_local(async move {
@@ -779,11 +774,6 @@ impl Shared {
             }
         }
     }
-}
-
-/// Whether this is what the server says to everything while it can do nothing: neither to the link's PING is there a PONG.
-fn was_refused(reply: &[u8]) -> bool {
-    [&b"-BUSY "[..], b"-LOADING ", b"-MASTERDOWN "].iter().any(|prefix| reply.starts_with(prefix))
 }
 
 /// The first word of a push, or `None` if the frame is a reply. RESP2 has no push type: there it is what a subscriber

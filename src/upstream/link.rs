@@ -211,7 +211,9 @@ impl Link {
                 Event::Pong(t) => self.pong(t)?,
                 // `-BUSY`, `-LOADING`: it lives, but proves nothing.
                 Event::NoPong => {
-                    self.pings.pop_front();
+                    if let Some(sent) = self.pings.pop_front() {
+                        self.node.coherence.link_refused(sent);
+                    }
                 }
                 Event::Other => {}
             }
