@@ -15,8 +15,9 @@ use crate::outbox::{Piece, Place};
 use crate::resp;
 use crate::time::Time;
 
-const CACHING: &[u8] = b"*3\r\n$6\r\nCLIENT\r\n$7\r\nCACHING\r\n$3\r\nYES\r\n";
-const INFO_KEYSPACE: &[u8] = b"*2\r\n$4\r\nINFO\r\n$8\r\nkeyspace\r\n";
+// Both spelled as `resp::own` does.
+const CACHING: &[u8] = b"*3\r\n$6\r\ncLIENT\r\n$7\r\nCACHING\r\n$3\r\nYES\r\n";
+const INFO_KEYSPACE: &[u8] = b"*2\r\n$4\r\niNFO\r\n$8\r\nkeyspace\r\n";
 
 /// One key of the read, and the right to store what is said of it.
 pub struct FillKey {
@@ -70,7 +71,7 @@ impl Fill {
         out.push(CACHING);
         out.push(request);
         for key in &self.read.keys {
-            out.push(&resp::encode(&[b"PTTL".as_slice(), &request[key.range.clone()]]));
+            out.push(&resp::own(&[b"PTTL".as_slice(), &request[key.range.clone()]]));
         }
         match self.read.field_ttl {
             FieldTtl::No => {}
@@ -85,7 +86,7 @@ impl Fill {
         let mut args = vec![b"HPEXPIRETIME".as_slice(), &request[self.read.keys[0].range.clone()], b"FIELDS"];
         args.push(count.as_bytes());
         args.extend(self.read.fields.iter().map(|r| &request[r.clone()]));
-        resp::encode(&args)
+        resp::own(&args)
     }
 
     /// The request itself, to be sent again on another connection.

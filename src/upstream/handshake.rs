@@ -57,7 +57,7 @@ impl From<io::Error> for Refusal {
 /// CLIENT TRACKING towards the link.
 pub fn track(client_id: i64) -> Vec<u8> {
     let id = client_id.to_string();
-    resp::encode(&["CLIENT", "TRACKING", "ON", "REDIRECT", &id, "OPTIN"])
+    resp::own(&["CLIENT", "TRACKING", "ON", "REDIRECT", &id, "OPTIN"])
 }
 
 /// HELLO, with AUTH if there are credentials.
@@ -70,12 +70,12 @@ fn hello_as(key: &ConnectionKey, creds: Option<&Creds>) -> Vec<u8> {
     if let Some(creds) = creds {
         args.extend([b"AUTH".as_slice(), &creds.user, &creds.password]);
     }
-    resp::encode(&args)
+    resp::own(&args)
 }
 
 /// HELLO and SELECT, as the session has come to its user and its database; and how many replies that makes.
 fn greeting(key: &ConnectionKey) -> (Vec<u8>, usize) {
-    let select = resp::encode(&["SELECT", &key.db.to_string()]);
+    let select = resp::own(&["SELECT", &key.db.to_string()]);
     match &key.via {
         Some(via) => ([hello_as(key, via.as_deref()), select, hello(key)].concat(), 3),
         None if key.db != 0 => ([hello(key), select].concat(), 2),
@@ -99,8 +99,8 @@ async fn greet(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Open
     let link = node.coherence.link().filter(|_| role == Role::Lane);
     let asked = Time::now();
     let (mut request, steps) = greeting(key);
-    request.extend(resp::encode(&["CLIENT", "SETNAME", name]));
-    request.extend(resp::encode(&["CLIENT", "ID"]));
+    request.extend(resp::own(&["CLIENT", "SETNAME", name]));
+    request.extend(resp::own(&["CLIENT", "ID"]));
     if let Some(link) = &link {
         request.extend(track(link.client_id));
     }
@@ -160,9 +160,9 @@ impl Wire {
         }
     }
 
-    /// Asks one question.
+    /// Asks one question of the proxy's own.
     pub async fn ask<A: AsRef<[u8]>>(&mut self, args: &[A]) -> io::Result<Bytes> {
-        self.send(&resp::encode(args)).await?;
+        self.send(&resp::own(args)).await?;
         self.reply().await
     }
 }

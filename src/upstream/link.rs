@@ -192,7 +192,7 @@ impl Link {
         let now = Time::now();
         self.last_ping = now;
         self.pings.push_back(now);
-        self.out.push(&resp::encode(&["PING", &now.0.to_string()]));
+        self.out.push(&resp::own(&["PING", &now.0.to_string()]));
     }
 
     /// Applies what has come, in order.
