@@ -81,6 +81,21 @@ pub fn info(shared: &Shared) -> String {
     text
 }
 
+/// INFO's text with the number of the proxy's clients in the place of the server's connections, as CLIENT LIST has it,
+/// and without our lanes among those that track.
+pub fn own_clients(info: &str, shared: &Shared) -> String {
+    let lanes = shared.node.lanes.load(Ordering::Relaxed);
+    let info = renumber(info, "connected_clients:", |_| shared.clients.len());
+    renumber(&info, "tracking_clients:", |n| n.saturating_sub(lanes))
+}
+
+fn renumber(info: &str, field: &str, number: impl Fn(usize) -> usize) -> String {
+    let Some((before, rest)) = info.split_once(field) else { return info.to_owned() };
+    let after = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+    let old = rest[..rest.len() - after.len()].parse().unwrap_or(0);
+    format!("{before}{field}{}{after}", number(old))
+}
+
 /// NEARSIDE without what concerns the connection that says it.
 pub fn command(shared: &Shared, request: &Request<'_>) -> Vec<u8> {
     let word = if request.len() > 1 { request.arg(1).to_ascii_uppercase() } else { b"HELP".to_vec() };
@@ -183,6 +198,10 @@ fn explain_route(route: Route, effect: command::Effect) -> &'static str {
     match (route, effect) {
         (Route::Local(Local::Info), _) => "answered by the upstream, with a section of the proxy's own",
         (Route::Local(_), _) => "answered by the proxy: it is about this connection",
+        (Route::Dedicated(Need::Alone), command::Effect::Unknown) => {
+            "a script: it gets a connection of its own; it may touch any key, so its reply waits until the cache is known to reflect it"
+        }
+        (Route::Dedicated(Need::Alone), _) => "a script: it gets a connection of its own",
         (Route::Dedicated(Need::Block), _) => "it may block: it gets a connection of its own",
         (Route::Dedicated(_), _) => "it keeps state on its connection: the session gets one of its own",
         (_, command::Effect::Unknown) => {

@@ -1,5 +1,7 @@
 //! Who is connected: the register behind `maxclients` and CLIENT LIST, INFO, KILL.
 
+pub mod listing;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,6 +26,8 @@ pub struct Client {
     pub db: AtomicU32,
     /// Protocol.
     pub resp: AtomicU32,
+    /// The name of its last command, as the server's table numbers it; or [`RAW`].
+    pub command: AtomicU32,
     words: Mutex<Words>,
     killed: AtomicBool,
     draining: AtomicBool,
@@ -44,6 +48,9 @@ pub struct Words {
     /// CLIENT SETINFO LIB-VER.
     pub lib_ver: String,
 }
+
+/// [`Client::command`] of a client whose bytes pass unlooked at.
+pub const RAW: u32 = u32::MAX;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -72,6 +79,11 @@ impl Client {
         (id > 0).then_some(id)
     }
 
+    /// Whether only the server knows what it says.
+    pub fn is_raw(&self) -> bool {
+        self.command.load(Ordering::Relaxed) == RAW
+    }
+
     /// Asks it to finish what it has begun and go.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
@@ -87,25 +99,6 @@ impl Client {
     pub fn poll_killed(&self, waker: &std::task::Waker) -> bool {
         self.waker.register(waker);
         self.killed.load(Ordering::Acquire)
-    }
-
-    /// Its line of CLIENT LIST, in the server's format.
-    pub fn line(&self, now: Time) -> String {
-        let words = self.words().clone();
-        let age = now.since(self.since).as_secs();
-        let idle = now.since(Time(self.active.load(Ordering::Relaxed))).as_secs();
-        format!(
-            "id={} addr={} laddr={} fd=-1 name={} age={age} idle={idle} flags=N db={} sub=0 psub=0 ssub=0 multi=-1 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 events=r cmd=client user={} redir=-1 resp={} lib-name={} lib-ver={}",
-            self.id,
-            self.addr,
-            self.laddr,
-            words.name,
-            self.db.load(Ordering::Relaxed),
-            words.user,
-            self.resp.load(Ordering::Relaxed),
-            words.lib_name,
-            words.lib_ver,
-        )
     }
 }
 
@@ -137,6 +130,7 @@ impl Clients {
             active: AtomicU64::new(now.0),
             db: AtomicU32::new(0),
             resp: AtomicU32::new(2),
+            command: AtomicU32::new(0),
             words: Mutex::new(Words { user: "default".into(), ..Words::default() }),
             killed: AtomicBool::new(false),
             draining: AtomicBool::new(false),

@@ -36,6 +36,8 @@ pub struct Coherence {
     link_waker: AtomicWaker,
     lane_wakers: Box<[AtomicWaker]>,
     moved: Notify,
+    /// When the latest PING was sent that the server answered by an error.
+    refused: AtomicU64,
     waiting: AtomicUsize,
     /// Sessions and replies that had to wait for a clock.
     pub waits: AtomicU64,
@@ -52,6 +54,7 @@ impl Coherence {
             link_waker: AtomicWaker::new(),
             lane_wakers: (0..MAX_LANES).map(|_| AtomicWaker::new()).collect(),
             moved: Notify::new(),
+            refused: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             waits: AtomicU64::new(0),
         }
@@ -97,6 +100,17 @@ impl Coherence {
     pub fn link_pong(&self, t: Time) {
         self.clocks().advance_link(t);
         self.wake_waiting();
+    }
+
+    /// The PING sent at `t` was answered by an error (`-BUSY`, `-MASTERDOWN` …): it proves nothing, and the next may not
+    /// either, for as long as somebody likes.
+    pub fn link_refused(&self, t: Time) {
+        self.refused.store(t.0, Ordering::Release);
+        self.wake_waiting();
+    }
+
+    fn refused_since(&self, t: Time) -> bool {
+        self.refused.load(Ordering::Acquire) >= t.0
     }
 
     /// A lane has answered something sent at `t`.
@@ -152,15 +166,15 @@ impl Coherence {
         self.wait(need.time, lane, patience).await
     }
 
-    /// Waits until everything acknowledged before `t` is reflected in the cache: by the link's clock, or because the
-    /// link was lost and everything is void.
+    /// Waits until everything acknowledged before `t` is reflected in the cache: by the link's clock, or because
+    /// everything is void, since the link was lost or the server will not say PONG.
     pub async fn barrier(&self, t: Time) {
         if crate::sabotage::on(crate::sabotage::Rule::Barrier) {
             return;
         }
         while !self.wait(t, None, Duration::from_secs(1)).await {
-            if self.generation().is_none() {
-                // The link is being lost: whoever is told now must find nothing older, flushed yet or not.
+            if self.generation().is_none() || self.refused_since(t) {
+                // Whoever is told now must find nothing older, whether a lost link has flushed everything yet or not.
                 return self.cache.void();
             }
         }
@@ -183,7 +197,7 @@ impl Coherence {
             if self.clocks().link().min(lane_time) >= t {
                 return true;
             }
-            if self.generation().is_none() {
+            if self.generation().is_none() || self.refused_since(t) {
                 return false;
             }
             self.ask(t, lane);

@@ -84,6 +84,9 @@ pub enum Need {
     Transaction,
     /// One blocking command.
     Block,
+    /// One script: while it runs nothing behind it on its connection is even read, not SCRIPT KILL either. Without a
+    /// connection to spare it goes down the lane.
+    Alone,
     /// Pub/sub: until the last subscription ends.
     Subscribe,
     /// Until the session ends: MONITOR, CLIENT TRACKING/REPLY/NO-EVICT/NO-TOUCH, unknown state.
@@ -143,13 +146,17 @@ pub struct Plan {
     /// Of a cacheable read: a number for the command's name, however it is spelled and whichever server is asked. GET
     /// is 1; MGET has its own, since it answers nil where GET answers WRONGTYPE. Of anything else: 0.
     pub id: u16,
+    /// For [`Table::name`].
+    pub name: u16,
 }
 
 /// [`Plan::id`] of GET.
 pub const GET_ID: u16 = 1;
 
-const GET: Plan = Plan { route: Route::Cache(CacheRead::One(FieldTtl::No)), effect: Effect::Keys, id: GET_ID };
-const UNKNOWN: Plan = Plan { route: Route::Lane, effect: Effect::Unknown, id: 0 };
+/// The plan of a GET.
+pub const GET: Plan =
+    Plan { route: Route::Cache(CacheRead::One(FieldTtl::No)), effect: Effect::Keys, id: GET_ID, name: build::GET_NAME };
+const UNKNOWN: Plan = Plan { route: Route::Lane, effect: Effect::Unknown, id: 0, name: build::NO_NAME };
 
 /// Longest command name that is looked up, `container|sub` included. What is longer is unknown.
 const NAME_MAX: usize = 64;
@@ -157,6 +164,8 @@ const NAME_MAX: usize = 64;
 /// Every command's plan, for one server. Built once for each COMMAND reply and never changed.
 pub struct Table {
     specs: build::Specs,
+    /// By [`Plan::name`].
+    names: Vec<String>,
     /// Whether a hash field can expire; unless the server's table says no, it can.
     field_ttl: bool,
     script_keys: ScriptKeys,
@@ -166,7 +175,8 @@ impl Table {
     /// The table of a server that has not been asked yet, or that does not allow COMMAND. Our own rows hold; every
     /// other command is forwarded and taken for a write of anything.
     pub fn empty(script_keys: ScriptKeys) -> Self {
-        Self { specs: build::specs(&[]), field_ttl: true, script_keys }
+        let (specs, names) = build::specs(&[]);
+        Self { specs, names, field_ttl: true, script_keys }
     }
 
     /// Builds the table from the raw RESP2 reply to COMMAND.
@@ -175,9 +185,9 @@ impl Table {
     /// Says what is wrong if the reply is an error or is not what Redis 6.2 and later send.
     pub fn from_command_reply(reply: &[u8], script_keys: ScriptKeys) -> Result<Self, String> {
         let entries = reply::parse(reply)?;
-        let specs = build::specs(&entries);
+        let (specs, names) = build::specs(&entries);
         let field_ttl = specs.contains_key(&b"hpexpire"[..]);
-        Ok(Self { specs, field_ttl, script_keys })
+        Ok(Self { specs, names, field_ttl, script_keys })
     }
 
     /// What is to be done with `request`. Clears and fills `keys`; they are complete for cached reads too.
@@ -194,7 +204,12 @@ impl Table {
         let effect = keys::effect(spec, request, self.script_keys, keys);
         let route = self.route(spec, request);
         let id = if matches!(route, Route::Cache(_)) { spec.id } else { 0 };
-        Plan { route, effect, id }
+        Plan { route, effect, id, name: spec.name }
+    }
+
+    /// The name of a command as CLIENT LIST spells it: `get`, `client|list`; `NULL` if it is none.
+    pub fn name(&self, number: u16) -> &str {
+        self.names.get(usize::from(number)).map_or("NULL", String::as_str)
     }
 
     fn find(&self, request: &Request<'_>) -> Option<&Spec> {

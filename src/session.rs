@@ -24,7 +24,7 @@ use bytes::Bytes;
 
 use crate::cache::Cache;
 use crate::clients::Client;
-use crate::command::{self, Keys, Plan, Request, Route, Table};
+use crate::command::{self, Keys, Need, Plan, Request, Route, Table};
 use crate::config::Level;
 use crate::outbox::{Outbox, Piece};
 use crate::resp::ProtocolError;
@@ -77,6 +77,8 @@ enum After {
     Upstream,
     /// It is answered.
     Reply(Bytes),
+    /// It is answered, and the session ends.
+    Farewell(Bytes),
     /// It is answered, and the session is somebody else from here on.
     Become(Box<Become>),
 }
@@ -114,6 +116,8 @@ pub struct Session {
     stall: Option<Stall>,
     /// The present request is not to look in the cache again.
     bypass: bool,
+    /// The server holds commands back, at a client's wish: each session waits on a connection of its own.
+    paused: bool,
     /// The present request has been given another form already.
     replaced: bool,
     /// How often the present request has waited.
@@ -127,6 +131,8 @@ pub struct Session {
     swap_seen: dedicated::SwapSeen,
     swaps: bool,
     eof: bool,
+    /// The name of the last command, for CLIENT LIST.
+    command: u32,
     /// Not yet added to the process's counters.
     commands: u64,
     hits: u64,
@@ -168,6 +174,7 @@ impl Session {
             shown: Time::ZERO,
             stall: None,
             bypass: false,
+            paused: false,
             replaced: false,
             tries: 0,
             outstanding: Outstanding::default(),
@@ -176,6 +183,7 @@ impl Session {
             swap_seen: dedicated::SwapSeen::default(),
             swaps: false,
             eof: false,
+            command: 0,
             commands: 0,
             hits: 0,
         }
@@ -306,6 +314,11 @@ impl Session {
                 self.outbox.put(Piece::Bytes(reply));
                 self.request_done();
             }
+            After::Farewell(reply) => {
+                self.outbox.put(Piece::Bytes(reply));
+                self.closing = Some("killed by itself");
+                self.request_done();
+            }
             After::Become(other) => {
                 self.become_other(*other);
                 self.request_done();
@@ -348,6 +361,7 @@ impl Session {
         }
         self.now = Time::now();
         let node = self.shared.node.clone();
+        self.paused = node.paused_until.load(Ordering::Relaxed) > self.now.0;
         let table = node.table.load();
         // Taken out so that a request can be looked at while the session changes.
         let (mut input, mut keys) = (std::mem::take(&mut self.input), std::mem::take(&mut self.keys));
@@ -378,6 +392,7 @@ impl Session {
         (self.input, self.keys) = (input, keys);
         if self.commands > 0 {
             self.client.active.store(self.now.0, Ordering::Relaxed);
+            self.client.command.store(self.command, Ordering::Relaxed);
             self.shared.count(std::mem::take(&mut self.commands), std::mem::take(&mut self.hits));
         }
     }
@@ -389,12 +404,15 @@ impl Session {
 
     fn dispatch(&mut self, request: &Request<'_>, table: &Table, keys: &mut Keys) -> Step {
         let plan = table.plan(request, keys);
+        self.command = u32::from(plan.name);
         if self.lent.is_some() {
             return self.dispatch_lent(request, plan, keys);
         }
         match plan.route {
+            Route::Cache(_) | Route::Lane if self.paused => self.alone(request, plan, keys),
             Route::Cache(read) => self.cached_read(request, plan, read, keys),
             Route::Lane => self.forward(self.lane.clone(), self.effect(request, plan, keys)),
+            Route::Dedicated(Need::Alone) => self.alone(request, plan, keys),
             Route::Dedicated(need) => self.dedicate(request, need),
             Route::Local(local) => self.local(request, local),
         }

@@ -8,7 +8,7 @@ pub mod handshake;
 pub mod link;
 pub mod watch;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -42,7 +42,12 @@ pub struct ConnectionKey {
     pub resp3: bool,
     /// Database.
     pub db: u32,
+    /// Who the session was when it chose the database, if somebody else: the present user may have no right to.
+    pub via: Option<Via>,
 }
+
+/// An earlier identity of a session; as in [`ConnectionKey::creds`], nobody in particular is `None`.
+pub type Via = Box<Option<Arc<Creds>>>;
 
 impl ConnectionKey {
     /// Who the upstream's address names, if anybody: what the link is, and sessions until they say otherwise.
@@ -51,7 +56,14 @@ impl ConnectionKey {
             let user = upstream.username.as_deref().unwrap_or("default").as_bytes().to_vec();
             Arc::new(Creds { user, password: password.as_bytes().to_vec() })
         });
-        ConnectionKey { creds, resp3: false, db: upstream.db }
+        ConnectionKey { creds, resp3: false, db: upstream.db, via: None }
+    }
+
+    /// The same session after AUTH: it stays in its database.
+    pub fn authenticated(&self, creds: Arc<Creds>) -> ConnectionKey {
+        let chosen_as = self.via.clone().unwrap_or_else(|| Box::new(self.creds.clone()));
+        let via = (self.db != 0 && chosen_as.as_ref() != &Some(creds.clone())).then_some(chosen_as);
+        ConnectionKey { creds: Some(creds), via, ..self.clone() }
     }
 
     /// The user's name, as the cache tells users apart.
@@ -84,6 +96,8 @@ pub struct Node {
     pub heartbeat: Duration,
     /// See [`Config`].
     pub script_keys: ScriptKeys,
+    /// Until when a client of ours has paused the clients ([`crate::time::Time`] in nanoseconds).
+    pub paused_until: AtomicU64,
     /// How often [`watch`] looks.
     pub watch_interval: Duration,
     reconnect_max: Duration,
@@ -105,6 +119,7 @@ impl Node {
             upstream_timeout: config.upstream_timeout,
             heartbeat: config.heartbeat,
             script_keys: config.script_keys,
+            paused_until: AtomicU64::new(0),
             watch_interval: (config.max_staleness / 2).min(Duration::from_secs(1)),
             reconnect_max: config.reconnect_max,
             max_dedicated: config.max_dedicated,
@@ -131,15 +146,25 @@ pub struct Pool {
     pub node: Arc<Node>,
     lanes: RefCell<HashMap<ConnectionKey, Rc<Connection>>>,
     idle: RefCell<HashMap<ConnectionKey, Vec<Rc<Connection>>>>,
+    scripts: Rc<Cell<usize>>,
 }
 
 /// Idle dedicated connections kept per key and thread.
 const IDLE: usize = 16;
 
+/// One of the few connections that scripts may have at once, so that many scripts do not mean many connections.
+pub struct Turn(Rc<Cell<usize>>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 impl Pool {
     /// An empty pool.
     pub fn new(node: Arc<Node>) -> Pool {
-        Pool { node, lanes: RefCell::default(), idle: RefCell::default() }
+        Pool { node, lanes: RefCell::default(), idle: RefCell::default(), scripts: Rc::default() }
     }
 
     /// The shared connection for this user, protocol and database.
@@ -168,6 +193,15 @@ impl Pool {
             self.discard(&connection);
         }
         self.open(key)
+    }
+
+    /// The right to lend a connection to a script; `None`: there are as many as are kept idle, this one shares a lane.
+    pub fn turn(&self) -> Option<Turn> {
+        let running = self.scripts.get();
+        (running < IDLE).then(|| {
+            self.scripts.set(running + 1);
+            Turn(self.scripts.clone())
+        })
     }
 
     /// A new connection, even if idle ones are there: its handshake is the server's verdict on the credentials.

@@ -249,9 +249,9 @@ const FATES: &[(&str, &str)] = &[
     ("READONLY", "Lane None w[] r[]"),
     ("NOSUCH k", "Lane Unknown w[] r[]"),
     ("SET", "Lane Unknown w[] r[]"),
-    ("EVAL s 1 a b", "Lane Unknown w[3] r[]"),
-    ("EVALSHA_RO s 1 a b", "Lane Unknown w[] r[3]"),
-    ("FCALL f 0", "Lane Unknown w[] r[]"),
+    ("EVAL s 1 a b", "Alone Unknown w[3] r[]"),
+    ("EVALSHA_RO s 1 a b", "Alone Unknown w[] r[3]"),
+    ("FCALL f 0", "Alone Unknown w[] r[]"),
     ("SORT k BY w_*", "Lane Unknown w[] r[1]"),
     ("SORT k DESC", "Lane Keys w[] r[1]"),
     ("MIGRATE h 1 \"\" 0 1 KEYS a b", "Lane Keys w[7, 8] r[]"),
@@ -301,8 +301,8 @@ const EXCEPTIONS: &[(&str, &str)] = &[
     ("SPUBLISH c m", "Lane Unknown w[] r[]"),
     ("FUNCTION FLUSH", "Lane Unknown w[] r[]"),
     ("FUNCTION LOAD s", "Lane Unknown w[] r[]"),
-    ("EVALSHA_RO s 1 a b", "Lane Unknown w[] r[]"),
-    ("FCALL f 0", "Lane Unknown w[] r[]"),
+    ("EVALSHA_RO s 1 a b", "Alone Unknown w[] r[]"),
+    ("FCALL f 0", "Alone Unknown w[] r[]"),
 ];
 
 #[test]

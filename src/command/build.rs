@@ -9,8 +9,14 @@ use super::table::{Begin, Fate, Find, ROWS, Row, StaticSpec, Touch};
 /// All commands, by lower-case name.
 pub(super) type Specs = HashMap<Vec<u8>, Spec, ahash::RandomState>;
 
+/// The number of the name of what is no command, and that of GET's.
+pub(super) const NO_NAME: u16 = 0;
+pub(super) const GET_NAME: u16 = 1;
+
 /// What is known about one command.
 pub(super) struct Spec {
+    /// Its place among the names.
+    pub name: u16,
     pub fate: Fate,
     pub touch: Touch,
     /// Cache id; 0 if it is not cacheable.
@@ -47,11 +53,12 @@ impl Spec {
     }
 
     /// The fates that [`words`](Self::words) tells, in the order to show them.
-    pub const FATES: [&str; 7] = [
+    pub const FATES: [&str; 8] = [
         "cached",
         "answered by nearside",
         "on a connection of its own",
         "on a connection of its own if it blocks",
+        "on a connection of its own; waits for a barrier",
         "forwarded; the cache is flushed",
         "forwarded; waits for a barrier",
         "forwarded",
@@ -62,12 +69,12 @@ impl Spec {
         let place = match (self.fate, self.touch) {
             (Fate::Read(_), _) => 0,
             (Fate::Answer(_), _) => 1,
+            (Fate::Dedicate(Need::Alone), _) => 4,
             (Fate::Dedicate(_), _) => 2,
             (Fate::ForwardUnlessBlock, _) => 3,
-            (Fate::Forward, Touch::Everything) => 4,
-            (Fate::Forward, Touch::Script { .. }) => 5,
-            (Fate::Forward, Touch::Server(_)) if self.unknown => 5,
-            (Fate::Forward, _) => 6,
+            (Fate::Forward, Touch::Everything) => 5,
+            (Fate::Forward, Touch::Server(_)) if self.unknown => 6,
+            (Fate::Forward, _) => 7,
         };
         Self::FATES[place]
     }
@@ -79,6 +86,7 @@ impl Spec {
         let write = entry.is_some_and(|e| e.write);
         let readonly = entry.is_some_and(|e| e.readonly);
         Self {
+            name: NO_NAME,
             fate: fate(row.map(|(_, row)| row), entry),
             touch,
             id: row.map_or(0, |(id, _)| id),
@@ -92,8 +100,8 @@ impl Spec {
     }
 }
 
-/// Builds the table; without entries, of our rows alone.
-pub(super) fn specs(entries: &[Entry]) -> Specs {
+/// Builds the table and the list of its names; without entries, of our rows alone.
+pub(super) fn specs(entries: &[Entry]) -> (Specs, Vec<String>) {
     let mut specs = Specs::default();
     for entry in entries {
         let subcommands = subcommands_of(entry);
@@ -109,7 +117,20 @@ pub(super) fn specs(entries: &[Entry]) -> Specs {
             specs.insert(row.name.into(), spec);
         }
     }
-    specs
+    let names = number_names(&mut specs);
+    (specs, names)
+}
+
+/// GET's number is the same in every table, since GET is not looked up; the others follow in their order.
+fn number_names(specs: &mut Specs) -> Vec<String> {
+    let mut others: Vec<_> = specs.iter_mut().filter(|(name, _)| &name[..] != b"get").collect();
+    others.sort_unstable_by(|a, b| a.0.cmp(b.0));
+    let mut names = vec!["NULL".to_owned(), "get".to_owned()];
+    for (name, spec) in others {
+        spec.name = u16::try_from(names.len()).unwrap_or(NO_NAME);
+        names.push(String::from_utf8_lossy(name).into_owned());
+    }
+    names
 }
 
 /// How a command's name is shown: `CONFIG GET`.
@@ -137,11 +158,16 @@ fn has_static_subcommands(name: &[u8]) -> Subcommands {
 /// Whether a row holds though the server does not list its command: our own, and what would do harm if it existed
 /// after all. A subcommand also if the server lists none of its container's (6.2; DEBUG).
 fn holds_unlisted(row: &Row, specs: &Specs, no_server: bool) -> bool {
+    let container = row.name.split_once('|').map(|(container, _)| container.as_bytes());
+    // What it lists of a container's subcommands is all there is (Redis 7.0 has no CLIENT SETINFO).
+    if container.is_some_and(|c| specs.get(c).is_some_and(|s| s.subcommands == Subcommands::All)) {
+        return false;
+    }
     if no_server || matches!(row.fate, Fate::Answer(_)) {
         return true;
     }
-    match row.name.split_once('|') {
-        Some((container, _)) => specs.get(container.as_bytes()).is_some_and(|s| s.subcommands == Subcommands::Some),
+    match container {
+        Some(container) => specs.get(container).is_some_and(|s| s.subcommands == Subcommands::Some),
         None => matches!(row.fate, Fate::Dedicate(_)) || row.touch == Touch::Everything,
     }
 }

@@ -110,6 +110,10 @@ const fn dedicate(name: &'static str, arity: i64, need: Need, touch: Touch) -> R
     Row { name, arity, fate: Fate::Dedicate(need), touch }
 }
 
+const fn script(name: &'static str, writes: bool) -> Row {
+    dedicate(name, -3, Need::Alone, Touch::Script { writes })
+}
+
 const fn pin(name: &'static str) -> Row {
     dedicate(name, -1, Need::Pin, Touch::Nothing)
 }
@@ -331,12 +335,12 @@ pub(super) const ROWS: &[Row] = &[
     quiet("function|flush"),
     quiet("function|restore"),
     // Keys that the server cannot describe.
-    forward("eval", Touch::Script { writes: true }),
-    forward("evalsha", Touch::Script { writes: true }),
-    forward("fcall", Touch::Script { writes: true }),
-    forward("eval_ro", Touch::Script { writes: false }),
-    forward("evalsha_ro", Touch::Script { writes: false }),
-    forward("fcall_ro", Touch::Script { writes: false }),
+    script("eval", true),
+    script("evalsha", true),
+    script("fcall", true),
+    script("eval_ro", false),
+    script("evalsha_ro", false),
+    script("fcall_ro", false),
     forward("sort", Touch::Sort),
     forward("sort_ro", Touch::Sort),
     forward("georadius", Touch::GeoStore { from: 6 }),

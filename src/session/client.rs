@@ -1,33 +1,62 @@
 //! CLIENT: what a client asks about its own connection is about the one it has, which is with us.
 
+use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use super::local::ask;
+use bytes::Bytes;
+
+use super::local::{ask, verbatim};
 use super::{After, Session, Stall, Step};
 use crate::clients::Client;
+use crate::clients::listing::{Filters, Line, Listing};
 use crate::command::Request;
 use crate::outbox::Piece;
 use crate::resp;
+use crate::shared::Shared;
+use crate::time::Time;
+use crate::upstream::connection::Connection;
 use crate::upstream::effect::Effect;
+
+/// Milliseconds from a CLIENT PAUSE in a transaction to EXEC, if nobody dawdles.
+const MULTI_TAKES: u64 = 1000;
+/// No connection of the server has this number.
+const NOBODY: &[u8] = b"9223372036854775807";
 
 impl Session {
     pub(super) fn client_command(&mut self, request: &Request<'_>) -> Step {
         let word = request.arg(1).to_ascii_uppercase();
         let args: Vec<&[u8]> = (2..request.len()).map(|i| request.arg(i)).collect();
+        self.client.command.store(self.command, Ordering::Relaxed);
         match (&word[..], &args[..]) {
-            (b"ID", []) => self.say(&format!(":{}", self.client.id)),
+            (b"ID", []) => {
+                let id = format!(":{}\r\n", self.client.id);
+                self.put_to_server(request.buf, |_| id.into())
+            }
             (b"GETNAME", []) => {
                 let name = self.client.words().name.clone();
                 if name.is_empty() { self.nil() } else { self.bulk(&name) }
             }
             (b"SETNAME", [name]) => self.set_name(name),
             (b"SETINFO", [field, value]) => self.set_info(field, value),
-            (b"INFO", []) => self.text(&(self.client.line(self.now) + "\n")),
-            (b"LIST", args) => self.list(args),
-            (b"KILL", args) if !args.is_empty() => self.kill(args),
+            (b"INFO", []) => self.describe(request),
+            (b"LIST", filters) => self.list(request, filters),
+            (b"KILL", args) if !args.is_empty() => self.kill(request, args),
             (b"GETREDIR", []) => self.say(":-1"),
             (b"TRACKINGINFO", []) => self.tracking_info(),
             (b"UNBLOCK", [id, how @ ..]) if how.len() < 2 => self.unblock(id, how),
+            (b"PAUSE", _) => {
+                self.note_pause(request);
+                self.forward(self.lane.clone(), Effect::None)
+            }
+            (b"UNPAUSE", []) => {
+                let node = self.shared.node.clone();
+                self.put_to_server(request.buf, move |ok| {
+                    node.paused_until.store(0, Ordering::Relaxed);
+                    ok.into()
+                })
+            }
             // PAUSE, UNPAUSE and HELP are the server's business, and so is the text of every error.
             _ => self.forward(self.lane.clone(), Effect::None),
         }
@@ -44,12 +73,13 @@ impl Session {
         Step::Done
     }
 
-    /// A verbatim string in RESP3, as CLIENT INFO and LIST are.
-    fn text(&self, text: &str) -> Step {
-        if !self.key.resp3 {
-            return self.bulk(text);
-        }
-        self.say(&format!("={}\r\ntxt:{text}", text.len() + 4))
+    /// Asks the server what the client asks us. What it refuses is refused; else `answer` makes ours of its reply.
+    fn put_to_server(&self, question: &[u8], answer: impl FnOnce(Vec<u8>) -> Bytes + 'static) -> Step {
+        let reply = ask(&self.lane, question);
+        Step::Stall(Stall::For(Box::pin(async move {
+            let reply = reply.await;
+            After::Reply(if refuses(&reply) { reply.into() } else { answer(reply) })
+        })))
     }
 
     fn set_name(&self, name: &[u8]) -> Step {
@@ -74,58 +104,96 @@ impl Session {
         self.say("+OK")
     }
 
-    fn list(&self, args: &[&[u8]]) -> Step {
-        let wanted = match args {
-            [] => None,
-            [word, _] if word.eq_ignore_ascii_case(b"TYPE") => None,
-            [word, ids @ ..] if word.eq_ignore_ascii_case(b"ID") && !ids.is_empty() => Some(ids),
-            _ => return self.say("-ERR syntax error"),
-        };
-        let listed = |c: &Arc<Client>| wanted.is_none_or(|ids| ids.contains(&c.id.to_string().as_bytes()));
-        let clients = self.shared.clients.all();
-        let lines: String = clients.iter().filter(|c| listed(c)).map(|c| c.line(self.now) + "\n").collect();
-        self.text(&lines)
-    }
-
-    /// Kills connections of the proxy's clients: the old form by address, the new one by filters.
-    fn kill(&mut self, args: &[&[u8]]) -> Step {
-        if let [addr] = args {
-            let found = self.shared.clients.all().into_iter().find(|c| c.addr.as_bytes() == *addr);
-            return match found {
-                Some(client) => self.end_clients(&[client], "+OK\r\n".into()),
-                None => self.say("-ERR No such client"),
-            };
-        }
-        let Some(filters) = KillFilters::parse(args) else { return self.say("-ERR syntax error") };
-        let victims: Vec<_> =
-            self.shared.clients.all().into_iter().filter(|c| filters.matches(c, self.client.id)).collect();
-        self.end_clients(&victims, format!(":{}\r\n", victims.len()))
-    }
-
-    /// A client that kills itself gets its answer first. Connections that the others have of their own are killed by the
-    /// server, so that with the answer their subscriptions and locks on lists are gone too.
-    fn end_clients(&mut self, victims: &[Arc<Client>], answer: String) -> Step {
-        let mut deaths = Vec::new();
-        for client in victims {
-            if client.id == self.client.id {
-                self.closing = Some("killed by itself");
-                continue;
-            }
-            client.kill();
-            if let Some(id) = client.upstream_id() {
-                deaths.push(ask(&self.lane, &resp::encode(&["CLIENT", "KILL", "ID", &id.to_string()])));
-            }
-        }
-        if deaths.is_empty() {
-            self.outbox.put(Piece::Slice(answer.as_bytes()));
-            return Step::Done;
-        }
+    /// CLIENT INFO: the server's line of the connection that answers, or of the session's own, made the client's.
+    fn describe(&self, request: &Request<'_>) -> Step {
+        let connection = self.lent.as_ref().map_or(&self.lane, |lent| &lent.connection);
+        let asker = self.asker(request, connection);
+        let (reply, resp3) = (ask(connection, request.buf), self.key.resp3);
         Step::Stall(Stall::For(Box::pin(async move {
-            for death in deaths {
-                death.await;
-            }
-            After::Reply(answer.into())
+            let reply = reply.await;
+            let Some(text) = text_of(&reply) else { return After::Reply(reply.into()) };
+            let line = asker.line(&Listing::parse(&text, asker.connection), &asker.client);
+            After::Reply(verbatim(&format!("{line}\n"), resp3).into())
         })))
+    }
+
+    /// CLIENT LIST. The filters are put to the server for its verdict on them; they are about our clients.
+    fn list(&self, request: &Request<'_>, filters: &[&[u8]]) -> Step {
+        let verdict = (!filters.is_empty()).then(|| ask(&self.lane, request.buf));
+        let filters = Filters::parse(filters, false);
+        let reply = ask(&self.lane, &resp::encode(&["CLIENT", "LIST"]));
+        let (asker, resp3) = (self.asker(request, &self.lane), self.key.resp3);
+        Step::Stall(Stall::For(Box::pin(async move {
+            if let Some(refusal) = refusal(verdict).await {
+                return After::Reply(refusal);
+            }
+            let reply = reply.await;
+            let (Some(text), Ok(filters)) = (text_of(&reply), &filters) else {
+                return After::Reply(filters.map_or_else(|f| unknown_filter(&f), |_| reply.into()));
+            };
+            let found = asker.find(&Listing::parse(&text, asker.connection), filters);
+            let lines: String = found.iter().map(|(_, line)| format!("{line}\n")).collect();
+            After::Reply(verbatim(&lines, resp3).into())
+        })))
+    }
+
+    fn asker(&self, request: &Request<'_>, connection: &Connection) -> Asker {
+        Asker {
+            shared: self.shared.clone(),
+            client: self.client.clone(),
+            connection: connection.client_id.load(Ordering::Acquire),
+            asked: request.buf.len(),
+        }
+    }
+
+    /// Kills connections of the proxy's clients: the old form by address, the new one by filters. The server is asked
+    /// to kill nobody in the same words, which is its verdict on them.
+    fn kill(&mut self, request: &Request<'_>, args: &[&[u8]]) -> Step {
+        let old_form = args.len() == 1;
+        let filters = if old_form { [b"ADDR".as_slice(), args[0]].to_vec() } else { args.to_vec() };
+        let question = [&[b"CLIENT".as_slice(), b"KILL"], &killing_nobody(&filters)[..]].concat();
+        let verdict = ask(&self.lane, &resp::encode(&question));
+        let filters = Filters::parse(&filters, !old_form);
+        let needs = filters.as_ref().is_ok_and(Filters::need_server);
+        let list = needs.then(|| ask(&self.lane, &resp::encode(&["CLIENT", "LIST"])));
+        let (asker, lane) = (self.asker(request, &self.lane), self.lane.clone());
+        Step::Stall(Stall::For(Box::pin(async move {
+            if let Some(refusal) = refusal(Some(verdict)).await {
+                return After::Reply(refusal);
+            }
+            let filters = match filters {
+                Ok(filters) => filters,
+                Err(filter) => return After::Reply(unknown_filter(&filter)),
+            };
+            let text = match list {
+                None => String::new(),
+                Some(reply) => {
+                    let reply = reply.await;
+                    let Some(text) = text_of(&reply) else { return After::Reply(reply.into()) };
+                    text
+                }
+            };
+            let victims = asker.find(&Listing::parse(&text, asker.connection), &filters);
+            asker.kill(&lane, &victims).await;
+            let answer = match (old_form, victims.len()) {
+                (true, 0) => "-ERR No such client\r\n".to_owned(),
+                (true, _) => "+OK\r\n".to_owned(),
+                (false, n) => format!(":{n}\r\n"),
+            };
+            let own = victims.iter().any(|(victim, _)| victim.id == asker.client.id);
+            if own { After::Farewell(answer.into()) } else { After::Reply(answer.into()) }
+        })))
+    }
+
+    /// CLIENT PAUSE: from now until it is over, or until UNPAUSE, nothing more is put on a lane. In a transaction it begins
+    /// with EXEC, so some time is added.
+    pub(super) fn note_pause(&self, request: &Request<'_>) {
+        let is = |i: usize, word: &[u8]| request.arg(i).eq_ignore_ascii_case(word);
+        if request.len() >= 3 && is(1, b"PAUSE") && is(0, b"CLIENT") {
+            let millis = resp::parse_i64(request.arg(2)).and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+            let pause = Duration::from_millis(millis.saturating_add(MULTI_TAKES));
+            self.shared.node.paused_until.fetch_max((self.now + pause).0, Ordering::Relaxed);
+        }
     }
 
     /// The server knows the blocked client by the number of the connection it was lent.
@@ -148,42 +216,85 @@ impl Session {
     }
 }
 
-/// The filters of CLIENT KILL.
-struct KillFilters<'a> {
-    id: Option<&'a [u8]>,
-    addr: Option<&'a [u8]>,
-    laddr: Option<&'a [u8]>,
-    user: Option<&'a [u8]>,
-    skip_me: bool,
+/// Who asks about clients.
+struct Asker {
+    shared: Arc<Shared>,
+    client: Arc<Client>,
+    /// The server's number for the connection that asks it.
+    connection: i64,
+    /// Length of the request.
+    asked: usize,
 }
 
-impl<'a> KillFilters<'a> {
-    fn parse(args: &[&'a [u8]]) -> Option<KillFilters<'a>> {
-        let mut filters = KillFilters { id: None, addr: None, laddr: None, user: None, skip_me: true };
-        if !args.len().is_multiple_of(2) {
-            return None;
-        }
-        for pair in args.chunks_exact(2) {
-            let value = Some(pair[1]);
-            match &pair[0].to_ascii_uppercase()[..] {
-                b"ID" => filters.id = value,
-                b"ADDR" => filters.addr = value,
-                b"LADDR" => filters.laddr = value,
-                b"USER" => filters.user = value,
-                b"TYPE" => {}
-                b"SKIPME" => filters.skip_me = pair[1].eq_ignore_ascii_case(b"yes"),
-                _ => return None,
-            }
-        }
-        Some(filters)
+impl Asker {
+    fn line(&self, listing: &Listing, client: &Client) -> Line {
+        let table = self.shared.node.table.load();
+        let command = u16::try_from(client.command.load(Ordering::Relaxed)).unwrap_or(0);
+        let asked = (client.id == self.client.id).then_some(self.asked);
+        listing.line(client, table.name(command), Time::now(), asked)
     }
 
-    fn matches(&self, client: &Client, own: u64) -> bool {
-        let same = |wanted: Option<&[u8]>, have: &str| wanted.is_none_or(|w| w == have.as_bytes());
-        same(self.id, &client.id.to_string())
-            && same(self.addr, &client.addr)
-            && same(self.laddr, &client.laddr)
-            && same(self.user, &client.words().user)
-            && !(self.skip_me && client.id == own)
+    fn find(&self, listing: &Listing, filters: &Filters) -> Vec<(Arc<Client>, Line)> {
+        let all = self.shared.clients.all().into_iter();
+        let described = all.map(|client| {
+            let line = self.line(listing, &client);
+            (client, line)
+        });
+        described.filter(|(client, line)| filters.mean(line, client.id == self.client.id)).collect()
     }
+
+    /// Ends them all but the one who asks. Connections that they have of their own are killed by the server, so that
+    /// with the answer their subscriptions and locks on lists are gone too.
+    async fn kill(&self, lane: &Connection, victims: &[(Arc<Client>, Line)]) {
+        let mut deaths = Vec::new();
+        for (client, _) in victims.iter().filter(|(client, _)| client.id != self.client.id) {
+            client.kill();
+            if let Some(id) = client.upstream_id() {
+                deaths.push(ask(lane, &resp::encode(&["CLIENT", "KILL", "ID", &id.to_string()])));
+            }
+        }
+        for death in deaths {
+            death.await;
+        }
+    }
+}
+
+fn refuses(reply: &[u8]) -> bool {
+    matches!(reply.first(), Some(b'-' | b'!'))
+}
+
+/// The server's error, if it has one.
+async fn refusal(verdict: Option<impl Future<Output = Vec<u8>>>) -> Option<Bytes> {
+    let reply = verdict?.await;
+    refuses(&reply).then(|| reply.into())
+}
+
+fn unknown_filter(name: &str) -> Bytes {
+    let name: String = name.chars().filter(|c| !c.is_control()).take(128).collect();
+    format!("-ERR nearside: the filter '{name}' is not known to the proxy\r\n").into()
+}
+
+/// The text of a bulk or verbatim string; `None`: an error.
+fn text_of(reply: &[u8]) -> Option<String> {
+    let (text, _) = resp::split_bulk(reply)?;
+    let text = if reply[0] == b'=' { text.strip_prefix(b"txt:").unwrap_or(text) } else { text };
+    Some(String::from_utf8_lossy(text).into_owned())
+}
+
+/// The filters of CLIENT KILL, but such that they mean no connection of the server.
+fn killing_nobody<'a>(filters: &[&'a [u8]]) -> Vec<&'a [u8]> {
+    let is_id = |word: &[u8]| resp::parse_i64(word).is_some_and(|id| id > 0);
+    let mut ids = false;
+    let mut seen = false;
+    let mut question = Vec::with_capacity(filters.len() + 2);
+    for (i, word) in filters.iter().enumerate() {
+        let value = ids && is_id(word);
+        question.push(if value { NOBODY } else { *word });
+        seen |= value;
+        ids = value || (i % 2 == 0 || ids) && word.eq_ignore_ascii_case(b"ID");
+    }
+    if !seen {
+        question.extend([b"ID".as_slice(), NOBODY]);
+    }
+    question
 }

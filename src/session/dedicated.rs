@@ -9,6 +9,7 @@ use super::{Input, Session, Stall, Step};
 use crate::command::{Keys, Local, Need, Plan, Request, Route};
 use crate::outbox::{Outbox, Piece};
 use crate::resp;
+use crate::upstream::Turn;
 use crate::upstream::connection::{Connection, Raw};
 use crate::upstream::effect::{Effect, KeySet};
 
@@ -20,6 +21,8 @@ pub(super) struct Lent {
     watching: bool,
     /// A blocking command is on its way.
     blocking: bool,
+    /// It is lent for one command that others should not wait behind; with its turn, if that is a script.
+    alone: Option<Option<Turn>>,
     /// Until the session ends; bytes pass both ways unlooked at, and each piece of the server's waits for a barrier.
     pub(super) raw: bool,
     /// It has said MONITOR.
@@ -63,6 +66,16 @@ impl Queued {
 }
 
 impl Lent {
+    fn new(connection: Rc<Connection>) -> Lent {
+        Lent { connection, multi: None, watching: false, blocking: false, alone: None, raw: false, monitoring: false }
+    }
+
+    /// No state of the session is on it: who is told that its command has failed has been told everything.
+    fn is_bare(&self) -> bool {
+        let used_once = self.blocking || self.alone.is_some();
+        used_once && self.multi.is_none() && !self.watching && !self.is_fed()
+    }
+
     /// The server sends it what it has not asked for each time: messages, pushes, what others do.
     pub(super) fn is_fed(&self) -> bool {
         self.raw || self.monitoring || self.connection.subscriptions() > 0
@@ -120,20 +133,40 @@ impl Session {
             let max = self.shared.config.max_dedicated;
             return self.say(&format!("-ERR nearside: all {max} connections for transactions, blocking commands and subscriptions are taken (max_dedicated)"));
         };
+        let lent = self.lend(connection);
+        lent.monitoring = is_bare(request, b"MONITOR");
+        lent.raw = need == Need::Pin && !lent.monitoring;
+        // Nothing waits, so this drain is over at once.
+        Step::Stall(Stall::Drain)
+    }
+
+    fn lend(&mut self, connection: Rc<Connection>) -> &mut Lent {
         connection.lend(Some(Rc::<Outbox>::clone(&self.outbox)));
         self.client.lend(Some(connection.client_id.clone()));
-        let monitoring = is_bare(request, b"MONITOR");
-        let raw = need == Need::Pin && !monitoring;
-        self.lent = Some(Lent { connection, multi: None, watching: false, blocking: false, raw, monitoring });
-        // Nothing waits, so this drain is over at once.
+        self.lent.insert(Lent::new(connection))
+    }
+
+    /// A command that could hold up what is behind it on a lane: a script, or anything while clients are paused.
+    pub(super) fn alone(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
+        let turn = if self.paused { Some(None) } else { self.pool.turn().map(Some) };
+        let lane = |session: &Session| session.forward(session.lane.clone(), session.effect(request, plan, keys));
+        let Some(turn) = turn else { return lane(self) };
+        if self.outbox.waiting() > 0 {
+            return Step::Stall(Stall::Drain);
+        }
+        let Some(connection) = self.pool.lend(&self.key) else { return lane(self) };
+        self.lend(connection).alone = Some(turn);
         Step::Stall(Stall::Drain)
     }
 
     /// CLIENT TRACKING … REDIRECT names a client by the number we gave it; the server knows its connection by another.
     fn redirect(&self, request: &Request<'_>) -> Option<Vec<u8>> {
+        if self.replaced || request.len() < 5 {
+            return None;
+        }
         let args: Vec<&[u8]> = (0..request.len()).map(|i| request.arg(i)).collect();
         let word = |i: usize, w: &[u8]| args.get(i).is_some_and(|a| a.eq_ignore_ascii_case(w));
-        if self.replaced || !word(0, b"CLIENT") || !word(1, b"TRACKING") {
+        if !word(0, b"CLIENT") || !word(1, b"TRACKING") {
             return None;
         }
         let at = (3..args.len()).find(|i| word(*i, b"REDIRECT"))? + 1;
@@ -165,11 +198,11 @@ impl Session {
         }
     }
 
-    /// The connection lent to the session is lost. A blocking command has been answered with an error, which is all;
+    /// The connection lent to the session is lost. A single command has been answered with an error, which is all;
     /// other state is lost with it, so the session ends as it would have with the server itself.
     pub(super) fn upstream_left(&mut self) {
         match self.lent.take() {
-            Some(lent) if lent.blocking => {
+            Some(lent) if lent.is_bare() => {
                 self.pool.discard(&lent.connection);
                 self.outbox.mend();
             }
@@ -181,17 +214,32 @@ impl Session {
         }
     }
 
-    /// Raw: everything the client sends goes through as it is.
+    /// Raw: everything the client sends goes through as it is, but for the number of another client.
     pub(super) fn pass_on(&mut self, input: &mut Input) {
-        if let Some(lent) = &self.lent
-            && input.left() > 0
-        {
-            let bytes = input.take_all();
-            self.swaps |= self.swap_seen.look(&bytes);
-            let raw = if self.swaps { Raw::Swapping } else { Raw::Acting };
-            lent.connection.send_raw(bytes, raw);
-            self.tries = 0;
+        while input.left() > 0 {
+            match input.find(&self.cache, self.shared.config.proto_max_bulk_len) {
+                Ok(true) => {}
+                Ok(false) => return,
+                // The server has the words for what is wrong.
+                Err(_) => return self.pass_on_bytes(input.take_all()),
+            }
+            self.note_pause(&input.request());
+            if let Some(request) = self.redirect(&input.request()) {
+                self.replaced = true;
+                input.replace(&request);
+                continue;
+            }
+            self.pass_on_bytes(input.take());
         }
+    }
+
+    fn pass_on_bytes(&mut self, bytes: Bytes) {
+        let Some(lent) = &self.lent else { return };
+        self.swaps |= self.swap_seen.look(&bytes);
+        let raw = if self.swaps { Raw::Swapping } else { Raw::Acting };
+        lent.connection.send_raw(bytes, raw);
+        self.next_request();
+        self.command = crate::clients::RAW;
     }
 
     pub(super) fn dispatch_lent(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
@@ -207,7 +255,8 @@ impl Session {
                 let Route::Local(local) = plan.route else { return Step::Done };
                 return self.local(request, local);
             }
-            Route::Local(Local::Client | Local::Nearside) if !in_multi && !self.subscribed() => {
+            // A RESP2 subscriber may not say them: the server's error tells.
+            Route::Local(Local::Client | Local::Nearside) if !in_multi && (self.key.resp3 || !self.subscribed()) => {
                 let Route::Local(local) = plan.route else { return Step::Done };
                 return self.local(request, local);
             }
@@ -224,6 +273,13 @@ impl Session {
         let Some(lent) = &mut self.lent else { return Step::Done };
         let effect = lent.track(request, plan, effect);
         let connection = lent.connection.clone();
+        if in_multi {
+            self.note_pause(request);
+            if is_bare(request, b"EXEC") && connection.was_refused() {
+                // The server has refused the connection, and so MULTI and all that followed.
+                return self.say("-EXECABORT Transaction discarded because of previous errors.");
+            }
+        }
         self.forward(connection, effect)
     }
 

@@ -127,10 +127,11 @@ impl Input {
                 return Ok(false);
             }
             Scan::Nothing(len) => self.skip(len),
+            Scan::Inline(_) if !self.found.is_empty() => return Ok(false),
             // As if it had been sent in the usual form.
             Scan::Inline(len) => {
                 let args = resp::inline_args(&self.buf[at..at + len])?;
-                self.rewrite(at, len, &resp::encode(&args));
+                self.rewrite(len, &resp::encode(&args));
             }
         }
         Ok(true)
@@ -161,12 +162,23 @@ impl Input {
         }
     }
 
-    /// Puts other bytes in the place of `len` bytes at `at`.
-    fn rewrite(&mut self, at: usize, len: usize, bytes: &[u8]) {
-        let tail = self.buf.split_off(at + len);
-        self.buf.truncate(at);
-        self.buf.extend_from_slice(bytes);
-        self.buf.unsplit(tail);
+    /// Puts other bytes in the place of the first `len` that are not dealt with. What is behind them is copied only if
+    /// nothing before them is dealt with already, and then room is made for many: a pipeline of inline commands is not
+    /// copied for each.
+    fn rewrite(&mut self, len: usize, bytes: &[u8]) {
+        let mut end = self.pos + len;
+        if end == self.buf.len() {
+            self.buf.truncate(self.pos);
+            return self.buf.extend_from_slice(bytes);
+        }
+        if end < bytes.len() {
+            let mut roomy = BytesMut::zeroed(bytes.len() + buffer::ROOM);
+            roomy.extend_from_slice(&self.buf[end..]);
+            self.buf = roomy;
+            end = bytes.len() + buffer::ROOM;
+        }
+        self.pos = end - bytes.len();
+        self.buf[self.pos..end].copy_from_slice(bytes);
     }
 
     /// The present request.
@@ -203,13 +215,14 @@ impl Input {
     pub(super) fn replace(&mut self, request: &[u8]) {
         let len = self.found[self.next].len;
         self.forget_ahead();
-        self.rewrite(self.pos, len, request);
+        self.rewrite(len, request);
     }
 
     /// The present request as bytes of their own, without a copy; it is dealt with.
     pub(super) fn take(&mut self) -> Bytes {
         let Found { len, span, .. } = self.found[self.next];
-        self.forget_ahead();
+        self.next += 1;
+        self.seen -= span;
         let request = self.split(len);
         self.pass(span - len);
         request

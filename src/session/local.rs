@@ -1,7 +1,7 @@
 //! Commands that change who the session is, and those the proxy adds to: SELECT, AUTH, HELLO, RESET, QUIT, INFO,
 //! NEARSIDE.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -41,7 +41,8 @@ impl Session {
         }
     }
 
-    /// The server's verdict on the database is that of a lane that selects it.
+    /// The server's verdict on the database is that of a lane that selects it; that on the user's right to select, which
+    /// may have brought nobody here yet, is that on selecting the present one once more.
     fn select(&mut self, request: &Request<'_>) -> Step {
         if request.len() != 2 {
             return self.say("-ERR wrong number of arguments for 'select' command");
@@ -50,18 +51,36 @@ impl Session {
             return self.say("-ERR value is not an integer or out of range");
         };
         let Ok(db) = u32::try_from(db) else { return self.say("-ERR DB index is out of range") };
-        if db == self.key.db {
-            return self.say("+OK");
-        }
-        self.move_to(ConnectionKey { db, ..self.key.clone() }, None, |_| Bytes::from_static(b"+OK\r\n"))
+        let right = ask(&self.lane, &resp::encode(&["SELECT", &self.key.db.to_string()]));
+        let key = (db != self.key.db).then(|| ConnectionKey { db, via: None, ..self.key.clone() });
+        let moved = key.map(|key| self.moved_to(key, None, |ok| ok));
+        Step::Stall(Stall::For(Box::pin(async move {
+            let ok: Bytes = right.await.into();
+            match moved {
+                Some(moved) if ok.starts_with(b"+") => match moved.await {
+                    After::Become(other) => After::Become(Box::new(Become { reply: ok, ..*other })),
+                    refused => refused,
+                },
+                _ => After::Reply(ok),
+            }
+        })))
     }
 
     /// Becomes `key`, if the server opens a lane for it; `reply` makes the answer from its HELLO.
     fn move_to(&self, key: ConnectionKey, name: Option<String>, reply: impl FnOnce(Bytes) -> Bytes + 'static) -> Step {
+        Step::Stall(Stall::For(Box::pin(self.moved_to(key, name, reply))))
+    }
+
+    fn moved_to(
+        &self,
+        key: ConnectionKey,
+        name: Option<String>,
+        reply: impl FnOnce(Bytes) -> Bytes + 'static,
+    ) -> impl Future<Output = After> + 'static {
         let lane = self.pool.lane(&key);
         // The lane that sessions begin with is theirs without having been asked for.
         let (pool, first) = (self.pool.clone(), key == ConnectionKey::of(&self.shared.upstream));
-        Step::Stall(Stall::For(Box::pin(async move {
+        async move {
             match lane.ready().await {
                 Ok(hello) => After::Become(Box::new(Become { key, name, reply: reply(hello) })),
                 Err(error) => {
@@ -71,7 +90,7 @@ impl Session {
                     After::Reply(error)
                 }
             }
-        })))
+        }
     }
 
     /// AUTH is put to the server as it is, on a connection of its own: a lane of that user proves nothing about the
@@ -83,8 +102,7 @@ impl Session {
             1 => return self.say("-ERR wrong number of arguments for 'auth' command"),
             _ => return self.say("-ERR syntax error"),
         };
-        let creds = Creds { user: user.to_vec(), password: password.to_vec() };
-        let key = ConnectionKey { creds: Some(Arc::new(creds)), ..self.key.clone() };
+        let key = self.key.authenticated(Arc::new(Creds { user: user.to_vec(), password: password.to_vec() }));
         let (node, question) = (self.shared.node.clone(), request.buf.to_vec());
         Step::Stall(Stall::For(Box::pin(async move {
             match verdict(&node, None, &question).await {
@@ -106,12 +124,9 @@ impl Session {
             _ => {}
         }
         let asked = HelloArgs::parse(&args);
-        let key = ConnectionKey {
-            creds: asked.creds.map(Arc::new).or_else(|| self.key.creds.clone()),
-            resp3: asked.resp3,
-            // AUTH and HELLO leave the database as it is.
-            db: self.key.db,
-        };
+        let same = ConnectionKey { resp3: asked.resp3, ..self.key.clone() };
+        // AUTH and HELLO leave the database as it is.
+        let key = asked.creds.map(|creds| same.authenticated(Arc::new(creds))).unwrap_or(same);
         let (node, question, old) = (self.shared.node.clone(), request.buf.to_vec(), self.key.clone());
         Step::Stall(Stall::For(Box::pin(async move {
             match verdict(&node, Some(&old), &question).await {
@@ -133,7 +148,8 @@ impl Session {
         Step::Done
     }
 
-    /// INFO as the server gives it, with our section where a section was not asked for by another name.
+    /// INFO as the server gives it, with our clients as the clients, and our section where a section was not asked for
+    /// by another name.
     fn info(&mut self, request: &Request<'_>) -> Step {
         let asked: Vec<Vec<u8>> = (1..request.len()).map(|i| request.arg(i).to_ascii_lowercase()).collect();
         let general = |s: &Vec<u8>| matches!(&s[..], b"default" | b"all" | b"everything");
@@ -144,7 +160,8 @@ impl Session {
             self.outbox.put(Piece::Slice(&verbatim(&text, self.key.resp3)));
             return Step::Done;
         }
-        if !ours {
+        let told = |section: &Vec<u8>| section == b"clients";
+        if !ours && !asked.iter().any(told) {
             return self.forward(self.lane.clone(), Effect::None);
         }
         let reply = ask(&self.lane, request.buf);
@@ -153,7 +170,11 @@ impl Session {
             let reply = reply.await;
             let Some((text, _)) = resp::split_bulk(&reply) else { return After::Reply(reply.into()) };
             let text = text.strip_prefix(b"txt:").filter(|_| resp3).unwrap_or(text);
-            let text = format!("{}\r\n{}", String::from_utf8_lossy(text), admin::info(&shared));
+            let mut text = admin::own_clients(&String::from_utf8_lossy(text), &shared);
+            if ours {
+                text += "\r\n";
+                text += &admin::info(&shared);
+            }
             After::Reply(verbatim(&text, resp3).into())
         })))
     }
@@ -241,7 +262,7 @@ async fn verdict(node: &Node, key: Option<&ConnectionKey>, question: &[u8]) -> R
 }
 
 /// Asks the server one question on a shared lane, for the proxy itself.
-pub(super) fn ask(lane: &Connection, question: &[u8]) -> impl Future<Output = Vec<u8>> + 'static {
+pub(super) fn ask(lane: &Connection, question: &[u8]) -> impl Future<Output = Vec<u8>> + use<> {
     let outbox = Rc::new(Outbox::default());
     let place = outbox.reserve(true);
     lane.send(Piece::Slice(question), place, Effect::None, Time::now());
@@ -261,7 +282,7 @@ fn set_id(hello: &[u8], id: u64) -> Bytes {
 }
 
 /// A text as INFO gives it: verbatim in RESP3, bulk in RESP2.
-fn verbatim(text: &str, resp3: bool) -> Vec<u8> {
+pub(super) fn verbatim(text: &str, resp3: bool) -> Vec<u8> {
     if resp3 {
         return format!("={}\r\ntxt:{text}\r\n", text.len() + 4).into_bytes();
     }

@@ -10,7 +10,7 @@ use super::input::Input;
 use super::{After, OUTPUT_SOFT, Session, Stall, Step};
 use crate::cache::entry::{Node, Variant};
 use crate::cache::{Begin, FillToken, Lookup, Need};
-use crate::command::{CacheRead, FieldTtl, GET_ID, Keys, Plan, Request};
+use crate::command::{self, CacheRead, FieldTtl, GET_ID, Keys, Plan, Request};
 use crate::config::Level;
 use crate::outbox::Piece;
 use crate::time::Time;
@@ -65,7 +65,7 @@ impl Session {
     /// The way most requests go: GETs whose replies are there, one after another. The first of another kind is left to
     /// [`Session::dispatch`], as is everything while something is outstanding. True if any was served.
     pub(super) fn serve_hits(&mut self, input: &mut Input) -> bool {
-        if self.lent.is_some() || self.bypass {
+        if self.lent.is_some() || self.bypass || self.paused {
             return false;
         }
         let (mut watermark, before, outbox) = (self.watermark(), self.hits, self.outbox.clone());
@@ -82,6 +82,7 @@ impl Session {
                 watermark = watermark.max(stored);
             }
             self.hits += 1;
+            self.command = u32::from(command::GET.name);
             self.next_request();
             input.consume();
             if out.bytes() > OUTPUT_SOFT {

@@ -27,7 +27,8 @@ use crate::resp::{self, Cutter};
 use crate::time::Time;
 use crate::transport::Stream;
 
-const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
+/// Spelled as [`resp::own`] does.
+const PING: &[u8] = b"*1\r\n$4\r\npING\r\n";
 /// Reads before other tasks of the thread get their turn.
 const READS_PER_TURN: usize = 16;
 /// PINGs on their way at once; who comes later shares the next.
@@ -50,7 +51,7 @@ pub enum Raw {
     /// The session has said SWAPDB, which no invalidation announces: each piece is preceded by a flush besides.
     Swapping,
     /// MONITOR: the server lets such a connection touch no key. (A barrier's own PING would show up in it, and want a
-    /// barrier, without end.)
+    /// barrier, without end.) What proxies say for themselves is left out.
     Watching,
 }
 
@@ -269,6 +270,11 @@ impl Connection {
             }
             changed.await;
         }
+    }
+
+    /// Whether the server did not take it, and so nothing that was said on it.
+    pub fn was_refused(&self) -> bool {
+        self.never_opened() && matches!(self.shared.borrow().phase, Phase::Closed(_))
     }
 
     /// Whether the server has never accepted it.
@@ -610,8 +616,8 @@ impl Connection {
         let now = Time::now();
         self.node.seen.store(now.0, Ordering::Relaxed);
         let raw = self.shared.borrow().raw;
-        if let Some(raw) = raw {
-            self.pass_on(input.split().freeze(), raw, now);
+        if raw.is_some_and(|raw| raw != Raw::Watching) {
+            self.pass_on(input.split().freeze(), now);
             return None;
         }
         let mut answered = None;
@@ -642,6 +648,12 @@ impl Connection {
     fn frame(self: &Rc<Self>, frame: Piece<'_>, now: Time) -> Option<Time> {
         let bytes = frame.as_slice();
         let mut shared = self.shared.borrow_mut();
+        if shared.raw == Some(Raw::Watching) {
+            if let Some(session) = shared.session.clone().filter(|_| !resp::is_own(bytes)) {
+                session.push(frame);
+            }
+            return None;
+        }
         let kind = push_kind(bytes, self.key.resp3, shared.subscriptions > 0 || shared.confirms > 0);
         if let Some(kind) = kind {
             shared.note_push(kind, bytes, now);
@@ -700,16 +712,8 @@ impl Connection {
         });
     }
 
-    fn pass_on(self: &Rc<Self>, bytes: Bytes, raw: Raw, now: Time) {
+    fn pass_on(self: &Rc<Self>, bytes: Bytes, now: Time) {
         let mut shared = self.shared.borrow_mut();
-        if raw == Raw::Watching {
-            let session = shared.session.clone();
-            drop(shared);
-            if let Some(session) = session {
-                session.push(Piece::Bytes(bytes));
-            }
-            return;
-        }
         shared.raw_queue.push_back((now, bytes));
         if shared.raw_queue.len() > 1 {
             return;

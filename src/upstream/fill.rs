@@ -16,9 +16,10 @@ use crate::outbox::{Piece, Place};
 use crate::resp::{self, Line};
 use crate::time::Time;
 
-const CACHING: &[u8] = b"*3\r\n$6\r\nCLIENT\r\n$7\r\nCACHING\r\n$3\r\nYES\r\n";
-const PTTL: &[u8] = b"*2\r\n$4\r\nPTTL\r\n";
-const INFO_KEYSPACE: &[u8] = b"*2\r\n$4\r\nINFO\r\n$8\r\nkeyspace\r\n";
+// Spelled as `resp::own` does.
+const CACHING: &[u8] = b"*3\r\n$6\r\ncLIENT\r\n$7\r\nCACHING\r\n$3\r\nYES\r\n";
+const PTTL: &[u8] = b"*2\r\n$4\r\npTTL\r\n";
+const INFO_KEYSPACE: &[u8] = b"*2\r\n$4\r\niNFO\r\n$8\r\nkeyspace\r\n";
 
 /// One key of the read, and the right to store what is said of it.
 pub struct FillKey {
@@ -97,7 +98,7 @@ impl Fill {
         let mut args = vec![b"HPEXPIRETIME".as_slice(), &request[self.read.keys[0].range.clone()], b"FIELDS"];
         args.push(count.as_bytes());
         args.extend(self.read.fields.iter().map(|r| &request[r.clone()]));
-        resp::encode(&args)
+        resp::own(&args)
     }
 
     /// The request itself, to be sent again on another connection.

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use std::future::poll_fn;
 
 use super::connection::Role;
-use super::{ConnectionKey, Node};
+use super::{ConnectionKey, Creds, Node};
 use crate::buffer::OutBuf;
 use crate::resp::{self, Cutter};
 use crate::time::Time;
@@ -23,7 +23,7 @@ pub struct Opened {
     pub hello: Bytes,
     /// The link's generation that changed keys are reported to.
     pub armed: Option<u64>,
-    /// The server's number for a dedicated connection; 0 if it does not say.
+    /// The server's number for the connection; 0 if it does not say.
     pub client_id: i64,
     /// When the handshake was sent: the server had the connection after that.
     pub asked: Time,
@@ -57,16 +57,30 @@ impl From<io::Error> for Refusal {
 /// CLIENT TRACKING towards the link.
 pub fn track(client_id: i64) -> Vec<u8> {
     let id = client_id.to_string();
-    resp::encode(&["CLIENT", "TRACKING", "ON", "REDIRECT", &id, "OPTIN"])
+    resp::own(&["CLIENT", "TRACKING", "ON", "REDIRECT", &id, "OPTIN"])
 }
 
 /// HELLO, with AUTH if there are credentials.
 pub fn hello(key: &ConnectionKey) -> Vec<u8> {
+    hello_as(key, key.creds.as_deref())
+}
+
+fn hello_as(key: &ConnectionKey, creds: Option<&Creds>) -> Vec<u8> {
     let mut args: Vec<&[u8]> = vec![b"HELLO", if key.resp3 { b"3" } else { b"2" }];
-    if let Some(creds) = &key.creds {
+    if let Some(creds) = creds {
         args.extend([b"AUTH".as_slice(), &creds.user, &creds.password]);
     }
-    resp::encode(&args)
+    resp::own(&args)
+}
+
+/// HELLO and SELECT, as the session has come to its user and its database; and how many replies that makes.
+fn greeting(key: &ConnectionKey) -> (Vec<u8>, usize) {
+    let select = resp::own(&["SELECT", &key.db.to_string()]);
+    match &key.via {
+        Some(via) => ([hello_as(key, via.as_deref()), select, hello(key)].concat(), 3),
+        None if key.db != 0 => ([hello(key), select].concat(), 2),
+        None => (hello(key), 1),
+    }
 }
 
 /// Connects and greets, in `connect_timeout` at the most.
@@ -84,34 +98,25 @@ async fn greet(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Open
     let name = if role == Role::Lane { "nearside-lane" } else { "nearside-dedicated" };
     let link = node.coherence.link().filter(|_| role == Role::Lane);
     let asked = Time::now();
-    let mut request = hello(key);
-    request.extend(resp::encode(&["CLIENT", "SETNAME", name]));
-    if role == Role::Dedicated {
-        request.extend(resp::encode(&["CLIENT", "ID"]));
-    }
-    if key.db != 0 {
-        request.extend(resp::encode(&["SELECT", &key.db.to_string()]));
-    }
+    let (mut request, steps) = greeting(key);
+    request.extend(resp::own(&["CLIENT", "SETNAME", name]));
+    request.extend(resp::own(&["CLIENT", "ID"]));
     if let Some(link) = &link {
         request.extend(track(link.client_id));
     }
     wire.send(&request).await?;
-    let hello = wire.reply().await?;
-    if hello[0] == b'-' {
-        return Err(Refusal::Server(hello));
+    let mut hello = Bytes::new();
+    for _ in 0..steps {
+        let reply = wire.reply().await?;
+        match reply[0] {
+            b'-' => return Err(Refusal::Server(reply)),
+            b'+' => {}
+            _ => hello = reply,
+        }
     }
     // Without CLIENT's permission the connection works all the same, unnamed.
     wire.reply().await?;
-    let client_id = match role {
-        Role::Dedicated => integer(&wire.reply().await?),
-        Role::Lane => 0,
-    };
-    if key.db != 0 {
-        let selected = wire.reply().await?;
-        if selected[0] == b'-' {
-            return Err(Refusal::Server(selected));
-        }
-    }
+    let client_id = integer(&wire.reply().await?);
     let armed = match link {
         Some(link) if &wire.reply().await?[..] == b"+OK\r\n" => Some(link.generation),
         _ => None,
@@ -155,9 +160,9 @@ impl Wire {
         }
     }
 
-    /// Asks one question.
+    /// Asks one question of the proxy's own.
     pub async fn ask<A: AsRef<[u8]>>(&mut self, args: &[A]) -> io::Result<Bytes> {
-        self.send(&resp::encode(args)).await?;
+        self.send(&resp::own(args)).await?;
         self.reply().await
     }
 }

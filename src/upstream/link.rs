@@ -192,7 +192,7 @@ impl Link {
         let now = Time::now();
         self.last_ping = now;
         self.pings.push_back(now);
-        self.out.push(&resp::encode(&["PING", &now.0.to_string()]));
+        self.out.push(&resp::own(&["PING", &now.0.to_string()]));
     }
 
     /// Applies what has come, in order.
@@ -211,7 +211,9 @@ impl Link {
                 Event::Pong(t) => self.pong(t)?,
                 // `-BUSY`, `-LOADING`: it lives, but proves nothing.
                 Event::NoPong => {
-                    self.pings.pop_front();
+                    if let Some(sent) = self.pings.pop_front() {
+                        self.node.coherence.link_refused(sent);
+                    }
                 }
                 Event::Other => {}
             }

@@ -86,9 +86,9 @@ async fn watch(node: &Node, key: &ConnectionKey, last: &mut Option<Look>, failur
 }
 
 async fn look(wire: &mut Wire) -> io::Result<Look> {
-    let mut questions = resp::encode(&["INFO", "commandstats"]);
-    questions.extend(resp::encode(&["INFO", "replication"]));
-    questions.extend(resp::encode(&["ACL", "LIST"]));
+    let mut questions = resp::own(&["INFO", "commandstats"]);
+    questions.extend(resp::own(&["INFO", "replication"]));
+    questions.extend(resp::own(&["ACL", "LIST"]));
     wire.send(&questions).await?;
     let (stats, replication, acl) = (wire.reply().await?, wire.reply().await?, wire.reply().await?);
     Ok(Look {

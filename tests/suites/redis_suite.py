@@ -1,0 +1,47 @@
+"""The test suite of Redis itself, in its mode for servers that it has not started (`runtest --host --port`)."""
+
+import os
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+from result import Result
+
+# A unit that hangs is ended, and what it has said by then counts.
+UNIT_TIMEOUT = 900
+# What the suite's tests ask of a server that is theirs alone.
+OPTIONS = ("--enable-protected-configs", "yes", "--enable-module-command", "yes", "--databases", "16")
+
+
+class RedisSuite:
+    """One source tree of Redis; a unit is a file of tests/."""
+
+    def __init__(self, source):
+        self.source = Path(source).resolve()
+
+    def units(self):
+        done = subprocess.run(["./runtest", "--list-tests"], cwd=self.source, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    def run(self, unit, port, log, slow=False):
+        # `--durable`: an exception in one test does not end the others
+        argv = ["./runtest", "--host", "127.0.0.1", "--port", str(port), "--single", unit, "--durable",
+                "--baseport", str(port), "--timeout", "240", *(["--accurate"] if slow else [])]
+        with open(log, "wb") as out:
+            process = subprocess.Popen(argv, cwd=self.source, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                                       env={**os.environ, "LC_ALL": "C.UTF-8"}, start_new_session=True)
+            try:
+                process.wait(UNIT_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, 9)
+                process.wait()
+        return parse(Path(log).read_text(errors="replace"))
+
+
+def parse(text):
+    """What the suite said of each test. Names may repeat."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    passed = Counter(re.findall(r"^\[ok\]: (.*) \(\d+ ms\)$", text, re.MULTILINE))
+    failed = re.findall(r"^\[(?:err|exception)\]: (.*)$", text, re.MULTILINE)
+    return Result(passed, [re.sub(r" in tests/\S+\.tcl$", "", name) for name in failed])
