@@ -86,3 +86,4 @@ pub mod time;
 pub mod tls;
 pub mod transport;
 pub mod upstream;
+pub mod verify;

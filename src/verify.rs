@@ -1,0 +1,5 @@
+//! `nearside verify`: drives a deployment, notes what everybody was told, and judges it.
+
+pub mod history;
+pub mod linearizable;
+pub mod register;
