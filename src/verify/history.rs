@@ -17,7 +17,7 @@ pub const EXPIRY_EARLY: Duration = Duration::from_millis(1);
 pub const EXPIRY_LATE: Duration = Duration::from_millis(3);
 
 /// A stretch of time, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span {
     /// Not before this.
     pub start: Time,

@@ -130,6 +130,8 @@ fn looks(step: Step) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
     use super::*;
 
     fn only(states: [Option<State>; 2]) -> State {
