@@ -128,7 +128,7 @@ impl Site {
 
     fn token(&self) -> String {
         self.tokens.set(self.tokens.get() + 1);
-        format!("{:08x}", self.tokens.get())
+        format!("v{:07x}", self.tokens.get())
     }
 
     /// The object in a slot; a new one if the last has been given up.
@@ -146,8 +146,7 @@ impl Site {
     }
 
     fn error(&self, what: &str) {
-        // numbers and addresses make many of one
-        let what: String = what.chars().take(100).collect();
+        let what: String = what.chars().take(160).collect();
         *self.errors.borrow_mut().entry(what).or_default() += 1;
     }
 
@@ -223,7 +222,7 @@ impl Client {
                 for reply in &replies {
                     if let Value::ServerError(e) = reply {
                         failed = true;
-                        self.site.error(&e.to_string());
+                        self.site.error(&format!("{} {}", e.code(), e.details().unwrap_or_default()));
                     }
                 }
                 if failed {

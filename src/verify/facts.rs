@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::history::{Action, Change, EXPIRY_EARLY, EXPIRY_LATE, History, Op, Seen, Span};
 use crate::time::Time;
 
-/// Length of every value and token; sums of counters are shorter.
+/// Length of every value and token. They are no numbers; the sums of counters are.
 pub const TOKEN: usize = 8;
 
 /// What made a state of an object.
@@ -107,7 +107,7 @@ impl<'a> Facts<'a> {
             Seen::Torn(_) => (&[], &[]),
             Seen::Absent => (&object.absent, &[]),
             Seen::Value(value) => {
-                let lost: &[_] = if value.len() < TOKEN { &object.lost_increments } else { &[] };
+                let lost: &[_] = if is_sum(value) { &object.lost_increments } else { &[] };
                 (object.values.get(&mark(value)).map_or(&[], Vec::as_slice), lost)
             }
         };
@@ -157,10 +157,11 @@ impl<'a> Facts<'a> {
         deadline
     }
 
-    /// The operations that gave what the candidate wrote a time to live.
-    pub fn limits(&self, object: usize, candidate: &Candidate) -> Vec<usize> {
-        let limits = self.objects[object].limits.iter();
-        limits.copied().filter(|i| self.history.ops[*i].start >= candidate.span.start).collect()
+    /// The operations that may have given what the candidate wrote a time to live, before it was read.
+    pub fn limits(&self, object: usize, candidate: &Candidate, read: Span) -> Vec<usize> {
+        let life = Span { start: candidate.span.start, end: read.start };
+        let limits = self.objects[object].limits.iter().copied();
+        limits.filter(|i| self.history.ops[*i].span().meets(life)).collect()
     }
 }
 
@@ -247,7 +248,11 @@ pub fn expiry(op: &Op, after: Duration) -> Span {
     Span { start: op.start + after - EXPIRY_EARLY, end }
 }
 
-/// What tells which write a value comes from: all of it, or the token that was added last.
+/// What tells which write a value comes from: a sum, or the token that was added last.
 fn mark(value: &Bytes) -> Bytes {
-    value.slice(value.len().saturating_sub(TOKEN)..)
+    if is_sum(value) { value.clone() } else { value.slice(value.len().saturating_sub(TOKEN)..) }
+}
+
+fn is_sum(value: &Bytes) -> bool {
+    value.iter().all(u8::is_ascii_digit)
 }

@@ -150,10 +150,17 @@ impl History {
     }
 }
 
+/// Bytes of a value that are told.
+const SHOWN: usize = 16;
+
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Seen::Absent => f.write_str("nothing"),
+            // of what has grown, the end tells
+            Seen::Value(value) if value.len() > SHOWN => {
+                write!(f, "…{} ({} bytes)", String::from_utf8_lossy(&value[value.len() - SHOWN..]), value.len())
+            }
             Seen::Value(value) => f.write_str(&String::from_utf8_lossy(value)),
             Seen::Torn(parts) => f.write_str(parts),
         }

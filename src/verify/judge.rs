@@ -23,6 +23,8 @@ use crate::time::Time;
 pub const SLACK: Duration = Duration::from_millis(5);
 /// Violations told in full; the others are counted.
 const TOLD: usize = 20;
+/// Of those, violations of the very same promises.
+const TOLD_ALIKE: usize = 2;
 
 /// What is staler counts as this: an hour.
 const LONGEST_MICROS: u64 = 3_600_000_000;
@@ -78,14 +80,25 @@ pub struct Violation {
     pub object: String,
     /// In words.
     pub what: String,
-    /// Operations, in order, each with the part it plays.
-    pub fragment: Vec<(String, Option<Op>, Span)>,
+    /// The operations that show it, in order.
+    pub fragment: Vec<Line>,
+}
+
+/// An operation, or something that happened to the key by itself, and the parts it plays.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// In words.
+    pub parts: Vec<String>,
+    /// Which; `None`: an erasure, an eviction, the end of a time to live.
+    pub op: Option<Op>,
+    /// When.
+    pub span: Span,
 }
 
 /// What was found out.
 #[derive(Clone, Debug)]
 pub struct Findings {
-    /// How often each promise was put to the test.
+    /// How often each promise was put to the test, by reads through proxies; the last by keys.
     pub checked: [u64; PROMISES.len()],
     /// How often it was broken.
     pub broken: [u64; PROMISES.len()],
@@ -108,27 +121,37 @@ impl Default for Findings {
 }
 
 impl Findings {
-    /// Adds those of another part of the run.
-    pub fn absorb(&mut self, other: Findings) {
+    /// Adds those of another part of the run; which violations are new, and told.
+    pub fn absorb(&mut self, other: Findings) -> Vec<Violation> {
         for i in 0..PROMISES.len() {
             self.checked[i] += other.checked[i];
             self.broken[i] += other.broken[i];
         }
-        self.violations.extend(other.violations);
-        self.violations.truncate(TOLD);
+        let known = self.violations.len();
+        for violation in other.violations {
+            if self.is_worth_telling(&violation.promises) {
+                self.violations.push(violation);
+            }
+        }
         self.staleness += other.staleness;
         self.back_between_sessions += other.back_between_sessions;
         self.undecided += other.undecided;
+        self.violations[known..].to_vec()
+    }
+
+    fn is_worth_telling(&self, promises: &[Promise]) -> bool {
+        let alike = self.violations.iter().filter(|violation| violation.promises == promises).count();
+        self.violations.len() < TOLD && alike < TOLD_ALIKE
     }
 
     fn check(&mut self, promise: Promise) {
         self.checked[promise as usize] += 1;
     }
 
-    fn convict(&mut self, violation: impl FnOnce() -> Violation, promises: &[Promise]) {
-        promises.iter().for_each(|promise| self.broken[*promise as usize] += 1);
-        if self.violations.len() < TOLD {
-            self.violations.push(violation());
+    fn convict(&mut self, violation: Violation) {
+        violation.promises.iter().for_each(|promise| self.broken[*promise as usize] += 1);
+        if self.is_worth_telling(&violation.promises) {
+            self.violations.push(violation);
         }
     }
 }
@@ -185,6 +208,8 @@ struct Judge<'a> {
     seen: Vec<(Time, Option<usize>)>,
     /// By object.
     finished: Vec<Finished>,
+    /// The same, of reads past the proxies.
+    finished_past: Vec<Finished>,
     /// By proxy, object and key of the object.
     finished_there: AHashMap<(usize, usize, u32), Finished>,
     findings: Findings,
@@ -199,11 +224,12 @@ struct Bound {
 
 impl<'a> Judge<'a> {
     fn new(history: &'a History, rules: Rules) -> Self {
-        let finished = (0..history.objects.len()).map(|_| Finished::default()).collect();
+        let none_finished = || (0..history.objects.len()).map(|_| Finished::default()).collect();
         let seen = vec![(Time::ZERO, None); history.sessions.len()];
         let facts = Facts::of(history);
         let (told, finished_there, findings) = Default::default();
-        Judge { history, rules, facts, told, seen, finished, finished_there, findings }
+        let (finished, finished_past) = (none_finished(), none_finished());
+        Judge { history, rules, facts, told, seen, finished, finished_past, finished_there, findings }
     }
 
     /// The server itself is held to the strictest level.
@@ -232,8 +258,19 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// The server itself is judged, too, but only what proxies keep is counted as kept.
+    fn check(&mut self, op: &Op, promise: Promise) {
+        if self.is_proxied(op) {
+            self.findings.check(promise);
+        }
+    }
+
+    fn is_proxied(&self, op: &Op) -> bool {
+        self.history.routes[self.history.route(op)].level.is_some()
+    }
+
     fn read(&mut self, i: usize, op: &Op, parts: u8, seen: &Seen) {
-        self.findings.check(Promise::Values);
+        self.check(op, Promise::Values);
         let span = op.span();
         let candidates = self.facts.candidates(op.object, seen, span.end);
         if candidates.is_empty() {
@@ -241,11 +278,11 @@ impl<'a> Judge<'a> {
         }
         let bounds = self.bounds(op, parts);
         for bound in bounds.iter().filter(|bound| bound.floor.at > Time::ZERO) {
-            self.findings.check(bound.promise);
+            self.check(op, bound.promise);
         }
         let deadlines: Vec<_> = candidates.iter().map(|c| self.facts.deadline(op.object, c, span)).collect();
         if deadlines.iter().any(Option::is_some) {
-            self.findings.check(Promise::Expiry);
+            self.check(op, Promise::Expiry);
         }
         let expired = |at: usize| deadlines[at].is_some_and(|deadline| deadline + SLACK < span.start);
         let allowed = |(at, c): &(usize, &Candidate)| !expired(*at) && bounds.iter().all(|b| c.span.end >= b.floor.at);
@@ -264,6 +301,9 @@ impl<'a> Judge<'a> {
         let Some(end) = op.end.filter(|_| floor.at > Time::ZERO) else { return };
         self.note(i, op, parts, floor);
         self.finished[op.object].open.push(Reverse((end, floor, i)));
+        if !self.is_proxied(op) {
+            self.finished_past[op.object].open.push(Reverse((end, floor, i)));
+        }
         let route = self.history.route(op);
         for part in bits(parts) {
             self.finished_there.entry((route, op.object, part)).or_default().open.push(Reverse((end, floor, i)));
@@ -277,7 +317,7 @@ impl<'a> Judge<'a> {
         let object = op.object;
         let bound = |promise, floor, evidence| Bound { promise, floor, evidence };
         let mut bounds = vec![bound(Promise::Age, self.facts.acked_before(object, op.start - allowed), None)];
-        if self.history.routes[route].level.is_some() {
+        if self.is_proxied(op) {
             bounds.push(bound(Promise::OwnWrites, self.facts.acked_there_before(object, route, op.start), None));
         }
         let told = bits(parts).filter_map(|part| self.told.get(&(op.session, object, part)));
@@ -288,7 +328,9 @@ impl<'a> Judge<'a> {
             bounds.push(bound(Promise::Causal, self.facts.acked_before(object, seen), by));
         }
         if level == Level::Linearizable {
-            let finished = self.finished[object].before(op.start);
+            // What a proxy has shown is no evidence against the server.
+            let finished = if self.is_proxied(op) { &mut self.finished } else { &mut self.finished_past };
+            let finished = finished[object].before(op.start);
             bounds.push(bound(Promise::Order, finished.key, finished.by));
         }
         bounds
@@ -296,7 +338,7 @@ impl<'a> Judge<'a> {
 
     /// How stale it was, at the least.
     fn measure(&mut self, op: &Op, candidates: &[Candidate]) {
-        if self.history.routes[self.history.route(op)].level.is_none() {
+        if !self.is_proxied(op) {
             return;
         }
         let stale = candidates.iter().map(|c| op.start.since(self.facts.superseded(op.object, c))).min();
@@ -315,28 +357,29 @@ impl<'a> Judge<'a> {
 
     // --- what is told of a violation ---
 
-    fn line(&self, part: &str, i: usize) -> (String, Option<Op>, Span) {
+    fn line(&self, part: &str, i: usize) -> Line {
         let op = &self.history.ops[i];
-        (part.into(), Some(op.clone()), op.span())
+        Line { parts: vec![part.into()], op: Some(op.clone()), span: op.span() }
     }
 
-    fn caused(&self, part: &str, cause: Cause) -> Option<(String, Option<Op>, Span)> {
+    fn caused(&self, part: &str, cause: Cause) -> Option<Line> {
         match cause {
             Cause::Start => None,
             Cause::Op(i) => Some(self.line(part, i)),
-            Cause::World(span) => Some((format!("{part}: everything erased, or this key expired"), None, span)),
+            Cause::World(span) => Some(Line { parts: vec![part.into()], op: None, span }),
         }
     }
 
-    fn violation(
-        &self,
-        i: usize,
-        promises: Vec<Promise>,
-        what: String,
-        mut fragment: Vec<(String, Option<Op>, Span)>,
-    ) -> Violation {
-        fragment.push(self.line("the read", i));
-        fragment.dedup();
+    /// An operation that plays several parts is one line.
+    fn violation(&self, i: usize, promises: Vec<Promise>, what: String, lines: Vec<Line>) -> Violation {
+        let mut fragment: Vec<Line> = Vec::new();
+        for line in lines.into_iter().chain([self.line("the read", i)]) {
+            match fragment.iter_mut().find(|other| other.op == line.op && other.span == line.span) {
+                Some(other) => other.parts.extend(line.parts),
+                None => fragment.push(line),
+            }
+        }
+        fragment.sort_by_key(|line| line.span.start);
         Violation { promises, object: self.history.objects[self.history.ops[i].object].clone(), what, fragment }
     }
 
@@ -348,11 +391,11 @@ impl<'a> Judge<'a> {
             (_, true) => "nobody has ever written this value",
             (_, false) => "the value was read before it was written",
         };
-        let mut fragment: Vec<_> = later.first().and_then(|c| self.caused("the write", c.cause)).into_iter().collect();
-        fragment
-            .extend(self.caused("the newest acknowledged write", self.facts.acked_before(op.object, op.start).cause));
-        let violation = self.violation(i, vec![Promise::Values], what.into(), fragment);
-        self.findings.convict(|| violation, &[Promise::Values]);
+        let acked = self.facts.acked_before(op.object, op.start).cause;
+        let mut lines: Vec<Line> = later.first().and_then(|c| self.caused("the write", c.cause)).into_iter().collect();
+        lines.extend(self.caused("the newest acknowledged write", acked));
+        let violation = self.violation(i, vec![Promise::Values], what.into(), lines);
+        self.findings.convict(violation);
     }
 
     fn too_old(&mut self, i: usize, op: &Op, newest: &Candidate, bounds: &[Bound], expired: bool) {
@@ -360,25 +403,23 @@ impl<'a> Judge<'a> {
         let mut promises: Vec<Promise> = broken.iter().map(|bound| bound.promise).collect();
         promises.extend(expired.then_some(Promise::Expiry));
         promises.sort();
-        let late = op.start.since(self.facts.superseded(op.object, newest));
-        let what = match broken.is_empty() {
-            true => "the value was read after its time to live".into(),
-            false => format!(
-                "the value had been overwritten, and the new one acknowledged, {:.1} ms before",
-                late.as_secs_f64() * 1e3
-            ),
+        let late = op.start.since(self.facts.superseded(op.object, newest)).as_secs_f64() * 1e3;
+        let what = match (broken.is_empty(), late > 0.0) {
+            (true, _) => "the value was read after its time to live".into(),
+            (_, true) => format!("a newer write had been acknowledged {late:.1} ms before the read began"),
+            (_, false) => "a newer write was known of before the read began".into(),
         };
-        let mut fragment: Vec<_> = self.caused("wrote what was read", newest.cause).into_iter().collect();
+        let mut lines: Vec<Line> = self.caused("wrote what was read", newest.cause).into_iter().collect();
         for bound in &broken {
-            fragment.extend(self.caused(&format!("newer ({})", name(bound.promise)), bound.floor.cause));
-            fragment.extend(bound.evidence.map(|by| self.line(&format!("evidence ({})", name(bound.promise)), by)));
+            lines.extend(self.caused(&format!("newer ({})", name(bound.promise)), bound.floor.cause));
+            lines.extend(bound.evidence.map(|by| self.line(&format!("evidence ({})", name(bound.promise)), by)));
         }
         if expired {
-            let limits = self.facts.limits(op.object, newest);
-            fragment.extend(limits.into_iter().take(3).map(|by| self.line("time to live", by)));
+            let limits = self.facts.limits(op.object, newest, op.span());
+            lines.extend(limits.into_iter().take(3).map(|by| self.line("time to live", by)));
         }
-        let violation = self.violation(i, promises.clone(), what, fragment);
-        self.findings.convict(|| violation, &promises);
+        let violation = self.violation(i, promises, what, lines);
+        self.findings.convict(violation);
     }
 
     // --- linearizability ---
@@ -394,7 +435,7 @@ impl<'a> Judge<'a> {
                 Verdict::Undecided => self.findings.undecided += 1,
                 Verdict::Violated(at, possible) => {
                     let violation = self.no_order(object, &moments, at, &possible);
-                    self.findings.convict(|| violation, &[Promise::Linearizable]);
+                    self.findings.convict(violation);
                 }
             }
         }
@@ -410,8 +451,9 @@ impl<'a> Judge<'a> {
         around.extend(before.into_iter().take(6));
         around.sort_by_key(|m| m.span.start);
         let fragment = around.into_iter().map(|m| {
-            let part = if m.span == shows.span && m.op == shows.op { "no order explains this" } else { "" };
-            (part.to_owned(), m.op.map(|i| self.history.ops[i].clone()), m.span)
+            let parts =
+                if m.span == shows.span && m.op == shows.op { vec!["no order explains this".into()] } else { vec![] };
+            Line { parts, op: m.op.map(|i| self.history.ops[i].clone()), span: m.span }
         });
         let what = format!("no order of the operations explains the answer; the key could be: {}", possible.join(", "));
         let promises = vec![Promise::Linearizable];

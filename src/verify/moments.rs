@@ -12,7 +12,9 @@ use crate::time::Time;
 
 /// All writes, and those reads that must be linearizable: past the proxies, or promised.
 pub fn of(history: &History, ops: &[usize]) -> (Vec<Moment>, Values) {
-    let mut object = Object { moments: Vec::new(), values: Values::default(), shown: shown(history, ops) };
+    let grows = |i: &usize| matches!(history.ops[*i].action, Action::Write(Change::Increment(_) | Change::Append(..)));
+    let (moments, values) = Default::default();
+    let mut object = Object { moments, values, shown: shown(history, ops), grows: ops.iter().any(grows) };
     for i in ops.iter().copied() {
         let op = &history.ops[i];
         match &op.action {
@@ -46,6 +48,7 @@ fn shown(history: &History, ops: &[usize]) -> AHashMap<Bytes, Time> {
     for op in ops.iter().map(|i| &history.ops[*i]).filter(|op| is_held_to_it(history, op)) {
         let (Action::Read(_, Seen::Value(value)), Some(end)) = (&op.action, op.end) else { continue };
         if met.insert(value.clone()) {
+            shown.entry(value.clone()).or_insert(end);
             for start in (0..value.len()).step_by(TOKEN) {
                 shown.entry(value.slice(start..value.len().min(start + TOKEN))).or_insert(end);
             }
@@ -58,6 +61,8 @@ struct Object {
     moments: Vec<Moment>,
     values: Values,
     shown: AHashMap<Bytes, Time>,
+    /// A value may show in what was made of it.
+    grows: bool,
 }
 
 impl Object {
@@ -108,9 +113,11 @@ impl Object {
         }
     }
 
-    /// When a write happened: if it was not acknowledged, before it was shown; `None` if it never was.
+    /// When a write happened: if it was not acknowledged, before it was shown; `None` if it was not, and it does not
+    /// matter whether it happened.
     fn outcome(&self, op: &Op, value: &Bytes) -> Option<Span> {
         let end = op.end.or_else(|| self.shown.get(value).copied());
+        let end = end.or(self.grows.then_some(Time::NEVER));
         end.map(|end| Span { start: op.start, end: end.max(op.start) })
     }
 

@@ -5,8 +5,8 @@ use std::fmt::{self, Write as _};
 
 use serde::Serialize;
 
-use super::history::{Action, History, Op, Span};
-use super::judge::{Findings, PROMISES, Promise, Violation, name};
+use super::history::{Action, History, Op};
+use super::judge::{Findings, Line, PROMISES, Promise, Violation, name};
 use crate::time::Time;
 
 /// What came of it.
@@ -195,9 +195,8 @@ impl Tally {
 
     /// Adds what was found in a round.
     pub fn absorb(&mut self, history: &History, findings: Findings) {
-        let told = self.violations.len();
-        self.violations.extend(findings.violations.iter().skip(told).map(|v| violation(history, v, self.began)));
-        self.findings.absorb(findings);
+        let told = self.findings.absorb(findings);
+        self.violations.extend(told.iter().map(|v| violation(history, v, self.began)));
     }
 
     /// Fills in what was counted.
@@ -238,7 +237,7 @@ fn promised(promise: Promise, max_staleness: f64) -> String {
 }
 
 fn violation(history: &History, violation: &Violation, began: Time) -> ViolationReport {
-    let fragment = violation.fragment.iter().map(|(part, op, span)| line(history, part, op.as_ref(), *span, began));
+    let fragment = violation.fragment.iter().map(|l| line(history, l, began));
     ViolationReport {
         promises: violation.promises.iter().map(|promise| name(*promise)).collect(),
         object: violation.object.clone(),
@@ -247,21 +246,21 @@ fn violation(history: &History, violation: &Violation, began: Time) -> Violation
     }
 }
 
-fn line(history: &History, part: &str, op: Option<&Op>, span: Span, began: Time) -> LineReport {
+fn line(history: &History, line: &Line, began: Time) -> LineReport {
     let ms = |time: Time| (time.0 as f64 - began.0 as f64) / 1e6;
-    let value = match op.map(|op| &op.action) {
-        Some(Action::Read(_, seen)) => format!("saw {seen}"),
-        Some(Action::Write(change)) => change.to_string(),
-        None => String::new(),
+    let (command, value) = match &line.op {
+        Some(Op { command, action: Action::Read(_, seen), .. }) => (*command, format!("saw {seen}")),
+        Some(Op { command, action: Action::Write(change), .. }) => (*command, change.to_string()),
+        None => ("", "erased, evicted or expired".into()),
     };
     LineReport {
-        start: ms(span.start),
-        end: Some(span.end).filter(|end| *end != Time::NEVER).map(ms),
-        way: op.map_or("the server".into(), |op| history.routes[history.route(op)].name.clone()),
-        session: op.map(|op| op.session),
-        command: op.map_or("", |op| op.command),
+        start: ms(line.span.start),
+        end: Some(line.span.end).filter(|end| *end != Time::NEVER).map(ms),
+        way: line.op.as_ref().map_or("the server".into(), |op| history.routes[history.route(op)].name.clone()),
+        session: line.op.as_ref().map(|op| op.session),
+        command,
         value,
-        part: part.into(),
+        part: line.parts.join(", "),
     }
 }
 
@@ -317,7 +316,7 @@ impl fmt::Display for Report {
         self.driven(f)?;
         self.kept(f)?;
         for (i, violation) in self.violations.iter().enumerate() {
-            writeln!(f, "\n{}. {violation}", i + 1)?;
+            write!(f, "\n{}. {violation}", i + 1)?;
         }
         self.conclusion(f)
     }
@@ -425,12 +424,14 @@ impl fmt::Display for ViolationReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}: {}", self.promises.join(", "), self.what)?;
         writeln!(f, "   {}", self.object)?;
-        writeln!(f, "   {:>13} {:>13}  {:<22} {:<10}", "from (ms)", "to (ms)", "by", "session")?;
+        writeln!(f, "   {:>12} {:>12}  {:<22} session", "from (ms)", "to (ms)", "by")?;
         for line in &self.fragment {
             let end = line.end.map_or("no answer".into(), |end| format!("{end:.3}"));
             let session = line.session.map_or(String::new(), |session| session.to_string());
             let what = format!("{} {}", line.command, line.value);
-            writeln!(f, "   {:>13.3} {end:>13}  {:<22} {session:<10} {what:<36} {}", line.start, line.way, line.part)?;
+            let line =
+                format!("   {:>12.3} {end:>12}  {:<22} {session:>7}  {what:<30} {}", line.start, line.way, line.part);
+            writeln!(f, "{}", line.trim_end())?;
         }
         Ok(())
     }

@@ -13,6 +13,8 @@ use crate::resp;
 
 /// A time to live that no run lives to see.
 const FAR: Duration = Duration::from_secs(100_000);
+/// Counters count from a new multiple of this again and again, so that no sum comes twice.
+const COUNTER_STEP: u64 = 100_000;
 /// APPEND and RPUSH begin anew after about so many.
 const LIST_LENGTH: u8 = 14;
 
@@ -72,7 +74,7 @@ pub struct Writer<'a> {
     pub kind: Kind,
     /// Its name.
     pub name: &'a str,
-    /// What no write has written before.
+    /// What no write has written before: a letter and a hexadecimal number.
     pub token: &'a str,
     /// Whether the server can let fields of a hash expire.
     pub field_ttls: bool,
@@ -195,7 +197,12 @@ impl Writer<'_> {
             12..18 => self.write("INCRBY", &["INCRBY", key, "1"], one()),
             18..23 => self.transaction("MULTI INCR", &[&["INCR", key]], one()),
             23..29 => self.write("EVAL INCR undeclared", &["EVAL", CALL_UNDECLARED, "0", "INCR", key], one()),
-            _ => self.deletion(rng),
+            _ => {
+                let number = u64::from_str_radix(&self.token[1..], 16).unwrap_or(0) * COUNTER_STEP;
+                let base = number.to_string();
+                let value = Bytes::copy_from_slice(base.as_bytes());
+                self.write("SET", &["SET", key, &base], Change::Set { value, ttl: None, keeps_ttl: false })
+            }
         }
     }
 

@@ -30,7 +30,7 @@ fn ms(time: u64) -> Time {
 }
 
 fn value(text: &str) -> Bytes {
-    Bytes::from(format!("{text:0>8}"))
+    Bytes::from(format!("v{text:0>7}"))
 }
 
 fn sees(text: &str) -> Seen {
@@ -92,12 +92,14 @@ fn a_good_history_is_good_and_every_promise_was_put_to_the_test() {
         .get(ALSO_A, 4, 5, "1")
         .set_of(1, B, 5, Some(6), "2", None)
         .get_of(1, ALSO_A, 7, 8, "2")
-        .get(ALSO_A, 150, 151, "1");
+        .get(ALSO_A, 150, 151, "1")
+        .get(PAST, 160, 161, "1");
     let findings = good.findings();
     assert!(findings.violations.is_empty(), "{:?}", findings.violations);
     for promise in PROMISES {
         assert!(findings.checked[promise as usize] > 0, "{promise:?} was not checked");
     }
+    assert_eq!(findings.checked[Promise::Values as usize], 4, "the server's own answers are not counted");
     assert_eq!(findings.staleness.len(), 4);
     assert_eq!(findings.staleness.max(), 0);
 }
@@ -195,7 +197,7 @@ fn two_readers_that_disagree_on_the_order_are_found_by_the_search_alone() {
     let findings = s.findings();
     assert_eq!(findings.violations[0].promises, [Promise::Linearizable]);
     assert_eq!(findings.violations.len(), 1);
-    assert!(findings.violations[0].fragment.iter().any(|(part, op, _)| !part.is_empty() && op.is_some()));
+    assert!(findings.violations[0].fragment.iter().any(|line| !line.parts.is_empty() && line.op.is_some()));
 }
 
 #[test]
@@ -231,6 +233,27 @@ fn a_write_without_an_ack_excuses_and_accuses_nobody() {
     assert_eq!(s().get(A, 20, 21, "1").get(A, 22, 23, "2").breaks(), []);
     let back = s().get(A, 20, 21, "2").get(A, 22, 23, "1");
     assert_eq!(back.breaks(), [Promise::NoWayBack, Promise::Order]);
+}
+
+/// The first write got no answer; that it happened shows in what was added to it.
+#[test]
+fn a_lost_write_shows_in_what_was_made_of_it() {
+    let with = |s: Script, (start, end, change)| s.op(0, PAST, start, end, Action::Write(change));
+    let base = |text: &str| Change::Set { value: Bytes::from(text.to_owned()), ttl: None, keeps_ttl: false };
+    let counted = |sum| {
+        let steps = [(0, None, base("700")), (2, Some(3), Change::Increment(Some(sum)))];
+        steps.into_iter().fold(script(Level::Bounded), with).breaks()
+    };
+    assert_eq!(counted(701), []);
+    assert_eq!(counted(1), []);
+    assert_eq!(counted(2), [Promise::Linearizable]);
+    let appended = |length| {
+        let steps = [(0, None, base("v0000001")), (2, Some(3), Change::Append(value("2"), Some(length)))];
+        steps.into_iter().fold(script(Level::Bounded), with).breaks()
+    };
+    assert_eq!(appended(16), []);
+    assert_eq!(appended(8), []);
+    assert_eq!(appended(24), [Promise::Linearizable]);
 }
 
 /// A server, and clients who ask it through proxies that answer at most so late; the clients of one proxy never see it
