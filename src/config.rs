@@ -217,6 +217,11 @@ impl Config {
     }
 }
 
+/// A duration as it is written in settings: `100ms`, `1s`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    text.parse::<units::Period>().map(|period| period.0)
+}
+
 /// What is wrong with a setting, where it was given, and what is allowed instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {

@@ -38,6 +38,7 @@
 //!
 //! | module | the question it answers |
 //! |---|---|
+//! | [`verify`] | does a deployment keep the promise: `nearside verify`; of the rest it uses sockets and settings only |
 //! | [`server`] | which sockets, which threads, when does it end |
 //! | [`session`] | what becomes of one client's bytes, in order |
 //! | [`admin`] | what can be seen from inside |
@@ -86,3 +87,4 @@ pub mod time;
 pub mod tls;
 pub mod transport;
 pub mod upstream;
+pub mod verify;

@@ -1,10 +1,10 @@
 //! The `nearside` program: arguments, settings, log, signals, exit code.
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use nearside::config::{Config, Overrides};
 use nearside::embedded::Embedded;
 use nearside::error::Error;
-use nearside::{limits, server, tls};
+use nearside::{limits, server, tls, verify};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,9 +16,25 @@ use tracing::{info, warn};
 #[derive(Parser)]
 #[command(
     version,
+    args_conflicts_with_subcommands = true,
     after_help = "Flags beat the file, the file beats the defaults. Without --config no file is read: a proxy.toml in the \
                   current directory is not looked for."
 )]
+struct Cli {
+    #[command(flatten)]
+    args: Args,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What else it does than to serve.
+#[derive(Subcommand)]
+enum Command {
+    /// Check what a deployment promises: drive it with clients of its own, under keys of its own, and judge every answer.
+    Verify(Box<verify::Options>),
+}
+
+#[derive(clap::Args)]
 struct Args {
     /// Settings to read (the project's proxy.toml lists all of them, with their defaults).
     #[arg(long, value_name = "FILE")]
@@ -48,14 +64,23 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    match start(args) {
-        Ok(()) => ExitCode::SUCCESS,
+    let Cli { args, command } = Cli::parse();
+    let outcome = match command {
+        None => start(args).map(|()| ExitCode::SUCCESS),
+        Some(Command::Verify(options)) => check(*options),
+    };
+    match outcome {
+        Ok(code) => code,
         Err(e) => {
             eprintln!("nearside: {e}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn check(options: verify::Options) -> Result<ExitCode, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(verify::run(options)).into())
 }
 
 fn start(args: Args) -> Result<(), Error> {

@@ -148,6 +148,20 @@ fn version_and_help() {
 }
 
 #[test]
+fn verify_is_a_command_of_its_own() {
+    let help = text(&run(&["--help"]).stdout);
+    assert!(help.contains("verify"), "{help}");
+    let help = text(&run(&["verify", "--help"]).stdout);
+    assert!(help.contains("--proxy") && help.contains("Exit codes"), "{help}");
+    // it needs a proxy and an upstream, and is not mixed with the proxy's own flags
+    assert_eq!(run(&["verify"]).status.code(), Some(2));
+    assert_eq!(run(&["--threads", "1", "verify", "--proxy", "a:1", "--upstream", "b:1"]).status.code(), Some(2));
+    let nobody = run(&["verify", "--proxy", "127.0.0.1:1", "--upstream", "127.0.0.1:1", "--seconds", "1"]);
+    assert_eq!(nobody.status.code(), Some(2));
+    assert!(text(&nobody.stderr).contains("nearside verify: 127.0.0.1:1: "), "{}", text(&nobody.stderr));
+}
+
+#[test]
 fn check_says_what_is_good_and_what_is_not() {
     let good = run(&["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/proxy.toml"), "--check"]);
     assert!(good.status.success(), "{}", text(&good.stderr));

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// Who may use whom; nothing points up. `error` and `metrics` are leaves that all may use.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("main", &["config", "embedded", "limits", "server", "tls"]),
+    ("main", &["config", "embedded", "limits", "server", "tls", "verify"]),
+    ("verify", &["buffer", "config", "resp", "time", "transport"]),
     (
         "server",
         &[
@@ -252,15 +253,17 @@ fn is_executable(path: &Path) -> bool {
 #[test]
 fn readme_names_every_flag() {
     let readme = read(root().join("README.md"));
-    let main = read(root().join("src/main.rs"));
-    let args = main.split("struct Args {").nth(1).unwrap().split("\n}").next().unwrap();
-    let fields = args.lines().map(str::trim).filter(|line| !line.starts_with("//") && !line.starts_with('#'));
-    let flags: Vec<String> = fields
-        .filter_map(|line| line.split_once(':'))
-        .map(|(field, _)| format!("--{}", field.replace('_', "-")))
-        .collect();
-    assert!(flags.len() >= 8, "{flags:?}");
-    for flag in flags {
-        assert!(readme.contains(&flag), "README does not mention {flag}");
+    for (file, name, least) in [("src/main.rs", "struct Args {", 8), ("src/verify.rs", "struct Options {", 13)] {
+        let code = read(root().join(file));
+        let args = code.split(name).nth(1).unwrap().split("\n}").next().unwrap();
+        let fields = args.lines().map(str::trim).filter(|line| !line.starts_with("//") && !line.starts_with('#'));
+        let flags: Vec<String> = fields
+            .filter_map(|line| line.split_once(": "))
+            .map(|(field, _)| format!("`--{}", field.replace('_', "-")))
+            .collect();
+        assert!(flags.len() >= least, "{flags:?}");
+        for flag in flags {
+            assert!(readme.contains(&flag), "README does not mention {flag}`");
+        }
     }
 }

@@ -1,0 +1,190 @@
+//! One key as Redis keeps it: the sequential specification that the checker of linearizability searches with.
+
+use std::collections::HashMap;
+
+/// A value by its number; 0 is none.
+pub type ValueId = u32;
+/// A time to live by the number of the operation that gave it; 0 is none.
+pub type TtlId = u32;
+
+/// The state of one key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct State {
+    /// What is there.
+    pub value: ValueId,
+    /// Whose time to live runs.
+    pub ttl: TtlId,
+    /// Whose time to live of all its fields runs.
+    pub fields_ttl: TtlId,
+    /// It may have been evicted; who looks next finds out.
+    pub doubtful: bool,
+}
+
+/// What happens to the key in one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Somebody sees this.
+    See(ValueId),
+    /// The key has this value, with this time to live; one it had goes on, or not.
+    Set {
+        /// The new value.
+        value: ValueId,
+        /// Its own time to live.
+        ttl: TtlId,
+        /// Whether an older one goes on.
+        keeps_ttl: bool,
+    },
+    /// It is gone.
+    Delete,
+    /// One is added; the sum that was answered, if anything was.
+    Increment(Option<i64>),
+    /// A text is added; the length that was answered, if anything was.
+    Append(ValueId, Option<usize>),
+    /// What is there gets a time to live, of the key or of its fields.
+    Limit(TtlId, bool),
+    /// That time to live ends.
+    End(TtlId),
+    /// From here on it may have been evicted.
+    Doubt,
+}
+
+/// The values that occur, each once.
+pub struct Values {
+    texts: Vec<Vec<u8>>,
+    numbers: HashMap<Vec<u8>, ValueId>,
+}
+
+impl Default for Values {
+    fn default() -> Self {
+        Values { texts: vec![Vec::new()], numbers: HashMap::new() }
+    }
+}
+
+impl Values {
+    /// The number of this text.
+    pub fn id(&mut self, text: &[u8]) -> ValueId {
+        if let Some(id) = self.numbers.get(text) {
+            return *id;
+        }
+        let id = self.texts.len() as ValueId;
+        self.texts.push(text.to_vec());
+        self.numbers.insert(text.to_vec(), id);
+        id
+    }
+
+    /// The text of this number, for a reader.
+    pub fn name(&self, id: ValueId) -> String {
+        if id == 0 { "nothing".into() } else { String::from_utf8_lossy(&self.texts[id as usize]).into_owned() }
+    }
+
+    /// The states after `step`, if it can happen in `state` at all. `eroding`: keys may be evicted while it happens.
+    pub fn after(&mut self, state: State, step: Step, eroding: bool) -> [Option<State>; 2] {
+        let mut states = [self.one(state, step), None];
+        if state.doubtful {
+            // either it was still there, and whoever saw that knows; or it had gone
+            states[0] = states[0].map(|s| if looks(step) { State { doubtful: false, ..s } } else { s });
+            states[1] = self.one(State::default(), step);
+        }
+        states.map(|s| s.map(|s| State { doubtful: s.value != 0 && (s.doubtful || eroding), ..s }))
+    }
+
+    fn one(&mut self, state: State, step: Step) -> Option<State> {
+        match step {
+            Step::See(value) => (value == state.value).then_some(state),
+            Step::Set { value, ttl, keeps_ttl } => {
+                let ttl = if keeps_ttl { state.ttl } else { ttl };
+                Some(State { value, ttl, ..State::default() })
+            }
+            Step::Delete => Some(State::default()),
+            Step::Increment(answer) => {
+                let sum = self.number(state.value)?.checked_add(1)?;
+                let value = self.id(sum.to_string().as_bytes());
+                answer.is_none_or(|answer| answer == sum).then_some(State { value, ..state })
+            }
+            Step::Append(token, answer) => {
+                let mut text = self.texts[state.value as usize].clone();
+                text.extend_from_slice(&self.texts[token as usize]);
+                if answer.is_some_and(|answer| answer != text.len()) {
+                    return None;
+                }
+                Some(State { value: self.id(&text), ..state })
+            }
+            Step::Limit(..) if state.value == 0 => Some(state),
+            Step::Limit(id, false) => Some(State { ttl: id, ..state }),
+            Step::Limit(id, true) => Some(State { fields_ttl: id, ..state }),
+            Step::End(id) if state.ttl == id || state.fields_ttl == id => Some(State::default()),
+            Step::End(_) => Some(state),
+            Step::Doubt => Some(State { doubtful: state.value != 0, ..state }),
+        }
+    }
+
+    fn number(&self, value: ValueId) -> Option<i64> {
+        if value == 0 { Some(0) } else { std::str::from_utf8(&self.texts[value as usize]).ok()?.parse().ok() }
+    }
+}
+
+/// Whether the outcome tells if the key was there.
+fn looks(step: Step) -> bool {
+    matches!(step, Step::See(_) | Step::Increment(Some(_)) | Step::Append(_, Some(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+    use super::*;
+
+    fn only(states: [Option<State>; 2]) -> State {
+        assert_eq!(states[1], None);
+        states[0].unwrap()
+    }
+
+    #[test]
+    fn a_key_is_what_redis_says_it_is() {
+        let mut v = Values::default();
+        let (a, b) = (v.id(b"a"), v.id(b"b"));
+        let set = |value| Step::Set { value, ttl: 0, keeps_ttl: false };
+        let s = only(v.after(State::default(), set(a), false));
+        assert_eq!(v.after(s, Step::See(b), false), [None, None]);
+        let s = only(v.after(s, Step::Append(b, Some(2)), false));
+        assert_eq!(v.name(s.value), "ab");
+        assert_eq!(v.after(s, Step::Append(b, Some(2)), false), [None, None]);
+        assert_eq!(only(v.after(s, Step::Delete, false)), State::default());
+        let s = only(v.after(State::default(), Step::Increment(Some(1)), false));
+        assert_eq!(v.after(s, Step::Increment(Some(1)), false), [None, None]);
+        let two = only(v.after(s, Step::Increment(None), false));
+        assert_eq!(v.name(two.value), "2");
+    }
+
+    #[test]
+    fn a_time_to_live_ends_with_its_value_or_goes_on() {
+        let mut v = Values::default();
+        let (a, b) = (v.id(b"a"), v.id(b"b"));
+        let s = only(v.after(State::default(), Step::Set { value: a, ttl: 7, keeps_ttl: false }, false));
+        assert_eq!(only(v.after(s, Step::End(8), false)), s);
+        assert_eq!(only(v.after(s, Step::End(7), false)), State::default());
+        let plain = only(v.after(s, Step::Set { value: b, ttl: 0, keeps_ttl: false }, false));
+        assert_eq!(only(v.after(plain, Step::End(7), false)), plain);
+        let hash = only(v.after(s, Step::Set { value: b, ttl: 0, keeps_ttl: true }, false));
+        assert_eq!(only(v.after(hash, Step::End(7), false)), State::default());
+        let fields = only(v.after(plain, Step::Limit(9, true), false));
+        let written = only(v.after(fields, Step::Set { value: a, ttl: 0, keeps_ttl: true }, false));
+        assert_eq!(only(v.after(written, Step::End(9), false)), written);
+        assert_eq!(only(v.after(fields, Step::End(9), false)), State::default());
+        // there is nothing that could go
+        assert_eq!(only(v.after(State::default(), Step::Limit(9, false), false)), State::default());
+    }
+
+    #[test]
+    fn what_may_be_evicted_is_doubtful_until_somebody_looks() {
+        let mut v = Values::default();
+        let a = v.id(b"a");
+        let s = only(v.after(State::default(), Step::Set { value: a, ttl: 0, keeps_ttl: false }, true));
+        assert!(s.doubtful);
+        assert_eq!(v.after(s, Step::See(0), false), [None, Some(State::default())]);
+        let seen = v.after(s, Step::See(a), false)[0].unwrap();
+        assert!(!seen.doubtful, "it was seen after the evictions had ended");
+        assert_eq!(v.after(seen, Step::See(0), false), [None, None]);
+        assert!(v.after(s, Step::See(a), true)[0].unwrap().doubtful);
+    }
+}
