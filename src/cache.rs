@@ -15,6 +15,7 @@
 //! hit wait for a PING: it costs time, never truth.
 
 pub mod entry;
+pub mod events;
 pub mod eviction;
 pub mod flight;
 
@@ -27,6 +28,7 @@ use dashmap::mapref::entry::Entry as Place;
 use crate::clock::{Clocks, LaneStamp};
 use crate::time::Time;
 use entry::{Entry, Hashes, IdentityState, Node, Stamp, Variant};
+use events::{Event, Events};
 use eviction::{Item, Probe, Queues};
 use flight::Flight;
 
@@ -62,6 +64,13 @@ pub const FLUSH_CAUSES: [(FlushCause, &str); 7] = [
     (FlushCause::Acl, "acl"),
     (FlushCause::Role, "role"),
 ];
+
+impl FlushCause {
+    /// Its word.
+    pub fn name(self) -> &'static str {
+        FLUSH_CAUSES[self as usize].1
+    }
+}
 
 /// Counters; all of them only grow.
 #[derive(Default, Debug)]
@@ -104,6 +113,8 @@ pub struct Cache {
     pub clocks: Clocks,
     /// What happened so far.
     pub stats: Stats,
+    /// What happened lately, key by key.
+    pub events: Events,
 }
 
 /// A flight, and the state of the key when it started.
@@ -196,6 +207,7 @@ impl Cache {
             hasher: ahash::RandomState::new(),
             clocks: Clocks::default(),
             stats: Stats::default(),
+            events: Events::default(),
         }
     }
 
@@ -266,6 +278,11 @@ impl Cache {
         Ok(node)
     }
 
+    /// How many replies about this key are kept, void ones that were not swept yet included.
+    pub fn replies_of(&self, key: &[u8]) -> usize {
+        self.map.get(&self.hash(key)).filter(|e| e.is_of(key)).map_or(0, |e| e.nodes().count())
+    }
+
     /// Whether and why not a lookup would be served now.
     pub fn explain(&self, v: &Variant<'_>, now: Time, watermark: Time) -> Result<(), Absence> {
         let entry = self.map.get(&self.hash(v.key)).ok_or(Absence::NotCached)?;
@@ -290,7 +307,8 @@ impl Cache {
             }
             Place::Vacant(place) => place.insert(lead()).clone(),
         };
-        let seq = self.seq.fetch_add(1, Ordering::Relaxed);
+        // Release: who counts this token knows that its revision was read before (`begun`).
+        let seq = self.seq.fetch_add(1, Ordering::Release);
         Begin::Lead(FillToken { cache: self.clone(), flight, hash, flight_key, seq })
     }
 
@@ -306,9 +324,11 @@ impl Cache {
         let item = Item { hash: token.hash, variant: self.variant_hash(v), seq: token.seq };
         if !self.store(&token, v, node, times.sent) {
             self.stats.revoked.fetch_add(1, Ordering::Relaxed);
+            self.events.note(item.hash, times.stored, Event::Refused);
             return false;
         }
         self.stats.fills.fetch_add(1, Ordering::Relaxed);
+        self.events.note(item.hash, times.stored, Event::Filled(item.seq));
         self.make_room(item, weight);
         true
     }
@@ -374,6 +394,11 @@ impl Cache {
         let nodes: Vec<Node> = entry.nodes().cloned().collect();
         self.forget(hash, &nodes);
         true
+    }
+
+    /// How many tokens have been given. Whatever is stored by one of them is gone after a drop that begins after this.
+    pub fn begun(&self) -> u32 {
+        self.seq.load(Ordering::Acquire)
     }
 
     /// Something about the key is told to somebody at `t` without being kept: nobody may be told anything older from

@@ -11,6 +11,7 @@ use arc_swap::ArcSwapOption;
 use atomic_waker::AtomicWaker;
 use tokio::sync::Notify;
 
+use crate::cache::events::Event;
 use crate::cache::{Cache, FlushCause, Need};
 use crate::clock::{Clocks, LaneStamp, MAX_LANES};
 use crate::config::Level;
@@ -78,19 +79,27 @@ impl Coherence {
         self.generation.store(0, Ordering::Release);
         self.link.store(None);
         self.clocks().stop_link();
-        self.cache.flush(FlushCause::LinkLost);
+        self.flush(FlushCause::LinkLost);
         self.moved.notify_waiters();
     }
 
-    /// The server reports a changed key.
-    pub fn key_changed(&self, key: &[u8]) {
+    /// The server reports, in bytes that came at `now`, a changed key.
+    pub fn key_changed(&self, key: &[u8], now: Time) {
         self.cache.stats.invalidations.fetch_add(1, Ordering::Relaxed);
-        self.cache.drop_key(self.cache.hash(key));
+        let hash = self.cache.hash(key);
+        self.cache.drop_key(hash);
+        self.cache.events.note(hash, now, Event::Invalidated);
     }
 
     /// The server reports that everything changed.
     pub fn everything_changed(&self) {
-        self.cache.flush(FlushCause::Invalidated);
+        self.flush(FlushCause::Invalidated);
+    }
+
+    /// Everything may have changed.
+    pub fn flush(&self, cause: FlushCause) {
+        self.cache.flush(cause);
+        self.cache.events.flushed(Time::now(), cause);
     }
 
     /// The PONG of the PING sent at `t` is here: all that was acknowledged before `t` has been applied.
@@ -132,9 +141,6 @@ impl Coherence {
     /// The time as of which a hit must be fresh: of a request that arrived at or before `now`, in a session that has
     /// last seen something of time `seen`.
     pub fn watermark(&self, level: Level, now: Time, seen: Time) -> Time {
-        if crate::sabotage::on(crate::sabotage::Rule::Barrier) {
-            return Time::ZERO;
-        }
         let bound = now - self.max_staleness;
         match level {
             Level::Bounded => bound,

@@ -724,7 +724,7 @@ impl Connection {
                 let (session, raw) = (shared.session.clone(), shared.raw);
                 drop(shared);
                 if raw == Some(Raw::Swapping) {
-                    connection.node.coherence.cache.flush(crate::cache::FlushCause::Command);
+                    connection.node.coherence.flush(crate::cache::FlushCause::Command);
                 }
                 if let Some(session) = session {
                     session.push(Piece::Bytes(bytes));

@@ -203,7 +203,7 @@ impl Link {
             match Event::parse(&frame).ok_or_else(invalid)? {
                 Event::Keys(mut rest) => {
                     while let Some((key, next)) = resp::split_bulk(rest) {
-                        self.node.coherence.key_changed(key);
+                        self.node.coherence.key_changed(key, self.heard);
                         rest = next;
                     }
                 }

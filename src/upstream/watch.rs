@@ -73,7 +73,7 @@ async fn watch(node: &Node, key: &ConnectionKey, last: &mut Option<Look>, failur
         }
         if look.acl == Acl::Hidden && Time::now().since(blind_since) >= ACL_BLIND {
             blind_since = Time::now();
-            node.coherence.cache.flush(FlushCause::Acl);
+            node.coherence.flush(FlushCause::Acl);
         }
         if last.as_ref().is_none_or(|l| l.acl != Acl::Hidden) && look.acl == Acl::Hidden {
             tracing::warn!(
@@ -119,23 +119,23 @@ fn lines(reply: &[u8], wanted: &[&str], end: Option<char>) -> Option<String> {
 
 fn compare(node: &Node, old: &Look, new: &Look) {
     let changed = |a: &Option<String>, b: &Option<String>| matches!((a, b), (Some(a), Some(b)) if a != b);
-    let cache = &node.coherence.cache;
+    let coherence = &node.coherence;
     if changed(&old.swaps, &new.swaps) {
         tracing::info!("SWAPDB on the upstream: cache flushed");
-        cache.flush(FlushCause::SwapDb);
+        coherence.flush(FlushCause::SwapDb);
     }
     if changed(&old.role, &new.role) {
         tracing::warn!(
             "the upstream has changed its role ({}): cache flushed",
             new.role.as_deref().unwrap_or_default()
         );
-        cache.flush(FlushCause::Role);
+        coherence.flush(FlushCause::Role);
     }
     if let (Acl::Known(a), Acl::Known(b)) = (&old.acl, &new.acl)
         && a != b
     {
         tracing::info!("the upstream's ACL has changed: cache flushed");
-        cache.flush(FlushCause::Acl);
+        coherence.flush(FlushCause::Acl);
     }
 }
 
