@@ -148,6 +148,10 @@ pub struct Config {
     pub max_dedicated: usize,
     /// Bytes on their way to the upstream on one lane before sessions must wait.
     pub lane_buffer_limit: usize,
+    /// One in so many hits is audited; 0: none.
+    pub audit_one_in: usize,
+    /// Audits a second at the most; 0: none.
+    pub audit_per_second: usize,
     /// How long a drain may take at shutdown.
     pub shutdown_grace: Duration,
     /// Filter of the log, in tracing's words (`info`, `nearside=debug` …).
@@ -180,6 +184,8 @@ impl Default for Config {
             client_output_buffer_limit_pubsub: 32 << 20,
             max_dedicated: 4096,
             lane_buffer_limit: 64 << 20,
+            audit_one_in: 10_000,
+            audit_per_second: 10,
             shutdown_grace: Duration::from_secs(5),
             log: "info".into(),
         }

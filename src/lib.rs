@@ -43,6 +43,7 @@
 //! | [`admin`] | what can be seen from inside |
 //! | [`shared`] | what do all threads share |
 //! | [`upstream`] | which connection, what is sent, whose reply is this ([`upstream::connection`], [`upstream::fill`], [`upstream::link`]) |
+//! | [`audit`] | were the hits true |
 //! | [`coherence`] | what do the link's events mean, what does a level ask of a hit |
 //! | [`command`] | what does this request need, what may it change; pure |
 //! | [`cache`] | what is kept, what may still be stored, what must go; no I/O, no clock reads |
@@ -66,6 +67,7 @@
 //! * **view**: (user, database, protocol), numbered; a cached reply belongs to one.
 
 pub mod admin;
+pub mod audit;
 pub mod buffer;
 pub mod cache;
 pub mod clients;

@@ -59,6 +59,8 @@ const EVERY_SETTING: &str = r#"
     client_output_buffer_limit_pubsub = "2mb"
     max_dedicated = 8
     lane_buffer_limit = "4mb"
+    audit_one_in = 0
+    audit_per_second = 9
     shutdown_grace = "0"
     log = "nearside=debug,warn"
     [[listen]]
@@ -121,6 +123,8 @@ fn every_setting_is_taken() {
         client_output_buffer_limit_pubsub: 2 << 20,
         max_dedicated: 8,
         lane_buffer_limit: 4 << 20,
+        audit_one_in: 0,
+        audit_per_second: 9,
         shutdown_grace: Duration::ZERO,
         log: "nearside=debug,warn".into(),
     };

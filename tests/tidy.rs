@@ -30,6 +30,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "session",
         &[
             "admin",
+            "audit",
             "buffer",
             "cache",
             "clients",
@@ -45,8 +46,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("admin", &["cache", "clock", "coherence", "command", "config", "resp", "shared", "time"]),
-    ("shared", &["cache", "clients", "coherence", "config", "time", "upstream"]),
+    ("admin", &["audit", "cache", "clock", "coherence", "command", "config", "resp", "shared", "time"]),
+    ("shared", &["audit", "cache", "clients", "coherence", "config", "time", "upstream"]),
     ("clients", &["time"]),
     (
         "upstream",
@@ -54,6 +55,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("embedded", &["config"]),
     ("limits", &["config"]),
+    ("audit", &["cache", "coherence", "config", "resp", "time", "clock"]),
     ("coherence", &["cache", "clock", "config", "time"]),
     ("command", &["config", "resp"]),
     ("cache", &["clock", "time"]),

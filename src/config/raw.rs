@@ -92,6 +92,8 @@ settings! {
     client_output_buffer_limit_pubsub: Size,
     max_dedicated: Count,
     lane_buffer_limit: Size,
+    audit_one_in: Count,
+    audit_per_second: Count,
     shutdown_grace: Period,
     log: Log,
 }

@@ -66,6 +66,8 @@ pub(super) fn ready(raw: Raw, file: Option<Source<'_>>) -> Result<Config, Config
         )?,
         max_dedicated: blame.count("max_dedicated", raw.max_dedicated, default.max_dedicated)?,
         lane_buffer_limit: blame.bytes("lane_buffer_limit", raw.lane_buffer_limit, default.lane_buffer_limit, 1024)?,
+        audit_one_in: blame.count_or_none("audit_one_in", raw.audit_one_in, default.audit_one_in)?,
+        audit_per_second: blame.count_or_none("audit_per_second", raw.audit_per_second, default.audit_per_second)?,
         shutdown_grace: blame.period(
             "shutdown_grace",
             raw.shutdown_grace,
@@ -335,6 +337,11 @@ impl Blame<'_> {
     fn bytes(&self, key: &str, given: Option<Given<Size>>, default: usize, least: u64) -> Result<usize, ConfigError> {
         let size = self.within(key, given, Size(default as u64), Size(least)..=Size(HUGE))?;
         usize::try_from(size.0).map_err(|_| self.error(key, None, "is more than this machine can address"))
+    }
+
+    /// A count that may be 0, which turns the thing off.
+    fn count_or_none(&self, key: &str, given: Option<Given<Count>>, default: usize) -> Result<usize, ConfigError> {
+        Ok(self.within(key, given, Count(default), Count(0)..=Count(1_000_000_000))?.0)
     }
 
     fn count(&self, key: &str, given: Option<Given<Count>>, default: usize) -> Result<usize, ConfigError> {

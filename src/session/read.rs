@@ -44,6 +44,11 @@ impl Session {
     }
 
     fn watermark(&self) -> Time {
+        if crate::sabotage::on(crate::sabotage::Rule::Barrier) { Time::ZERO } else { self.owed() }
+    }
+
+    /// The time as of which a hit must be fresh.
+    pub(super) fn owed(&self) -> Time {
         let coherence = &self.shared.node.coherence;
         match self.level {
             Level::Bounded => coherence.watermark(self.level, self.now, Time::ZERO),
@@ -62,6 +67,7 @@ impl Session {
         let overtake = !self.bypass && self.may_overtake(hash);
         if overtake {
             let outbox = &self.outbox;
+            let before = self.sampler.due().then(|| self.shared.audit.before(&self.cache, hash, self.owed()));
             let found = self.cache.lookup(hash, &variant, self.now, self.watermark(), |node| {
                 let reply = node.reply();
                 if reply.len() < BY_REFERENCE {
@@ -69,12 +75,16 @@ impl Session {
                 } else {
                     outbox.put(Piece::Bytes(node.reply_bytes()));
                 }
-                node.stored()
+                (node.stored(), before.is_some().then(|| node.clone()))
             });
             match found {
-                Lookup::Hit(stored) => {
+                Lookup::Hit((stored, sampled)) => {
                     self.shown = self.shown.max(stored);
                     self.hits += 1;
+                    match (sampled, before) {
+                        (Some(node), Some(before)) => self.audit(node, before, request.arg(0), request.buf),
+                        _ => self.sampler.pass(),
+                    }
                     return Step::Done;
                 }
                 Lookup::Behind(need) if self.worth_waiting() => return self.wait_for(need),
