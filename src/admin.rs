@@ -44,6 +44,10 @@ pub fn fields(shared: &Shared) -> Vec<(String, String)> {
     add("upstream", &node.address);
     add("upstream_version", &*node.version.load_full());
     add("link", &if age.is_some() { "up" } else { "down" });
+    let standing = node.coherence.standing();
+    add("invalidation", &standing);
+    add("strongest_level", &standing.strongest());
+    add("reads_of_refused_levels", &get(&node.coherence.refused));
     add("clock_age_ms", &age.map_or(-1, |a| a.as_millis() as i64));
     add("lanes", &node.lanes.load(Ordering::Relaxed));
     add("dedicated", &node.dedicated.load(Ordering::Relaxed));
@@ -165,13 +169,23 @@ fn explain_read<'a>(
 ) -> (&'static str, String) {
     let coherence = &shared.node.coherence;
     let now = Time::now();
+    let standing = coherence.standing();
+    if let Err(why) = &standing.mode {
+        return ("miss", format!("nothing is cached: {why}"));
+    }
     let Some(age) = coherence.clock_age(now) else {
         return ("miss", "the invalidation link is down: nothing is cached".into());
     };
+    if !coherence.keeps(level) {
+        return ("miss", format!("{level} cannot be kept here: {}; the read goes upstream", standing.limit()));
+    }
     for variant in variants {
         // A linearizable read is always behind by the time of its own arrival; it then waits for one PING.
         let watermark =
             coherence.watermark(if level == Level::Linearizable { Level::Bounded } else { level }, now, seen);
+        if !shared.node.covers(variant.key) {
+            return ("miss", format!("{}: outside of broadcast_prefixes", variant.key.escape_ascii()));
+        }
         if let Err(absence) = shared.cache.explain(&variant, now, watermark) {
             let key = String::from_utf8_lossy(variant.key).into_owned();
             return explain_absence(absence, &key, now);

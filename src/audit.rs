@@ -261,6 +261,7 @@ mod tests {
     use crate::cache::events::Event;
     use crate::cache::{Begin, FillTimes};
     use crate::clock::LaneStamp;
+    use crate::coherence::standing::Mode;
 
     const GET: Variant<'static> = Variant { view: 0, id: 1, key: b"k", tail: b"" };
 
@@ -314,7 +315,7 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn a_change_that_nobody_reported_is_a_violation_and_one_that_was_is_not() {
         let b = Bench::new();
-        b.coherence.link_up(crate::coherence::LinkId { generation: 1, client_id: 1 }, Time::now());
+        b.coherence.link_up(crate::coherence::LinkId { generation: 1, client_id: 1, mode: Mode::Tracked }, Time::now());
         b.fill(b"old");
         assert_eq!(b.judge(&b.hit(Time::ZERO), b"old").await, Verdict::Same);
         assert!(matches!(b.judge(&b.hit(Time::ZERO), b"new").await, Verdict::Stale(_)));

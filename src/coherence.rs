@@ -3,11 +3,13 @@
 //! Events are applied by the very task that reads the link, in order, before the next one is looked at: there is no
 //! channel in between, so nothing can be reordered or shed.
 
+pub mod standing;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use atomic_waker::AtomicWaker;
 use tokio::sync::Notify;
 
@@ -16,6 +18,7 @@ use crate::cache::{Cache, FlushCause, Need};
 use crate::clock::{Clocks, LaneStamp, MAX_LANES};
 use crate::config::Level;
 use crate::time::Time;
+use standing::{Mode, Standing};
 
 /// One incarnation of the link.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub struct LinkId {
     pub generation: u64,
     /// The server's number for the connection: what lanes redirect their tracking to.
     pub client_id: i64,
+    /// How changes are reported.
+    pub mode: Mode,
 }
 
 /// Shared by the link, the lanes and the sessions of every thread.
@@ -34,6 +39,11 @@ pub struct Coherence {
     /// Generation of the living link; 0 while it is down.
     generation: AtomicU64,
     link: ArcSwapOption<LinkId>,
+    standing: ArcSwap<Standing>,
+    /// The standing's strongest level, where every read can see it.
+    strongest: AtomicU8,
+    /// Reads that went upstream because their level cannot be kept.
+    pub refused: AtomicU64,
     link_waker: AtomicWaker,
     lane_wakers: Box<[AtomicWaker]>,
     moved: Notify,
@@ -50,6 +60,9 @@ impl Coherence {
             max_staleness,
             generation: AtomicU64::new(0),
             link: ArcSwapOption::empty(),
+            standing: ArcSwap::from_pointee(Standing { mode: Err("not connected yet".into()), replica: false }),
+            strongest: AtomicU8::new(Level::Linearizable as u8),
+            refused: AtomicU64::new(0),
             link_waker: AtomicWaker::new(),
             lane_wakers: (0..MAX_LANES).map(|_| AtomicWaker::new()).collect(),
             moved: Notify::new(),
@@ -60,6 +73,24 @@ impl Coherence {
 
     fn clocks(&self) -> &Clocks {
         &self.cache.clocks
+    }
+
+    // --- what can be kept ---
+
+    /// The link has found out what the server does. To be said before [`Coherence::link_up`].
+    pub fn stand(&self, standing: Standing) {
+        self.strongest.store(standing.strongest() as u8, Ordering::Release);
+        self.standing.store(Arc::new(standing));
+    }
+
+    /// See [`Standing`].
+    pub fn standing(&self) -> Arc<Standing> {
+        self.standing.load_full()
+    }
+
+    /// Whether hits at this level would keep their promise.
+    pub fn keeps(&self, level: Level) -> bool {
+        level == Level::Bounded || level as u8 <= self.strongest.load(Ordering::Acquire)
     }
 
     // --- events of the link, in its own task ---

@@ -43,6 +43,16 @@ impl Session {
         }
     }
 
+    /// Whether the session's level can be kept with this server; else its reads go upstream.
+    fn is_kept(&self) -> bool {
+        let coherence = &self.shared.node.coherence;
+        let kept = coherence.keeps(self.level);
+        if !kept {
+            coherence.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        kept
+    }
+
     fn watermark(&self) -> Time {
         if crate::sabotage::on(crate::sabotage::Rule::Barrier) { Time::ZERO } else { self.owed() }
     }
@@ -64,7 +74,7 @@ impl Session {
     fn read_one(&mut self, request: &Request<'_>, id: u16, field_ttl: FieldTtl) -> Step {
         let variant = self.variant(request, id);
         let hash = self.cache.hash(variant.key);
-        let overtake = !self.bypass && self.may_overtake(hash);
+        let overtake = self.is_kept() && !self.bypass && self.may_overtake(hash);
         if overtake {
             let outbox = &self.outbox;
             let before = self.sampler.due().then(|| self.shared.audit.before(&self.cache, hash, self.owed()));
@@ -123,7 +133,7 @@ impl Session {
         self.count_miss();
         match token {
             // In this order: see `Coherence::generation`.
-            Some(token) if self.lane.can_fill() => {
+            Some(token) if self.lane.can_fill() && self.shared.node.covers(variant.key) => {
                 let read = FillRead {
                     view: self.view,
                     id,
@@ -170,7 +180,7 @@ impl Session {
     /// MGET: one snapshot, or upstream as a whole.
     fn read_many(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
         let hashes: Vec<u64> = (1..request.len()).map(|i| self.cache.hash(request.arg(i))).collect();
-        if !self.bypass && hashes.iter().all(|h| self.may_overtake(*h)) {
+        if self.is_kept() && !self.bypass && hashes.iter().all(|h| self.may_overtake(*h)) {
             match self.snapshot(request, &hashes) {
                 Lookup::Hit(reply) => {
                     self.outbox.put(Piece::Slice(&reply));
@@ -193,10 +203,13 @@ impl Session {
             return self.forward(self.lane.clone(), self.effect(request, plan, keys));
         }
         let key = |i: usize| FillKey { range: request.args[i].clone(), token: lead(i) };
-        let keys: Vec<FillKey> = (1..request.len()).map(key).collect();
+        let mut keys: Vec<FillKey> = (1..request.len()).map(key).collect();
         if !self.lane.can_fill() {
             drop(keys);
             return self.forward(self.lane.clone(), Effect::of_keys(KeySet { writes: Vec::new(), reads: hashes }));
+        }
+        for key in &mut keys {
+            key.token.take_if(|_| !self.shared.node.covers(&request.buf[key.range.clone()]));
         }
         let (view, id) = (self.view, GET_ID);
         let request = request.buf.into();

@@ -17,11 +17,12 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
 use super::effect::{Effect, KeySet};
-use super::fill::{Fill, FillRead};
+use super::fill::{Fill, FillRead, Terms};
 use super::handshake;
 use super::{ConnectionKey, Node};
 use crate::buffer::{LARGE, OutBuf};
 use crate::clock::LaneStamp;
+use crate::coherence::standing::Mode;
 use crate::outbox::{Outbox, Piece, Place};
 use crate::resp::{self, Cutter};
 use crate::time::Time;
@@ -204,7 +205,9 @@ impl Connection {
     /// Sends a read that fills the cache. Ask [`Connection::can_fill`] after the token was taken.
     pub fn send_fill(&self, place: Place, read: FillRead, now: Time) {
         let mut shared = self.shared.borrow_mut();
-        let fill = Fill::new(place, read, now);
+        // Asked after the token was taken, like the generation: if the mode changes now, the token is void.
+        let tracked = self.node.coherence.link().is_none_or(|link| link.mode == Mode::Tracked);
+        let fill = Fill::new(place, read, now, Terms { tracked, max_ttl: self.node.max_ttl });
         let before = shared.out.len();
         fill.write(&mut shared.out);
         let start = shared.queued;
@@ -598,8 +601,12 @@ impl Connection {
             if let Some(link) =
                 link.filter(|l| l.generation != shared.armed && !shared.arming && shared.stamp.is_some())
             {
-                shared.arming = true;
-                shared.own(&handshake::track(link.client_id), Expect::Arm(link.generation), now);
+                if link.mode == Mode::Tracked {
+                    shared.arming = true;
+                    shared.own(&handshake::track(link.client_id), Expect::Arm(link.generation), now);
+                } else {
+                    shared.armed = link.generation;
+                }
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use super::connection::Role;
 use super::{ConnectionKey, Node};
 use crate::buffer::OutBuf;
+use crate::coherence::standing::Mode;
 use crate::resp::{self, Cutter};
 use crate::time::Time;
 use crate::transport::Stream;
@@ -92,7 +93,8 @@ async fn greet(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Open
     if key.db != 0 {
         request.extend(resp::encode(&["SELECT", &key.db.to_string()]));
     }
-    if let Some(link) = &link {
+    let tracking = link.as_ref().is_some_and(|link| link.mode == Mode::Tracked);
+    if let Some(link) = link.as_ref().filter(|_| tracking) {
         request.extend(track(link.client_id));
     }
     wire.send(&request).await?;
@@ -113,6 +115,7 @@ async fn greet(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Open
         }
     }
     let armed = match link {
+        Some(link) if !tracking => Some(link.generation),
         Some(link) if &wire.reply().await?[..] == b"+OK\r\n" => Some(link.generation),
         _ => None,
     };

@@ -27,6 +27,8 @@ class Relay:
         self.target_port = target_port
         self._weather = {"link": Weather(), "lane": Weather(), None: Weather()}
         self._pairs = []
+        self.refused = None
+        """A word: requests with it are answered by an error here, as a server would that does not know it."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -99,23 +101,28 @@ class Pair:
                 pass
 
     def _pump_requests(self):
-        self._pump(self._client, self._server, self._learn_role)
+        self._pump(self._client, self._server, self._look_at_request)
 
     def _pump_answers(self):
         self._pump(self._server, self._client, self._endure_weather)
 
-    def _pump(self, source, sink, before_passing_on):
+    def _pump(self, source, sink, look_at):
+        """`look_at` may keep the data to itself by answering true."""
         try:
             while data := source.recv(CHUNK):
-                before_passing_on(data)
-                sink.sendall(data)
+                if not look_at(data):
+                    sink.sendall(data)
         except OSError:
             pass
         self.cut()
 
-    def _learn_role(self, data):
+    def _look_at_request(self, data):
         if self.role is None:
             self.role = next((role for mark, role in ROLES.items() if mark in data), None)
+        refused = self.relay.refused is not None and self.relay.refused in data
+        if refused:
+            self._client.sendall(b"-ERR syntax error\r\n")
+        return refused
 
     def _endure_weather(self, _):
         weather = self.relay.weather_of(self.role)
