@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
@@ -117,6 +118,8 @@ struct Shared {
     stamp: Option<LaneStamp>,
     pings: usize,
     last_ping: Time,
+    /// When it last said anything.
+    heard: Time,
     failures: u32,
     /// Somebody waits for it to be open.
     wanted: bool,
@@ -157,6 +160,7 @@ impl Connection {
             stamp: None,
             pings: 0,
             last_ping: Time::ZERO,
+            heard: Time::ZERO,
             failures: 0,
             wanted: false,
             close: false,
@@ -586,10 +590,9 @@ impl Connection {
     fn tick(&self) -> io::Result<()> {
         let now = Time::now();
         let mut shared = self.shared.borrow_mut();
-        let waited = shared.awaited.front().map(|a| now.since(a.sent)).unwrap_or_default();
-        let silent = now.since(Time(self.node.seen.load(Ordering::Relaxed)));
         let limit = self.node.upstream_timeout;
-        if waited > limit && silent > limit {
+        let silent = shared.silence(now, self.role, Time(self.node.seen.load(Ordering::Relaxed)));
+        if silent > limit {
             let text = format!("no sign of life from the server for {} ms", silent.as_millis());
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
         }
@@ -616,7 +619,11 @@ impl Connection {
     fn take_replies(self: &Rc<Self>, input: &mut BytesMut, cutter: &mut Cutter) -> Option<io::Error> {
         let now = Time::now();
         self.node.seen.store(now.0, Ordering::Relaxed);
-        let raw = self.shared.borrow().raw;
+        let raw = {
+            let mut shared = self.shared.borrow_mut();
+            shared.heard = now;
+            shared.raw
+        };
         if let Some(raw) = raw {
             self.pass_on(input.split().freeze(), raw, now);
             return None;
@@ -741,7 +748,29 @@ impl Connection {
     }
 }
 
+impl Expect {
+    /// Whether its answer takes no longer than the node takes for anything. A script may run for long, a write may be
+    /// paused (CLIENT PAUSE), a module may block: meanwhile the node answers others.
+    fn is_prompt(&self) -> bool {
+        match self {
+            Expect::Reply { effect, .. } => !effect.may_write(),
+            Expect::Fill(_) | Expect::Ping | Expect::Arm(_) => true,
+            Expect::Confirm { .. } => false,
+        }
+    }
+}
+
 impl Shared {
+    /// For how long what is awaited first has been without any sign of life: of the node (`seen`, on any connection),
+    /// or, of a lane whose answer is due, on this very connection. The server may have closed it and its goodbye been
+    /// lost, while other connections live on.
+    fn silence(&self, now: Time, role: Role, seen: Time) -> Duration {
+        let Some(first) = self.awaited.front() else { return Duration::ZERO };
+        let here = role == Role::Lane && first.expect.is_prompt();
+        let last = if here { self.heard } else { seen };
+        now.since(first.sent.max(last))
+    }
+
     fn ping(&mut self) {
         let now = Time::now();
         self.pings += 1;

@@ -81,6 +81,7 @@ pub async fn open(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<O
 
 async fn greet(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Opened, Refusal> {
     let stream = Stream::connect(&node.address, node.connect_timeout).await?;
+    stream.give_up_after(node.upstream_timeout)?;
     let mut wire = Wire { stream, input: BytesMut::new() };
     let name = if role == Role::Lane { "nearside-lane" } else { "nearside-dedicated" };
     let link = node.coherence.link().filter(|_| role == Role::Lane);

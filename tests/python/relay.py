@@ -16,6 +16,7 @@ class Weather:
 
     def __init__(self):
         self.delay = 0.0
+        self.half_open = False
         self.flows = threading.Event()
         self.flows.set()
 
@@ -43,6 +44,10 @@ class Relay:
     def resume(self, role):
         self._weather[role].flows.set()
 
+    def half_open(self, role):
+        """From now on the server's end of a connection is kept from the proxy: no FIN, just silence."""
+        self._weather[role].half_open = True
+
     def cut(self, role):
         """Ends this role's connections; how many there were."""
         pairs = [pair for pair in self._pairs if pair.role == role and pair.open]
@@ -53,6 +58,7 @@ class Relay:
     def kill(self):
         self._listener.close()
         for weather in self._weather.values():
+            weather.half_open = False
             weather.flows.set()
         for pair in self._pairs:
             pair.cut()
@@ -114,7 +120,8 @@ class Pair:
                     sink.sendall(data)
         except OSError:
             pass
-        self.cut()
+        if not self.relay.weather_of(self.role).half_open:
+            self.cut()
 
     def _look_at_request(self, data):
         if self.role is None:
