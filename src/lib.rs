@@ -50,7 +50,7 @@
 //! | [`outbox`] | in which order do replies leave |
 //! | [`clock`] | as of when is the cache known to be exact |
 //! | [`resp`] | where do requests and replies begin and end |
-//! | [`transport`], [`tls`], [`buffer`], [`time`] | sockets, certificates and whom to believe, bytes on their way out, what time is it |
+//! | [`transport`], [`tls`], [`buffer`], [`time`], [`sync`] | sockets, certificates and whom to believe, bytes on their way out, what time is it, what threads share |
 //! | [`config`], [`embedded`], [`limits`], [`clients`], [`error`] | settings, the private server, open files, who is connected, why it ends |
 //!
 //! # Words
@@ -84,6 +84,7 @@ pub mod sabotage;
 pub mod server;
 pub mod session;
 pub mod shared;
+pub mod sync;
 pub mod time;
 pub mod tls;
 pub mod transport;

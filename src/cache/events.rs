@@ -1,12 +1,13 @@
 //! What last happened to keys, for who asks why (EXPLAIN, the auditor): a ring of fixed size for each shard, and one for
 //! flushes. What is old is overwritten. Hits leave nothing here.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use super::FlushCause;
+use crate::sync::{Mutex, MutexGuard, size};
 use crate::time::Time;
 
-const SHARDS: usize = 64;
+const SHARDS: usize = size(64, 2);
 /// Events kept of one shard's keys together, and of flushes.
 const KEPT: usize = 128;
 /// The most that is told of one key.
@@ -82,11 +83,11 @@ impl Default for Events {
 }
 
 impl Events {
-    fn shard(&self, hash: u64) -> std::sync::MutexGuard<'_, Ring> {
+    fn shard(&self, hash: u64) -> MutexGuard<'_, Ring> {
         self.shards[hash as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn flushes(&self) -> std::sync::MutexGuard<'_, Ring> {
+    fn flushes(&self) -> MutexGuard<'_, Ring> {
         self.flushes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
