@@ -11,14 +11,16 @@ use crate::resp::{self, Scanner};
 use crate::shared::Shared;
 use crate::time::Time;
 
-const HELP: [&str; 9] = [
+const HELP: [&str; 11] = [
     "NEARSIDE <subcommand> [<arg> ...]. Subcommands are:",
     "STATS",
     "    What INFO's section says, as names and values.",
     "FLUSH",
     "    Forget everything that is cached.",
-    "EXPLAIN <command> [<arg> ...]",
-    "    Whether this command would be answered from the cache now, and if not, why not.",
+    "EXPLAIN <command> <arg> [<arg> ...]",
+    "    Whether this command would be answered from the cache now, and if not, why not; and its key's last events.",
+    "EXPLAIN <key>",
+    "    How many replies about the key are kept, and its last events.",
     "CONSISTENCY [bounded|causal|linearizable]",
     "    Read or set how fresh cached answers on this connection must be.",
 ];
@@ -42,6 +44,10 @@ pub fn fields(shared: &Shared) -> Vec<(String, String)> {
     add("upstream", &node.address);
     add("upstream_version", &*node.version.load_full());
     add("link", &if age.is_some() { "up" } else { "down" });
+    let standing = node.coherence.standing();
+    add("invalidation", &standing);
+    add("strongest_level", &standing.strongest());
+    add("reads_of_refused_levels", &get(&node.coherence.refused_reads));
     add("clock_age_ms", &age.map_or(-1, |a| a.as_millis() as i64));
     add("lanes", &node.lanes.load(Ordering::Relaxed));
     add("dedicated", &node.dedicated.load(Ordering::Relaxed));
@@ -69,6 +75,12 @@ pub fn fields(shared: &Shared) -> Vec<(String, String)> {
     for (cause, name) in FLUSH_CAUSES {
         add(&format!("flushes_{name}"), &get(&stats.flushes[cause as usize]));
     }
+    let audit = &shared.audit;
+    add("audit_checked", &get(&audit.checked));
+    add("audit_stale", &get(&audit.stale));
+    add("audit_undecided", &get(&audit.undecided));
+    add("audit_skipped", &get(&audit.skipped));
+    add("audit_nines", &format!("{:.2}", audit.nines()));
     fields
 }
 
@@ -103,7 +115,7 @@ pub fn command(shared: &Shared, request: &Request<'_>) -> Vec<u8> {
         (b"HELP", _) => lines(HELP.iter().map(|l| (*l).to_owned())),
         (b"STATS", 2) => lines(fields(shared).into_iter().flat_map(|(n, v)| [n, v])),
         (b"FLUSH", 2) => {
-            shared.cache.flush(crate::cache::FlushCause::Admin);
+            shared.node.coherence.flush(crate::cache::FlushCause::Admin);
             b"+OK\r\n".to_vec()
         }
         _ => {
@@ -131,8 +143,12 @@ pub fn explain(shared: &Shared, command: &[u8], view: u32, level: Level, seen: T
     let scanned = scanner.scan(command, usize::MAX);
     debug_assert!(matches!(scanned, Ok(resp::Scan::Request(_))), "it was encoded here");
     let request = Request { buf: command, args: scanner.args(), hash: None };
+    if request.len() == 1 {
+        return explain_key(shared, request.arg(0));
+    }
     let mut keys = Keys::default();
     let plan = shared.node.table.load().plan(&request, &mut keys);
+    let mut events = Vec::new();
     let (word, why) = match plan.route {
         Route::Cache(read) => {
             let positions = if read == CacheRead::Mget { 1..request.len() } else { 1..2 };
@@ -142,11 +158,22 @@ pub fn explain(shared: &Shared, command: &[u8], view: u32, level: Level, seen: T
                 key: request.arg(i),
                 tail: if read == CacheRead::Mget { b"" } else { &command[request.args[i].end + 2..] },
             });
+            events.extend(last_events(shared, request.arg(1)));
             explain_read(shared, variants, level, seen)
         }
         other => ("never", explain_route(other, plan.effect).to_owned()),
     };
-    lines([word.to_owned(), why].into_iter())
+    lines([word.to_owned(), why].into_iter().chain(events))
+}
+
+/// A word that stands alone is a key.
+fn explain_key(shared: &Shared, key: &[u8]) -> Vec<u8> {
+    let why = format!("{}: {} replies about it are kept", key.escape_ascii(), shared.cache.replies_of(key));
+    lines(["key".to_owned(), why].into_iter().chain(last_events(shared, key)))
+}
+
+fn last_events(shared: &Shared, key: &[u8]) -> impl Iterator<Item = String> {
+    crate::audit::describe(&shared.cache, shared.cache.hash(key), Time::now())
 }
 
 fn explain_read<'a>(
@@ -157,13 +184,23 @@ fn explain_read<'a>(
 ) -> (&'static str, String) {
     let coherence = &shared.node.coherence;
     let now = Time::now();
+    let standing = coherence.standing();
+    if let Err(why) = &standing.mode {
+        return ("miss", format!("nothing is cached: {why}"));
+    }
     let Some(age) = coherence.clock_age(now) else {
         return ("miss", "the invalidation link is down: nothing is cached".into());
     };
+    if !coherence.keeps(level) {
+        return ("miss", format!("{level} cannot be kept here: {}; the read goes upstream", standing.limit()));
+    }
     for variant in variants {
         // A linearizable read is always behind by the time of its own arrival; it then waits for one PING.
         let watermark =
             coherence.watermark(if level == Level::Linearizable { Level::Bounded } else { level }, now, seen);
+        if !shared.node.covers(variant.key) {
+            return ("miss", format!("{}: outside of broadcast_prefixes", variant.key.escape_ascii()));
+        }
         if let Err(absence) = shared.cache.explain(&variant, now, watermark) {
             let key = String::from_utf8_lossy(variant.key).into_owned();
             return explain_absence(absence, &key, now);

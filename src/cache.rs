@@ -15,23 +15,24 @@
 //! hit wait for a PING: it costs time, never truth.
 
 pub mod entry;
+pub mod events;
 pub mod eviction;
 pub mod flight;
 
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry as Place;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError};
 
 use crate::clock::{Clocks, LaneStamp};
+use crate::sync::atomic::{AtomicI64, AtomicU32, AtomicU64 as SharedU64, Ordering};
+use crate::sync::{DashMap, Mutex, Place, size};
 use crate::time::Time;
 use entry::{Entry, Hashes, IdentityState, Node, Replies, Stamp, Variant};
+use events::{Event, Events};
 use eviction::{Item, Probe, Queues};
 use flight::Flight;
 
-const SHARDS: usize = 64;
-const REVISIONS: usize = 1 << 16;
+const SHARDS: usize = size(64, 2);
+const REVISIONS: usize = size(1 << 16, 4);
 
 /// Why everything was flushed; label of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +64,13 @@ pub const FLUSH_CAUSES: [(FlushCause, &str); 7] = [
     (FlushCause::Role, "role"),
 ];
 
+impl FlushCause {
+    /// Its word.
+    pub fn name(self) -> &'static str {
+        FLUSH_CAUSES[self as usize].1
+    }
+}
+
 /// Counters; all of them only grow.
 #[derive(Default, Debug)]
 pub struct Stats {
@@ -91,7 +99,7 @@ pub struct Cache {
     map: DashMap<u64, Entry, IdentityState>,
     flights: DashMap<u64, Arc<InFlight>, IdentityState>,
     revisions: Box<[AtomicU32]>,
-    told: Box<[AtomicU64]>,
+    told: Box<[SharedU64]>,
     epoch: AtomicU32,
     seq: AtomicU32,
     queues: Box<[Mutex<Queues>]>,
@@ -104,6 +112,8 @@ pub struct Cache {
     pub clocks: Clocks,
     /// What happened so far.
     pub stats: Stats,
+    /// What happened lately, key by key.
+    pub events: Events,
 }
 
 /// A flight, and the state of the key when it started.
@@ -194,7 +204,7 @@ impl Cache {
             map: DashMap::with_hasher_and_shard_amount(IdentityState::default(), SHARDS),
             flights: DashMap::with_hasher_and_shard_amount(IdentityState::default(), SHARDS),
             revisions: (0..REVISIONS).map(|_| AtomicU32::new(0)).collect(),
-            told: (0..REVISIONS).map(|_| AtomicU64::new(0)).collect(),
+            told: (0..REVISIONS).map(|_| SharedU64::new(0)).collect(),
             epoch: AtomicU32::new(1),
             seq: AtomicU32::new(1),
             queues: (0..SHARDS).map(|_| Mutex::default()).collect(),
@@ -205,6 +215,7 @@ impl Cache {
             hasher: ahash::RandomState::new(),
             clocks: Clocks::default(),
             stats: Stats::default(),
+            events: Events::default(),
         }
     }
 
@@ -240,6 +251,7 @@ impl Cache {
 
     /// Asks the memory for what lookups of these hashes will read, so that their latencies overlap. A hint: it changes
     /// nothing, and what it asked for may be gone by the time of the lookup.
+    #[cfg(not(feature = "shuttle"))]
     pub fn prefetch(&self, hashes: impl Iterator<Item = u64> + Clone) {
         hashes.clone().for_each(|hash| self.prefetch_slot(hash));
         for hash in hashes {
@@ -250,6 +262,7 @@ impl Cache {
         }
     }
 
+    #[cfg(not(feature = "shuttle"))]
     fn prefetch_slot(&self, hash: u64) {
         let table = self.map.shards()[self.map.determine_shard(hash as usize)].read();
         let bucket = hash as usize & (table.buckets() - 1);
@@ -257,6 +270,13 @@ impl Cache {
         prefetch(end.cast::<u8>().wrapping_add(bucket));
         prefetch(end.wrapping_sub(bucket + 1).cast());
     }
+
+    /// The explorer's map has nothing to be fetched.
+    #[cfg(feature = "shuttle")]
+    pub fn prefetch(&self, _: impl Iterator<Item = u64> + Clone) {}
+
+    #[cfg(feature = "shuttle")]
+    fn prefetch_slot(&self, _: u64) {}
 
     fn judge<'e>(&self, entry: &'e Entry, v: &Variant<'_>, now: Time, watermark: Time) -> Result<&'e Node, Absence> {
         let (node, floor) = entry.find(v, || self.variant_hash(v)).ok_or(Absence::NotCached)?;
@@ -275,6 +295,11 @@ impl Cache {
             return Err(Absence::Behind(Need { time, lane: node.lane() }));
         }
         Ok(node)
+    }
+
+    /// How many replies about this key are kept, void ones that were not swept yet included.
+    pub fn replies_of(&self, key: &[u8]) -> usize {
+        self.map.get(&self.hash(key)).filter(|e| e.is_of(key)).map_or(0, |e| e.nodes().count())
     }
 
     /// Whether and why not a lookup would be served now.
@@ -301,7 +326,8 @@ impl Cache {
             }
             Place::Vacant(place) => place.insert(lead()).clone(),
         };
-        let seq = self.seq.fetch_add(1, Ordering::Relaxed);
+        // Release: who counts this token knows that its revision was read before (`begun`).
+        let seq = self.seq.fetch_add(1, Ordering::Release);
         Begin::Lead(FillToken { cache: self.clone(), flight, hash, flight_key, seq })
     }
 
@@ -317,9 +343,11 @@ impl Cache {
         let item = Item { hash: token.hash, variant: self.variant_hash(v), seq: token.seq };
         if !self.store(&token, v, node, times.sent) {
             self.stats.revoked.fetch_add(1, Ordering::Relaxed);
+            self.events.note(item.hash, times.stored, Event::Refused);
             return false;
         }
         self.stats.fills.fetch_add(1, Ordering::Relaxed);
+        self.events.note(item.hash, times.stored, Event::Filled(item.seq));
         self.make_room(item, weight);
         true
     }
@@ -385,6 +413,11 @@ impl Cache {
         let nodes: Vec<Node> = entry.nodes().cloned().collect();
         self.forget(hash, &nodes);
         true
+    }
+
+    /// How many tokens have been given. Whatever is stored by one of them is gone after a drop that begins after this.
+    pub fn begun(&self) -> u32 {
+        self.seq.load(Ordering::Acquire)
     }
 
     /// Something about the key is told to somebody at `t` without being kept: nobody may be told anything older from

@@ -5,12 +5,12 @@
 //! applied here; and the **lane** that filled the entry has returned a reply to something sent at or after *t*, so the
 //! server still held the lane's registrations then (a lane's death is reported to nobody: FACTS §4).
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::size;
 use crate::time::Time;
 
 /// Lanes that may fill at once, over all threads, users, protocols and databases.
-pub const MAX_LANES: usize = 1024;
+pub const MAX_LANES: usize = size(1024, 2);
 
 /// One incarnation of one lane: its slot and the slot's generation. Never zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,18 +3,22 @@
 //! Events are applied by the very task that reads the link, in order, before the next one is looked at: there is no
 //! channel in between, so nothing can be reordered or shed.
 
+pub mod standing;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use atomic_waker::AtomicWaker;
 use tokio::sync::Notify;
 
+use crate::cache::events::Event;
 use crate::cache::{Cache, FlushCause, Need};
 use crate::clock::{Clocks, LaneStamp, MAX_LANES};
 use crate::config::Level;
 use crate::time::Time;
+use standing::{Mode, Standing};
 
 /// One incarnation of the link.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,6 +27,8 @@ pub struct LinkId {
     pub generation: u64,
     /// The server's number for the connection: what lanes redirect their tracking to.
     pub client_id: i64,
+    /// How changes are reported.
+    pub mode: Mode,
 }
 
 /// Shared by the link, the lanes and the sessions of every thread.
@@ -33,6 +39,11 @@ pub struct Coherence {
     /// Generation of the living link; 0 while it is down.
     generation: AtomicU64,
     link: ArcSwapOption<LinkId>,
+    standing: ArcSwap<Standing>,
+    /// The standing's strongest level, where every read can see it.
+    strongest: AtomicU8,
+    /// Reads that went upstream because their level cannot be kept.
+    pub refused_reads: AtomicU64,
     link_waker: AtomicWaker,
     lane_wakers: Box<[AtomicWaker]>,
     moved: Notify,
@@ -51,6 +62,9 @@ impl Coherence {
             max_staleness,
             generation: AtomicU64::new(0),
             link: ArcSwapOption::empty(),
+            standing: ArcSwap::from_pointee(Standing { mode: Err("not connected yet".into()), replica: false }),
+            strongest: AtomicU8::new(Level::Linearizable as u8),
+            refused_reads: AtomicU64::new(0),
             link_waker: AtomicWaker::new(),
             lane_wakers: (0..MAX_LANES).map(|_| AtomicWaker::new()).collect(),
             moved: Notify::new(),
@@ -62,6 +76,24 @@ impl Coherence {
 
     fn clocks(&self) -> &Clocks {
         &self.cache.clocks
+    }
+
+    // --- what can be kept ---
+
+    /// The link has found out what the server does. To be said before [`Coherence::link_up`].
+    pub fn stand(&self, standing: Standing) {
+        self.strongest.store(standing.strongest() as u8, Ordering::Release);
+        self.standing.store(Arc::new(standing));
+    }
+
+    /// See [`Standing`].
+    pub fn standing(&self) -> Arc<Standing> {
+        self.standing.load_full()
+    }
+
+    /// Whether hits at this level would keep their promise.
+    pub fn keeps(&self, level: Level) -> bool {
+        level == Level::Bounded || level as u8 <= self.strongest.load(Ordering::Acquire)
     }
 
     // --- events of the link, in its own task ---
@@ -81,19 +113,27 @@ impl Coherence {
         self.generation.store(0, Ordering::Release);
         self.link.store(None);
         self.clocks().stop_link();
-        self.cache.flush(FlushCause::LinkLost);
+        self.flush(FlushCause::LinkLost);
         self.moved.notify_waiters();
     }
 
-    /// The server reports a changed key.
-    pub fn key_changed(&self, key: &[u8]) {
+    /// The server reports, in bytes that came at `now`, a changed key.
+    pub fn key_changed(&self, key: &[u8], now: Time) {
         self.cache.stats.invalidations.fetch_add(1, Ordering::Relaxed);
-        self.cache.drop_key(self.cache.hash(key));
+        let hash = self.cache.hash(key);
+        self.cache.drop_key(hash);
+        self.cache.events.note(hash, now, Event::Invalidated);
     }
 
     /// The server reports that everything changed.
     pub fn everything_changed(&self) {
-        self.cache.flush(FlushCause::Invalidated);
+        self.flush(FlushCause::Invalidated);
+    }
+
+    /// Everything may have changed.
+    pub fn flush(&self, cause: FlushCause) {
+        self.cache.flush(cause);
+        self.cache.events.flushed(Time::now(), cause);
     }
 
     /// The PONG of the PING sent at `t` is here: all that was acknowledged before `t` has been applied.
@@ -146,9 +186,6 @@ impl Coherence {
     /// The time as of which a hit must be fresh: of a request that arrived at or before `now`, in a session that has
     /// last seen something of time `seen`.
     pub fn watermark(&self, level: Level, now: Time, seen: Time) -> Time {
-        if crate::sabotage::on(crate::sabotage::Rule::Barrier) {
-            return Time::ZERO;
-        }
         let bound = now - self.max_staleness;
         match level {
             Level::Bounded => bound,

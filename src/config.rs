@@ -107,6 +107,22 @@ pub enum ScriptKeys {
     Declared,
 }
 
+/// How changes are learned of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Invalidation {
+    /// The first of `tracked` and `broadcast` that the server does.
+    #[default]
+    Auto,
+    /// The server remembers what was read and reports its changes.
+    Tracked,
+    /// The server reports every change.
+    Broadcast,
+    /// Keyspace notifications.
+    Keyspace,
+    /// Not at all: nothing is cached.
+    Off,
+}
+
 /// Everything that can be set, validated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -116,6 +132,12 @@ pub struct Config {
     pub upstream: Option<Upstream>,
     /// Worker threads; each owns its sessions and lanes.
     pub threads: usize,
+    /// How changes are learned of.
+    pub invalidation: Invalidation,
+    /// `broadcast`: only keys that begin with one of these are reported, and cached. Empty: all.
+    pub broadcast_prefixes: Vec<String>,
+    /// No reply is kept for longer; zero: no such limit.
+    pub max_ttl: Duration,
     /// Oldest answer of level `bounded`.
     pub max_staleness: Duration,
     /// Longest time between two PINGs on the link.
@@ -148,6 +170,10 @@ pub struct Config {
     pub max_dedicated: usize,
     /// Bytes on their way to the upstream on one lane before sessions must wait.
     pub lane_buffer_limit: usize,
+    /// One in so many hits is audited; 0: none.
+    pub audit_one_in: usize,
+    /// Audits a second at the most; 0: none.
+    pub audit_per_second: usize,
     /// How long a drain may take at shutdown.
     pub shutdown_grace: Duration,
     /// Filter of the log, in tracing's words (`info`, `nearside=debug` …).
@@ -164,6 +190,9 @@ impl Default for Config {
             }],
             upstream: None,
             threads: std::thread::available_parallelism().map_or(2, usize::from).min(256),
+            invalidation: Invalidation::Auto,
+            broadcast_prefixes: Vec::new(),
+            max_ttl: Duration::ZERO,
             max_staleness: Duration::from_secs(1),
             heartbeat: Duration::from_millis(100),
             upstream_timeout: Duration::from_secs(10),
@@ -180,6 +209,8 @@ impl Default for Config {
             client_output_buffer_limit_pubsub: 32 << 20,
             max_dedicated: 4096,
             lane_buffer_limit: 64 << 20,
+            audit_one_in: 10_000,
+            audit_per_second: 10,
             shutdown_grace: Duration::from_secs(5),
             log: "info".into(),
         }

@@ -44,13 +44,14 @@
 //! | [`admin`] | what can be seen from inside |
 //! | [`shared`] | what do all threads share |
 //! | [`upstream`] | which connection, what is sent, whose reply is this ([`upstream::connection`], [`upstream::fill`], [`upstream::link`]) |
+//! | [`audit`] | were the hits true |
 //! | [`coherence`] | what do the link's events mean, what does a level ask of a hit |
 //! | [`command`] | what does this request need, what may it change; pure |
 //! | [`cache`] | what is kept, what may still be stored, what must go; no I/O, no clock reads |
 //! | [`outbox`] | in which order do replies leave |
 //! | [`clock`] | as of when is the cache known to be exact |
 //! | [`resp`] | where do requests and replies begin and end |
-//! | [`transport`], [`tls`], [`buffer`], [`time`] | sockets, certificates and whom to believe, bytes on their way out, what time is it |
+//! | [`transport`], [`tls`], [`buffer`], [`time`], [`sync`] | sockets, certificates and whom to believe, bytes on their way out, what time is it, what threads share |
 //! | [`config`], [`embedded`], [`limits`], [`clients`], [`error`] | settings, the private server, open files, who is connected, why it ends |
 //!
 //! # Words
@@ -67,6 +68,7 @@
 //! * **view**: (user, database, protocol), numbered; a cached reply belongs to one.
 
 pub mod admin;
+pub mod audit;
 pub mod buffer;
 pub mod cache;
 pub mod clients;
@@ -83,6 +85,7 @@ pub mod sabotage;
 pub mod server;
 pub mod session;
 pub mod shared;
+pub mod sync;
 pub mod time;
 pub mod tls;
 pub mod transport;

@@ -5,6 +5,7 @@
 //! the same connection cannot overtake each other, and before a command goes down another connection than the one
 //! before it, everything outstanding is answered first.
 
+mod audit;
 mod client;
 mod dedicated;
 mod input;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::audit::Sampler;
 use crate::cache::Cache;
 use crate::clients::Client;
 use crate::command::{self, Keys, Need, Plan, Request, Route, Table};
@@ -136,6 +138,8 @@ pub struct Session {
     /// Not yet added to the process's counters.
     commands: u64,
     hits: u64,
+    /// When the next hit is audited.
+    sampler: Sampler,
 }
 
 /// Serves one client until it goes.
@@ -157,6 +161,7 @@ impl Session {
         client.db.store(key.db, Ordering::Relaxed);
         Session {
             cache: shared.cache.clone(),
+            sampler: shared.audit.sampler(),
             shared,
             pool,
             stream,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::audit::Audit;
 use crate::cache::Cache;
 use crate::clients::{Clients, Views};
 use crate::coherence::Coherence;
@@ -20,6 +21,8 @@ pub struct Shared {
     pub node: Arc<Node>,
     /// The cache.
     pub cache: Arc<Cache>,
+    /// Whether hits are true.
+    pub audit: Audit,
     /// Who is connected.
     pub clients: Clients,
     /// Numbers of (user, database, protocol).
@@ -39,6 +42,7 @@ impl Shared {
         let coherence = Coherence::new(cache.clone(), config.max_staleness);
         let node = Arc::new(Node::new(&config, &upstream, coherence)?);
         Ok(Shared {
+            audit: Audit::new(config.audit_one_in, config.audit_per_second),
             config,
             upstream,
             node,

@@ -106,6 +106,17 @@ fn explained(e: io::Error) -> io::Error {
 }
 
 impl Stream {
+    /// Has the kernel end it once what was sent has been unacknowledged for so long: whom a broken network keeps from
+    /// closing it, or from answering, is gone all the same.
+    pub fn give_up_after(&self, limit: Duration) -> io::Result<()> {
+        let socket = match self {
+            Stream::Tcp(s) => socket2::SockRef::from(s),
+            Stream::Tls(tls) => socket2::SockRef::from(tls.stream.get_ref().0),
+            Stream::Unix(_) => return Ok(()),
+        };
+        socket.set_tcp_user_timeout(Some(limit))
+    }
+
     /// Wraps an accepted or connected TCP socket.
     pub fn tcp(stream: TcpStream) -> io::Result<Stream> {
         stream.set_nodelay(true)?;

@@ -6,13 +6,14 @@ pub mod effect;
 pub mod fill;
 pub mod handshake;
 pub mod link;
+pub mod probe;
 pub mod watch;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -20,7 +21,7 @@ use bytes::Bytes;
 
 use crate::coherence::Coherence;
 use crate::command::Table;
-use crate::config::{Config, ConfigError, ScriptKeys, Upstream};
+use crate::config::{Config, ConfigError, Invalidation, Level, ScriptKeys, Upstream};
 use crate::transport::Endpoint;
 use connection::{Connection, Role};
 
@@ -98,6 +99,16 @@ pub struct Node {
     pub script_keys: ScriptKeys,
     /// Until when a client of ours has paused the clients ([`crate::time::Time`] in nanoseconds).
     pub paused_until: AtomicU64,
+    /// See [`Config`].
+    pub invalidation: Invalidation,
+    /// See [`Config::broadcast_prefixes`].
+    pub prefixes: Vec<String>,
+    /// See [`Config`].
+    pub max_ttl: Duration,
+    /// Levels that listeners are configured for.
+    pub wanted: Vec<Level>,
+    /// Something that the link relies on has changed: it is to be opened anew.
+    pub distrusted: AtomicBool,
     /// How often [`watch`] looks.
     pub watch_interval: Duration,
     reconnect_max: Duration,
@@ -120,10 +131,21 @@ impl Node {
             heartbeat: config.heartbeat,
             script_keys: config.script_keys,
             paused_until: AtomicU64::new(0),
+            invalidation: config.invalidation,
+            prefixes: config.broadcast_prefixes.clone(),
+            max_ttl: config.max_ttl,
+            wanted: levels(config),
+            distrusted: AtomicBool::new(false),
             watch_interval: (config.max_staleness / 2).min(Duration::from_secs(1)),
             reconnect_max: config.reconnect_max,
             max_dedicated: config.max_dedicated,
         })
+    }
+
+    /// Whether changes of this key are reported. To be asked after a token was taken, as [`Coherence::generation`] is: if
+    /// the mode changes later, the token is void.
+    pub fn covers(&self, key: &[u8]) -> bool {
+        self.prefixes.is_empty() || self.prefixes.iter().any(|prefix| key.starts_with(prefix.as_bytes()))
     }
 
     /// An error reply in the proxy's name.
@@ -138,6 +160,12 @@ impl Node {
         let jitter = ahash::RandomState::new().hash_one(failures) % 512;
         full.mul_f64(0.5 + jitter as f64 / 1024.0)
     }
+}
+
+/// The levels of the listeners, each once.
+fn levels(config: &Config) -> Vec<Level> {
+    let all = [Level::Bounded, Level::Causal, Level::Linearizable];
+    all.into_iter().filter(|level| config.listen.iter().any(|l| l.consistency == *level)).collect()
 }
 
 /// The connections of one thread.

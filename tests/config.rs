@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use nearside::config::{
-    Address, AuthClients, Config, Level, ListenTls, Overrides, ScriptKeys, Source, Upstream, UpstreamTls,
+    Address, AuthClients, Config, Invalidation, Level, ListenTls, Overrides, ScriptKeys, Source, Upstream, UpstreamTls,
 };
 use proptest::prelude::*;
 use std::time::Duration;
@@ -59,6 +59,11 @@ const EVERY_SETTING: &str = r#"
     client_output_buffer_limit_pubsub = "2mb"
     max_dedicated = 8
     lane_buffer_limit = "4mb"
+    invalidation = "broadcast"
+    broadcast_prefixes = ["a:", "b:"]
+    max_ttl = "1h"
+    audit_one_in = 0
+    audit_per_second = 9
     shutdown_grace = "0"
     log = "nearside=debug,warn"
     [[listen]]
@@ -121,6 +126,11 @@ fn every_setting_is_taken() {
         client_output_buffer_limit_pubsub: 2 << 20,
         max_dedicated: 8,
         lane_buffer_limit: 4 << 20,
+        invalidation: Invalidation::Broadcast,
+        broadcast_prefixes: vec!["a:".into(), "b:".into()],
+        max_ttl: Duration::from_secs(3600),
+        audit_one_in: 0,
+        audit_per_second: 9,
         shutdown_grace: Duration::ZERO,
         log: "nearside=debug,warn".into(),
     };
@@ -304,4 +314,21 @@ proptest! {
         let _ = Config::from_toml(&format!("{key} = {value}"), "f");
         let _ = Config::from_toml(&format!("{key} = {}", toml::Value::String(value)), "f");
     }
+}
+
+#[test]
+fn modes_that_do_not_fit_their_settings_are_refused() {
+    let refused = |text: &str, words: &str| assert!(refusal(text).contains(words), "{}", refusal(text));
+    refused("invalidation = \"bcast\"", "write \"auto\", \"tracked\"");
+    refused("invalidation = \"keyspace\"", "proxy.toml:1: invalidation: \"keyspace\" misses FLUSHALL");
+    refused(
+        "\ninvalidation = \"broadcast\"\nbroadcast_prefixes = [\"a\", \"ab\"]",
+        "proxy.toml:3: broadcast_prefixes: \"ab\"",
+    );
+    refused("invalidation = \"broadcast\"\nbroadcast_prefixes = [\"a\", \"a\"]", "leave it out");
+    refused("invalidation = \"broadcast\"\nbroadcast_prefixes = [\"\"]", "an empty prefix is every key");
+    refused("broadcast_prefixes = [\"a\"]", "needs invalidation = \"broadcast\"");
+    refused("broadcast_prefixes = \"a\"", "proxy.toml:1");
+    refused("invalidation = \"broadcast\"\nheartbeat = \"600ms\"", "needs two PINGs");
+    assert_eq!(parse("invalidation = \"keyspace\"\nmax_ttl = \"1m\"").max_ttl, Duration::from_secs(60));
 }

@@ -124,7 +124,7 @@ fn the_link_survives_every_frame() {
     check!().with_iterations(ITERATIONS).for_each(|script: &[u8]| {
         let bytes = bytes_of(script);
         if let Ok(Some(len)) = Cutter::default().cut(&bytes) {
-            let _ = Event::parse(&bytes[..len]);
+            let _ = (Event::parse(&bytes[..len], false), Event::parse(&bytes[..len], true));
         }
     });
 }

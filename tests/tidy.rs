@@ -31,6 +31,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         "session",
         &[
             "admin",
+            "audit",
             "buffer",
             "cache",
             "clients",
@@ -46,8 +47,8 @@ const LAYERS: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("admin", &["cache", "clock", "coherence", "command", "config", "resp", "shared", "time"]),
-    ("shared", &["cache", "clients", "coherence", "config", "time", "upstream"]),
+    ("admin", &["audit", "cache", "clock", "coherence", "command", "config", "resp", "shared", "time"]),
+    ("shared", &["audit", "cache", "clients", "coherence", "config", "time", "upstream"]),
     ("clients", &["time"]),
     (
         "upstream",
@@ -55,19 +56,21 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("embedded", &["config"]),
     ("limits", &["config"]),
+    ("audit", &["cache", "coherence", "config", "resp", "time", "clock"]),
     ("coherence", &["cache", "clock", "config", "time"]),
     ("command", &["config", "resp"]),
-    ("cache", &["clock", "time"]),
+    ("cache", &["clock", "sync", "time"]),
     ("outbox", &["buffer", "time", "transport"]),
     ("transport", &["buffer", "config", "tls"]),
     ("tls", &["config"]),
-    ("clock", &["time"]),
+    ("clock", &["sync", "time"]),
     ("error", &["config"]),
     ("buffer", &[]),
     ("config", &[]),
     ("metrics", &[]),
     ("resp", &[]),
     ("sabotage", &[]),
+    ("sync", &[]),
     ("time", &[]),
 ];
 const LEAVES: &[&str] = &["error", "metrics", "sabotage"];
@@ -266,4 +269,33 @@ fn readme_names_every_flag() {
             assert!(readme.contains(&flag), "README does not mention {flag}`");
         }
     }
+}
+
+/// The wall clock can be set back, and the monotonic clock stands still while the machine sleeps: freshness is measured by
+/// neither. `time.rs` reads the one clock that does neither; timers for waiting may be tokio's.
+#[test]
+fn freshness_is_measured_by_one_clock() {
+    let foreign = ["SystemTime", "UNIX_EPOCH", "std::time::Instant", "ClockId::", "chrono::", "time::Instant::elapsed"];
+    let of_freshness = ["cache", "clock", "coherence", "upstream", "session", "audit", "outbox"];
+    let mut wrong = Vec::new();
+    for path in rust_files("src") {
+        let code = code(&path);
+        let tests = code.find("#[cfg(test)]").unwrap_or(code.len());
+        let layer = layer(&path);
+        for word in foreign.into_iter().filter(|word| code[..tests].contains(word)) {
+            let own = layer == "time" && word == "ClockId::";
+            if !own && !path.ends_with("tests.rs") {
+                wrong.push(format!("{} reads {word}", path.display()));
+            }
+        }
+        // A deadline of a wait is all that tokio's clock may be asked for.
+        let deadlines = code[..tests].matches("Instant::now()").count();
+        let waits = code[..tests].matches("let deadline = tokio::time::Instant::now()").count();
+        if of_freshness.contains(&layer.as_str()) && deadlines > waits && !path.ends_with("tests.rs") {
+            wrong.push(format!("{} reads tokio's clock for something else than a deadline", path.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let time = read(root().join("src/time.rs"));
+    assert!(time.contains("clock_gettime(rustix::time::ClockId::Boottime)"), "the clock that counts sleep");
 }

@@ -4,12 +4,12 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use triomphe::ThinArc;
 
 use crate::clock::LaneStamp;
+use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use crate::time::Time;
 
 /// A cached read's identity: who asks (`view`: user, database, protocol), which command (`id`), which key, and the raw

@@ -1,8 +1,10 @@
 //! Single flight: reads on their way upstream that others may wait for.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 use std::task::{Context, Poll, Waker};
+
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// One read on its way. It lands when its token is dropped, whatever became of it; who waited then looks again.
 #[derive(Default)]

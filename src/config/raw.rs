@@ -2,7 +2,7 @@
 
 use super::units::{Count, Period, Size, Threads};
 use super::values::{Flag, Log, Origin, Plain};
-use super::{Address, AuthClients, ConfigError, Level, ScriptKeys};
+use super::{Address, AuthClients, ConfigError, Invalidation, Level, ScriptKeys};
 use serde::{Deserialize, Deserializer, de};
 use std::fmt;
 use std::marker::PhantomData;
@@ -59,11 +59,12 @@ macro_rules! settings {
         #[serde(deny_unknown_fields, default)]
         pub(super) struct Raw {
             pub listen: Option<Vec<RawListen>>,
+            pub broadcast_prefixes: Option<Spanned<Vec<String>>>,
             $(pub $key: Option<Given<$type>>,)*
         }
 
         /// Every key that may stand at the top of the file.
-        pub(super) const KEYS: &[&str] = &["listen", $(stringify!($key),)*];
+        pub(super) const KEYS: &[&str] = &["listen", "broadcast_prefixes", $(stringify!($key),)*];
     };
 }
 
@@ -76,6 +77,8 @@ settings! {
     upstream_tls_insecure: Flag,
     threads: Threads,
     consistency: Level,
+    invalidation: Invalidation,
+    max_ttl: Period,
     max_staleness: Period,
     heartbeat: Period,
     upstream_timeout: Period,
@@ -92,6 +95,8 @@ settings! {
     client_output_buffer_limit_pubsub: Size,
     max_dedicated: Count,
     lane_buffer_limit: Size,
+    audit_one_in: Count,
+    audit_per_second: Count,
     shutdown_grace: Period,
     log: Log,
 }

@@ -3,11 +3,12 @@
 use super::raw::{At, Given, Raw, RawListen, Source};
 use super::units::{Count, Period, Size, Threads};
 use super::values::{Flag, Origin, Plain};
-use super::{Address, AuthClients, Config, ConfigError, Level, Listen, ListenTls, Upstream, UpstreamTls};
+use super::{Address, AuthClients, Config, ConfigError, Invalidation, Level, Listen, ListenTls, Upstream, UpstreamTls};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
+use toml::Spanned;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MB: u64 = 1 << 20;
@@ -24,6 +25,9 @@ pub(super) fn ready(raw: Raw, file: Option<Source<'_>>) -> Result<Config, Config
     let config = Config {
         listen: listeners(raw.listen, default.listen, level, &blame)?,
         upstream,
+        invalidation: raw.invalidation.map_or(default.invalidation, |given| given.value),
+        broadcast_prefixes: prefixes(raw.broadcast_prefixes, &blame)?,
+        max_ttl: blame.period("max_ttl", raw.max_ttl, default.max_ttl, Duration::ZERO..=365 * DAY)?,
         threads: threads(raw.threads, default.threads, &blame)?,
         max_staleness: blame.period("max_staleness", raw.max_staleness, default.max_staleness, ms(2)..=DAY)?,
         heartbeat: blame.period("heartbeat", raw.heartbeat, default.heartbeat, ms(1)..=DAY)?,
@@ -66,6 +70,8 @@ pub(super) fn ready(raw: Raw, file: Option<Source<'_>>) -> Result<Config, Config
         )?,
         max_dedicated: blame.count("max_dedicated", raw.max_dedicated, default.max_dedicated)?,
         lane_buffer_limit: blame.bytes("lane_buffer_limit", raw.lane_buffer_limit, default.lane_buffer_limit, 1024)?,
+        audit_one_in: blame.count_or_none("audit_one_in", raw.audit_one_in, default.audit_one_in)?,
+        audit_per_second: blame.count_or_none("audit_per_second", raw.audit_per_second, default.audit_per_second)?,
         shutdown_grace: blame.period(
             "shutdown_grace",
             raw.shutdown_grace,
@@ -222,8 +228,26 @@ fn upstream(raw: &Raw, blame: &Blame<'_>) -> Result<Option<Upstream>, ConfigErro
     }
 }
 
+/// The server refuses prefixes of which one begins with another.
+fn prefixes(given: Option<Spanned<Vec<String>>>, blame: &Blame<'_>) -> Result<Vec<String>, ConfigError> {
+    let Some(given) = given else { return Ok(Vec::new()) };
+    let at = Some(At::Byte(given.span().start));
+    let prefixes = given.into_inner();
+    for (i, prefix) in prefixes.iter().enumerate() {
+        if prefix.is_empty() {
+            return Err(blame.error("broadcast_prefixes", at, "an empty prefix is every key; leave the list empty"));
+        }
+        if let Some(other) = prefixes.iter().enumerate().find(|(j, p)| *j != i && p.starts_with(prefix.as_str())) {
+            let problem = format!("\"{}\" begins with \"{prefix}\", which covers it; leave it out", other.1);
+            return Err(blame.error("broadcast_prefixes", at, &problem));
+        }
+    }
+    Ok(prefixes)
+}
+
 /// Where the settings that must fit each other were given.
 struct Places {
+    invalidation: Option<At>,
     heartbeat: Option<At>,
     max_staleness: Option<At>,
     upstream_timeout: Option<At>,
@@ -239,6 +263,7 @@ impl Places {
             given.as_ref().map(|given| given.at)
         }
         Places {
+            invalidation: at(&raw.invalidation),
             heartbeat: at(&raw.heartbeat),
             max_staleness: at(&raw.max_staleness),
             upstream_timeout: at(&raw.upstream_timeout),
@@ -260,6 +285,17 @@ fn together(config: &Config, places: &Places, blame: &Blame<'_>) -> Result<(), C
     if beat >= dead {
         let problem = format!("{beat} must be shorter than upstream_timeout ({dead}), or every link is taken for dead");
         return Err(blame.either("heartbeat", places.heartbeat, places.upstream_timeout, &problem));
+    }
+    if config.invalidation == Invalidation::Broadcast && 2 * config.heartbeat >= config.max_staleness {
+        let problem = format!("{beat} must be shorter than half of max_staleness ({stale}): broadcast needs two PINGs");
+        return Err(blame.either("heartbeat", places.heartbeat, places.max_staleness, &problem));
+    }
+    if config.invalidation == Invalidation::Keyspace && config.max_ttl.is_zero() {
+        let problem = "\"keyspace\" misses FLUSHALL, SWAPDB and more: say with max_ttl how long a reply may be kept";
+        return Err(blame.error("invalidation", places.invalidation, problem));
+    }
+    if !config.broadcast_prefixes.is_empty() && config.invalidation != Invalidation::Broadcast {
+        return Err(blame.error("broadcast_prefixes", None, "needs invalidation = \"broadcast\""));
     }
     let (entry, memory) = (Size(config.max_entry as u64), Size(config.max_memory));
     if entry > memory {
@@ -335,6 +371,11 @@ impl Blame<'_> {
     fn bytes(&self, key: &str, given: Option<Given<Size>>, default: usize, least: u64) -> Result<usize, ConfigError> {
         let size = self.within(key, given, Size(default as u64), Size(least)..=Size(HUGE))?;
         usize::try_from(size.0).map_err(|_| self.error(key, None, "is more than this machine can address"))
+    }
+
+    /// A count that may be 0, which turns the thing off.
+    fn count_or_none(&self, key: &str, given: Option<Given<Count>>, default: usize) -> Result<usize, ConfigError> {
+        Ok(self.within(key, given, Count(default), Count(0)..=Count(1_000_000_000))?.0)
     }
 
     fn count(&self, key: &str, given: Option<Given<Count>>, default: usize) -> Result<usize, ConfigError> {

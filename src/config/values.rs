@@ -1,6 +1,6 @@
 //! The words and addresses of the settings: from text and back.
 
-use super::{Address, AuthClients, Level, ScriptKeys, Upstream, UpstreamTls};
+use super::{Address, AuthClients, Invalidation, Level, ScriptKeys, Upstream, UpstreamTls};
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
@@ -36,6 +36,22 @@ impl FromStr for ScriptKeys {
             "any" => Ok(ScriptKeys::Any),
             "declared" => Ok(ScriptKeys::Declared),
             _ => Err(format!("`{text}` is not allowed; write \"any\" or \"declared\"")),
+        }
+    }
+}
+
+impl FromStr for Invalidation {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Invalidation::Auto),
+            "tracked" => Ok(Invalidation::Tracked),
+            "broadcast" => Ok(Invalidation::Broadcast),
+            "keyspace" => Ok(Invalidation::Keyspace),
+            "off" => Ok(Invalidation::Off),
+            _ => Err(format!(
+                "`{text}` is not allowed; write \"auto\", \"tracked\", \"broadcast\", \"keyspace\" or \"off\""
+            )),
         }
     }
 }

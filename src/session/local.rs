@@ -196,7 +196,13 @@ impl Session {
         if request.len() == 2 {
             return self.say(&format!("+{}", self.level));
         }
+        let coherence = &self.shared.node.coherence;
         match String::from_utf8_lossy(request.arg(2)).to_ascii_lowercase().parse() {
+            Ok(level) if !coherence.keeps(level) => {
+                let standing = coherence.standing();
+                let (strongest, limit) = (standing.strongest(), standing.limit());
+                self.say(&format!("-ERR nearside: {level} cannot be kept here, at most {strongest}: {limit}"))
+            }
             Ok(level) => {
                 self.level = level;
                 self.say("+OK")

@@ -53,7 +53,22 @@ impl Session {
         }
     }
 
+    /// Whether the session's level can be kept with this server; else its reads go upstream.
+    fn is_kept(&self) -> bool {
+        let coherence = &self.shared.node.coherence;
+        let kept = coherence.keeps(self.level);
+        if !kept {
+            coherence.refused_reads.fetch_add(1, Ordering::Relaxed);
+        }
+        kept
+    }
+
     fn watermark(&self) -> Time {
+        if crate::sabotage::on(crate::sabotage::Rule::Barrier) { Time::ZERO } else { self.owed() }
+    }
+
+    /// The time as of which a hit must be fresh.
+    pub(super) fn owed(&self) -> Time {
         let coherence = &self.shared.node.coherence;
         match self.level {
             Level::Bounded => coherence.watermark(self.level, self.now, Time::ZERO),
@@ -63,14 +78,14 @@ impl Session {
     }
 
     /// The way most requests go: GETs whose replies are there, one after another. The first of another kind is left to
-    /// [`Session::dispatch`], as is everything while something is outstanding. True if any was served.
+    /// [`Session::dispatch`], as is everything while something is outstanding, and a hit that is to be audited. True if any was served.
     pub(super) fn serve_hits(&mut self, input: &mut Input) -> bool {
-        if self.lent.is_some() || self.bypass || self.paused {
+        if self.lent.is_some() || self.bypass || self.paused || !self.shared.node.coherence.keeps(self.level) {
             return false;
         }
         let (mut watermark, before, outbox) = (self.watermark(), self.hits, self.outbox.clone());
         let Some(mut out) = outbox.direct() else { return false };
-        while let Some((key, hash)) = input.get() {
+        while let Some((key, hash)) = input.get().filter(|_| !self.sampler.due()) {
             let variant = Variant { view: self.view, id: GET_ID, key, tail: b"" };
             let found = self.cache.lookup(hash, &variant, self.now, watermark, |node| {
                 out.put(reply_of(node));
@@ -82,6 +97,7 @@ impl Session {
                 watermark = watermark.max(stored);
             }
             self.hits += 1;
+            self.sampler.pass();
             self.command = u32::from(command::GET.name);
             self.next_request();
             input.consume();
@@ -99,17 +115,22 @@ impl Session {
     fn read_one(&mut self, request: &Request<'_>, id: u16, field_ttl: FieldTtl) -> Step {
         let variant = self.variant(request, id);
         let hash = self.hash(request, 1);
-        let overtake = !self.bypass && self.may_overtake(hash);
+        let overtake = self.is_kept() && !self.bypass && self.may_overtake(hash);
         if overtake {
             let outbox = &self.outbox;
+            let before = self.sampler.due().then(|| self.shared.audit.before(&self.cache, hash, self.owed()));
             let found = self.cache.lookup(hash, &variant, self.now, self.watermark(), |node| {
                 outbox.put(reply_of(node));
-                node.stored()
+                (node.stored(), before.is_some().then(|| node.clone()))
             });
             match found {
-                Lookup::Hit(stored) => {
+                Lookup::Hit((stored, sampled)) => {
                     self.shown = self.shown.max(stored);
                     self.hits += 1;
+                    match (sampled, before) {
+                        (Some(node), Some(before)) => self.audit(node, before, request.arg(0), request.buf),
+                        _ => self.sampler.pass(),
+                    }
                     return Step::Done;
                 }
                 Lookup::Behind(need) if self.worth_waiting() => return self.wait_for(need),
@@ -148,7 +169,7 @@ impl Session {
         self.count_miss();
         match token {
             // In this order: see `Coherence::generation`.
-            Some(token) if self.lane.can_fill() => {
+            Some(token) if self.lane.can_fill() && self.shared.node.covers(variant.key) => {
                 let read = FillRead {
                     view: self.view,
                     id,
@@ -195,7 +216,7 @@ impl Session {
     /// MGET: one snapshot, or upstream as a whole.
     fn read_many(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
         let hashes: Vec<u64> = (1..request.len()).map(|i| self.hash(request, i)).collect();
-        if !self.bypass && hashes.iter().all(|h| self.may_overtake(*h)) {
+        if self.is_kept() && !self.bypass && hashes.iter().all(|h| self.may_overtake(*h)) {
             match self.snapshot(request, &hashes) {
                 Lookup::Hit(reply) => {
                     self.outbox.put(Piece::Slice(&reply));
@@ -218,10 +239,13 @@ impl Session {
             return self.forward(self.lane.clone(), self.effect(request, plan, keys));
         }
         let key = |i: usize| FillKey::new(request.args[i].clone(), lead(i));
-        let keys: SmallVec<[FillKey; 1]> = (1..request.len()).map(key).collect();
+        let mut keys: SmallVec<[FillKey; 1]> = (1..request.len()).map(key).collect();
         if !self.lane.can_fill() {
             drop(keys);
             return self.forward(self.lane.clone(), Effect::of_keys(KeySet { writes: Vec::new(), reads: hashes }));
+        }
+        for key in &mut keys {
+            key.token.take_if(|_| !self.shared.node.covers(&request.buf[key.range.clone()]));
         }
         let (view, id) = (self.view, GET_ID);
         let request = request.buf.into();

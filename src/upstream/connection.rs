@@ -12,16 +12,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
 use super::effect::{Effect, KeySet};
-use super::fill::{Fill, FillRead};
+use super::fill::{Fill, FillRead, Terms};
 use super::handshake;
 use super::{ConnectionKey, Node};
 use crate::buffer::{LARGE, OutBuf};
 use crate::clock::LaneStamp;
+use crate::coherence::standing::Mode;
 use crate::outbox::{Outbox, Piece, Place};
 use crate::resp::{self, Cutter};
 use crate::time::Time;
@@ -117,6 +119,8 @@ struct Shared {
     stamp: Option<LaneStamp>,
     pings: usize,
     last_ping: Time,
+    /// When it last said anything.
+    heard: Time,
     failures: u32,
     /// Somebody waits for it to be open.
     wanted: bool,
@@ -157,6 +161,7 @@ impl Connection {
             stamp: None,
             pings: 0,
             last_ping: Time::ZERO,
+            heard: Time::ZERO,
             failures: 0,
             wanted: false,
             close: false,
@@ -205,7 +210,9 @@ impl Connection {
     /// Sends a read that fills the cache. Ask [`Connection::can_fill`] after the token was taken.
     pub fn send_fill(&self, place: Place, read: FillRead, now: Time) {
         let mut shared = self.shared.borrow_mut();
-        let fill = Fill::new(place, read, now);
+        // Asked after the token was taken, like the generation: if the mode changes now, the token is void.
+        let tracked = self.node.coherence.link().is_none_or(|link| link.mode == Mode::Tracked);
+        let fill = Fill::new(place, read, now, Terms { tracked, max_ttl: self.node.max_ttl });
         let before = shared.out.len();
         fill.write(&mut shared.out);
         let start = shared.queued;
@@ -589,10 +596,9 @@ impl Connection {
     fn tick(&self) -> io::Result<()> {
         let now = Time::now();
         let mut shared = self.shared.borrow_mut();
-        let waited = shared.awaited.front().map(|a| now.since(a.sent)).unwrap_or_default();
-        let silent = now.since(Time(self.node.seen.load(Ordering::Relaxed)));
         let limit = self.node.upstream_timeout;
-        if waited > limit && silent > limit {
+        let silent = shared.silence(now, self.role, Time(self.node.seen.load(Ordering::Relaxed)));
+        if silent > limit {
             let text = format!("no sign of life from the server for {} ms", silent.as_millis());
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
         }
@@ -604,8 +610,12 @@ impl Connection {
             if let Some(link) =
                 link.filter(|l| l.generation != shared.armed && !shared.arming && shared.stamp.is_some())
             {
-                shared.arming = true;
-                shared.own(&handshake::track(link.client_id), Expect::Arm(link.generation), now);
+                if link.mode == Mode::Tracked {
+                    shared.arming = true;
+                    shared.own(&handshake::track(link.client_id), Expect::Arm(link.generation), now);
+                } else {
+                    shared.armed = link.generation;
+                }
             }
         }
         Ok(())
@@ -615,7 +625,11 @@ impl Connection {
     fn take_replies(self: &Rc<Self>, input: &mut BytesMut, cutter: &mut Cutter) -> Option<io::Error> {
         let now = Time::now();
         self.node.seen.store(now.0, Ordering::Relaxed);
-        let raw = self.shared.borrow().raw;
+        let raw = {
+            let mut shared = self.shared.borrow_mut();
+            shared.heard = now;
+            shared.raw
+        };
         if raw.is_some_and(|raw| raw != Raw::Watching) {
             self.pass_on(input.split().freeze(), now);
             return None;
@@ -728,7 +742,7 @@ impl Connection {
                 let (session, raw) = (shared.session.clone(), shared.raw);
                 drop(shared);
                 if raw == Some(Raw::Swapping) {
-                    connection.node.coherence.cache.flush(crate::cache::FlushCause::Command);
+                    connection.node.coherence.flush(crate::cache::FlushCause::Command);
                 }
                 if let Some(session) = session {
                     session.push(Piece::Bytes(bytes));
@@ -738,7 +752,29 @@ impl Connection {
     }
 }
 
+impl Expect {
+    /// Whether its answer takes no longer than the node takes for anything. A script may run for long, a write may be
+    /// paused (CLIENT PAUSE), a module may block: meanwhile the node answers others.
+    fn is_prompt(&self) -> bool {
+        match self {
+            Expect::Reply { effect, .. } => !effect.may_write(),
+            Expect::Fill(_) | Expect::Ping | Expect::Arm(_) => true,
+            Expect::Confirm { .. } => false,
+        }
+    }
+}
+
 impl Shared {
+    /// For how long what is awaited first has been without any sign of life: of the node (`seen`, on any connection),
+    /// or, of a lane whose answer is due, on this very connection. The server may have closed it and its goodbye been
+    /// lost, while other connections live on.
+    fn silence(&self, now: Time, role: Role, seen: Time) -> Duration {
+        let Some(first) = self.awaited.front() else { return Duration::ZERO };
+        let here = role == Role::Lane && first.expect.is_prompt();
+        let last = if here { self.heard } else { seen };
+        now.since(first.sent.max(last))
+    }
+
     fn ping(&mut self) {
         let now = Time::now();
         self.pings += 1;

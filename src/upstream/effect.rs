@@ -1,5 +1,6 @@
 //! What the reply to a forwarded command does to the cache before its client sees it (rule 2).
 
+use crate::cache::events::Event;
 use crate::coherence::Coherence;
 use crate::time::Time;
 
@@ -47,9 +48,12 @@ impl Effect {
     pub fn settle(&self, coherence: &Coherence, now: Time) -> bool {
         let cache = &coherence.cache;
         let drop_key = |hash: &u64| {
+            let begun = cache.begun();
             if !crate::sabotage::on(crate::sabotage::Rule::Drop) && cache.drop_key(*hash) {
                 cache.stats.dropped.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             }
+            // After the drop: who finds this note finds nothing in the cache that is older.
+            cache.events.note(*hash, now, Event::Written(begun));
         };
         match self {
             Effect::None => {}
@@ -59,7 +63,7 @@ impl Effect {
                 keys.writes.iter().for_each(drop_key);
                 keys.reads.iter().for_each(|hash| cache.observe(*hash, now));
             }
-            Effect::Flush => cache.flush(crate::cache::FlushCause::Command),
+            Effect::Flush => coherence.flush(crate::cache::FlushCause::Command),
         }
         let unknown = matches!(self, Effect::Unknown(_));
         if unknown && coherence.generation().is_none() {

@@ -1,4 +1,4 @@
-//! A read that fills the cache: `CLIENT CACHING YES`, the read, `PTTL` of each key and, where hash fields may have a
+//! A read that fills the cache: `CLIENT CACHING YES` (in mode `tracked`), the read, `PTTL` of each key and, where hash fields may have a
 //! time to live of their own, one question about them. Written as one unit; its replies come back in that order.
 
 use std::ops::Range;
@@ -56,12 +56,23 @@ pub struct FillRead {
     pub fields: Vec<Range<usize>>,
 }
 
+/// How it is sent, and for how long it may be kept.
+#[derive(Clone, Copy)]
+pub struct Terms {
+    /// The server must be told to remember that the key was read.
+    pub tracked: bool,
+    /// Zero: as long as the key lives.
+    pub max_ttl: Duration,
+}
+
 /// The read on its way.
 pub struct Fill {
     /// Who asked; `None` once answered.
     pub place: Option<Place>,
     read: FillRead,
     sent: Time,
+    terms: Terms,
+    /// Which reply is next: 0 of CLIENT CACHING, 1 of the read, then of the questions.
     step: usize,
     reply: Bytes,
     stored: Time,
@@ -70,14 +81,18 @@ pub struct Fill {
 
 impl Fill {
     /// To be sent at `sent`.
-    pub fn new(place: Place, read: FillRead, sent: Time) -> Fill {
-        Fill { place: Some(place), read, sent, step: 0, reply: Bytes::new(), stored: Time::ZERO, spoiled: false }
+    pub fn new(place: Place, read: FillRead, sent: Time, terms: Terms) -> Fill {
+        let step = usize::from(!terms.tracked);
+        let (reply, stored) = (Bytes::new(), Time::ZERO);
+        Fill { place: Some(place), read, sent, terms, step, reply, stored, spoiled: false }
     }
 
     /// The bytes to send.
     pub fn write(&self, out: &mut crate::buffer::OutBuf) {
         let request = &self.read.request;
-        out.push(CACHING);
+        if self.terms.tracked {
+            out.push(CACHING);
+        }
         out.push(request);
         for key in &self.read.keys {
             out.push(PTTL);
@@ -169,6 +184,8 @@ impl Fill {
         let (Some(token), Some(deadline)) = (key.token.take(), deadline(self.sent, ttl, says_missing(reply))) else {
             return false;
         };
+        let longest = if self.terms.max_ttl.is_zero() { Time::NEVER } else { self.sent + self.terms.max_ttl };
+        let deadline = deadline.min(longest);
         let request = &self.read.request;
         let tail = if self.read.mget { &[] } else { &request[key.range.end + 2..] };
         let variant = Variant { view: self.read.view, id: self.read.id, key: &request[key.range.clone()], tail };

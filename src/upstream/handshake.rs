@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use super::connection::Role;
 use super::{ConnectionKey, Creds, Node};
 use crate::buffer::OutBuf;
+use crate::coherence::standing::Mode;
 use crate::resp::{self, Cutter};
 use crate::time::Time;
 use crate::transport::Stream;
@@ -94,6 +95,7 @@ pub async fn open(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<O
 
 async fn greet(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Opened, Refusal> {
     let stream = Stream::connect(&node.address, node.connect_timeout).await?;
+    stream.give_up_after(node.upstream_timeout)?;
     let mut wire = Wire { stream, input: BytesMut::new() };
     let name = if role == Role::Lane { "nearside-lane" } else { "nearside-dedicated" };
     let link = node.coherence.link().filter(|_| role == Role::Lane);
@@ -101,7 +103,8 @@ async fn greet(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Open
     let (mut request, steps) = greeting(key);
     request.extend(resp::own(&["CLIENT", "SETNAME", name]));
     request.extend(resp::own(&["CLIENT", "ID"]));
-    if let Some(link) = &link {
+    let tracking = link.as_ref().is_some_and(|link| link.mode == Mode::Tracked);
+    if let Some(link) = link.as_ref().filter(|_| tracking) {
         request.extend(track(link.client_id));
     }
     wire.send(&request).await?;
@@ -118,6 +121,7 @@ async fn greet(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Open
     wire.reply().await?;
     let client_id = integer(&wire.reply().await?);
     let armed = match link {
+        Some(link) if !tracking => Some(link.generation),
         Some(link) if &wire.reply().await?[..] == b"+OK\r\n" => Some(link.generation),
         _ => None,
     };

@@ -1,8 +1,12 @@
-//! The invalidation channel: one connection per node and process, a RESP2 subscriber of `__redis__:invalidate`.
+//! The invalidation channel: one connection per node and process. It is a RESP2 subscriber, in the server's `pubsub` class,
+//! whose output limit cuts a proxy that does not keep up instead of eating the server's memory; being cut is a loss, and a
+//! loss is a flush: safe. (A server without REDIRECT gets a RESP3 connection that tracks for itself; nothing limits that.)
+//! Which messages it listens to is the [`Mode`]. The link always has a PING on its way, at the latest every heartbeat, and
+//! one at once when somebody waits.
 //!
-//! As a subscriber it is of the server's `pubsub` class, whose output limit cuts a proxy that does not keep up instead
-//! of eating the server's memory; being cut is a loss, and a loss is a flush: safe. The link always has a PING on its
-//! way, at the latest every heartbeat, and one at once when somebody waits.
+//! What a PONG proves: in `tracked` and `keyspace`, that everything executed before its PING was sent has been reported.
+//! In `broadcast` the server reports only at the end of the turn in which it executed, perhaps behind a PONG of that turn. A
+//! PING sent after another's PONG had come is of a later turn: its PONG proves the send time of that other one.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -10,17 +14,22 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use super::handshake::{Refusal, Wire, hello, integer};
+use super::probe::{self, CHANNEL, Ears};
 use super::{ConnectionKey, Node};
 use crate::buffer::OutBuf;
 use crate::coherence::LinkId;
+use crate::coherence::standing::{Mode, Standing};
 use crate::command::Table;
+use crate::config::Invalidation;
 use crate::resp::{self, Cutter};
 use crate::time::Time;
 use crate::transport::Stream;
 
-const CHANNEL: &str = "__redis__:invalidate";
+/// How long a server that does nothing for us is left alone before it is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// PINGs on their way at once; who comes later shares the next.
 const PINGS: usize = 4;
 
@@ -30,10 +39,11 @@ pub async fn run(node: Arc<Node>, key: ConnectionKey) {
     let mut generation = 0;
     loop {
         match open(&node, &key).await {
-            Ok((wire, client_id)) => {
+            Ok((wire, client_id, ears)) => {
                 failures = 0;
                 generation += 1;
-                let mut link = Link::new(node.clone(), LinkId { generation, client_id });
+                let id = ears.map(|ears| LinkId { generation, client_id, mode: ears.mode });
+                let mut link = Link::new(node.clone(), id, ears.is_some_and(|ears| ears.resp3));
                 let why = link.run(wire).await;
                 if link.up {
                     node.coherence.link_lost();
@@ -55,6 +65,8 @@ pub async fn run(node: Arc<Node>, key: ConnectionKey) {
 }
 
 fn report(node: &Node, refusal: &Refusal) {
+    let mode = Err(String::from_utf8_lossy(&refusal.reply(node)).trim().to_owned());
+    node.coherence.stand(Standing { mode, replica: false });
     match refusal {
         Refusal::Io(e) => {
             tracing::warn!(
@@ -70,8 +82,8 @@ fn report(node: &Node, refusal: &Refusal) {
     }
 }
 
-/// Connects, learns what the server is and can do, and subscribes.
-async fn open(node: &Arc<Node>, key: &ConnectionKey) -> Result<(Wire, i64), Refusal> {
+/// Connects, learns what the server is and can do, and listens. Without [`Ears`] nothing is cached.
+async fn open(node: &Arc<Node>, key: &ConnectionKey) -> Result<(Wire, i64, Option<Ears>), Refusal> {
     let limit = node.connect_timeout;
     let work = async {
         let stream = Stream::connect(&node.address, limit).await?;
@@ -79,11 +91,14 @@ async fn open(node: &Arc<Node>, key: &ConnectionKey) -> Result<(Wire, i64), Refu
         wire.send(&hello(key)).await?;
         refuse_error(wire.reply().await?)?;
         wire.ask(&["CLIENT", "SETNAME", "nearside-link"]).await?;
-        learn(node, &mut wire).await?;
+        // What is noticed from here on concerns this link.
+        node.distrusted.store(false, Ordering::Release);
+        let replica = learn(node, &mut wire).await?;
         let id = refuse_error(wire.ask(&["CLIENT", "ID"]).await?)?;
         let id = integer(&id);
-        refuse_error(wire.ask(&["SUBSCRIBE", CHANNEL]).await?)?;
-        Ok((wire, id))
+        let ears = probe::listen(node, &mut wire, id).await?;
+        stand(node, Standing { mode: ears.clone().map(|ears| ears.mode), replica });
+        Ok((wire, id, ears.ok()))
     };
     match tokio::time::timeout(limit, work).await {
         Ok(result) => result,
@@ -91,12 +106,32 @@ async fn open(node: &Arc<Node>, key: &ConnectionKey) -> Result<(Wire, i64), Refu
     }
 }
 
+/// Notes what the server does for us; says so if it is less than before, or less than a listener wants.
+fn stand(node: &Node, standing: Standing) {
+    let told = node.coherence.standing().as_ref() == &standing;
+    node.coherence.stand(standing.clone());
+    if told {
+        return;
+    }
+    if let Err(why) = &standing.mode {
+        let rights = "+client +subscribe +ping +command +info and the channel __redis__:invalidate";
+        tracing::warn!("nothing is cached: {why}. (The link's user needs {rights}.)");
+        return;
+    }
+    let (strongest, limit) = (standing.strongest(), standing.limit());
+    for level in node.wanted.iter().filter(|level| !node.coherence.keeps(**level)) {
+        tracing::warn!(
+            "{level} cannot be kept, {strongest} is the strongest level here: {limit}; reads at {level} go upstream"
+        );
+    }
+}
+
 fn refuse_error(reply: bytes::Bytes) -> Result<bytes::Bytes, Refusal> {
     if reply[0] == b'-' { Err(Refusal::Server(reply)) } else { Ok(reply) }
 }
 
-/// The server's command table and version.
-async fn learn(node: &Node, wire: &mut Wire) -> Result<(), Refusal> {
+/// The server's command table, its version, and whether it is a replica.
+async fn learn(node: &Node, wire: &mut Wire) -> Result<bool, Refusal> {
     let reply = wire.ask(&["COMMAND"]).await?;
     match Table::from_command_reply(&reply, node.script_keys) {
         Ok(table) => node.table.store(Arc::new(table)),
@@ -110,32 +145,78 @@ async fn learn(node: &Node, wire: &mut Wire) -> Result<(), Refusal> {
         let version = version.or_else(|| field("redis_version:").map(|v| format!("Redis {v}")));
         node.version.store(Arc::new(version.unwrap_or_else(|| "unknown".into())));
     }
-    Ok(())
+    let replication = wire.ask(&["INFO", "replication"]).await?;
+    Ok(memchr::memmem::find(&replication, b"role:slave").is_some())
 }
 
 struct Link {
     node: Arc<Node>,
+    /// `None`: the server does nothing for us.
     id: Option<LinkId>,
+    mode: Mode,
+    resp3: bool,
     up: bool,
     out: OutBuf,
-    /// Send times of the PINGs on their way, in order.
-    pings: VecDeque<Time>,
-    last_ping: Time,
+    pings: Pings,
+    since: Time,
     heard: Time,
 }
 
-impl Link {
-    fn new(node: Arc<Node>, id: LinkId) -> Link {
-        let now = Time::now();
-        Link {
-            node,
-            id: Some(id),
-            up: false,
-            out: OutBuf::default(),
-            pings: VecDeque::new(),
-            last_ping: Time::ZERO,
-            heard: now,
+/// The PINGs on their way, in order.
+struct Pings {
+    /// A PONG proves no more than the send time of the PING answered before its own PING was sent.
+    twice: bool,
+    waiting: VecDeque<Ping>,
+    /// When the last one was sent.
+    sent: Time,
+    /// When the last one that was answered had been sent.
+    answered: Option<Time>,
+}
+
+struct Ping {
+    sent: Time,
+    proves: Option<Time>,
+}
+
+impl Pings {
+    fn new(mode: Mode) -> Pings {
+        Pings { twice: mode == Mode::Broadcast, waiting: VecDeque::new(), sent: Time::ZERO, answered: None }
+    }
+
+    fn send(&mut self, now: Time) {
+        self.sent = now;
+        let proves = if self.twice { self.answered } else { Some(now) };
+        self.waiting.push_back(Ping { sent: now, proves });
+    }
+
+    /// The PONG of the PING sent at `t`: what it proves. `Err`: no such PONG can come now.
+    fn pong(&mut self, t: Time) -> Result<Option<Time>, ()> {
+        let ping = self.waiting.pop_front().filter(|p| p.sent == t).ok_or(())?;
+        self.answered = Some(t);
+        Ok(ping.proves)
+    }
+
+    /// Whether another PING brings nearer the proof as of `wanted`, for somebody who waits.
+    fn another(&self, wanted: Time) -> bool {
+        if self.waiting.iter().any(|p| p.proves >= Some(wanted)) {
+            return false;
         }
+        // The second of two; or the only one, or the first of two.
+        self.twice && self.answered >= Some(wanted) || self.sent < wanted
+    }
+}
+
+impl Link {
+    fn new(node: Arc<Node>, id: Option<LinkId>, resp3: bool) -> Link {
+        let now = Time::now();
+        let mode = id.as_ref().map_or(Mode::Tracked, |id| id.mode);
+        let pings = Pings::new(mode);
+        Link { node, id, mode, resp3, up: false, out: OutBuf::default(), pings, since: now, heard: now }
+    }
+
+    /// Whether it is of use, or will be.
+    fn listens(&self) -> bool {
+        self.up || self.id.is_some()
     }
 
     async fn run(&mut self, mut wire: Wire) -> io::Error {
@@ -173,10 +254,18 @@ impl Link {
         while ticks.poll_tick(cx).is_ready() {
             beat = true;
         }
-        let wanted = self.node.coherence.cache.clocks.link_wanted() > self.last_ping;
+        let clocks = &self.node.coherence.cache.clocks;
+        let wanted = clocks.link_wanted();
         // On the beat a PING goes out even if some are unanswered: behind `-BUSY` they may all be lost causes.
-        if self.pings.len() < PINGS && (beat || wanted) {
+        let useful = beat || (self.up && clocks.link() < wanted && self.pings.another(wanted));
+        if self.pings.waiting.len() < PINGS && useful {
             self.ping();
+        }
+        if self.up && self.node.distrusted.swap(false, Ordering::AcqRel) {
+            return Err(io::Error::other("what the server can keep has changed"));
+        }
+        if !self.listens() && self.node.invalidation != Invalidation::Off && Time::now().since(self.since) > ASK_AGAIN {
+            return Err(io::Error::other("the server is asked again"));
         }
         let silent = Time::now().since(self.heard);
         if silent > self.node.upstream_timeout {
@@ -190,8 +279,7 @@ impl Link {
 
     fn ping(&mut self) {
         let now = Time::now();
-        self.last_ping = now;
-        self.pings.push_back(now);
+        self.pings.send(now);
         self.out.push(&resp::own(&["PING", &now.0.to_string()]));
     }
 
@@ -200,19 +288,20 @@ impl Link {
         let invalid = || io::Error::new(io::ErrorKind::InvalidData, "an unexpected message on the link");
         while let Some(len) = cutter.cut(&wire.input).map_err(|_| invalid())? {
             let frame = wire.input.split_to(len);
-            match Event::parse(&frame).ok_or_else(invalid)? {
+            match Event::parse(&frame, self.resp3).ok_or_else(invalid)? {
                 Event::Keys(mut rest) => {
                     while let Some((key, next)) = resp::split_bulk(rest) {
-                        self.node.coherence.key_changed(key);
+                        self.node.coherence.key_changed(key, self.heard);
                         rest = next;
                     }
                 }
+                Event::Key(key) => self.node.coherence.key_changed(key, self.heard),
                 Event::Everything => self.node.coherence.everything_changed(),
                 Event::Pong(t) => self.pong(t)?,
                 // `-BUSY`, `-LOADING`: it lives, but proves nothing.
                 Event::NoPong => {
-                    if let Some(sent) = self.pings.pop_front() {
-                        self.node.coherence.link_refused(sent);
+                    if let Some(ping) = self.pings.waiting.pop_front() {
+                        self.node.coherence.link_refused(ping.sent);
                     }
                 }
                 Event::Other => {}
@@ -222,16 +311,23 @@ impl Link {
     }
 
     fn pong(&mut self, t: Time) -> io::Result<()> {
-        if self.pings.pop_front() != Some(t) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a PONG out of order"));
-        }
+        let order = |()| io::Error::new(io::ErrorKind::InvalidData, "a PONG out of order");
+        let Some(proven) = self.pings.pong(t).map_err(order)? else {
+            // The first of two: the second follows at once, so that caching begins.
+            if self.pings.waiting.is_empty() {
+                self.ping();
+            }
+            return Ok(());
+        };
         match self.id.take() {
             Some(id) => {
                 self.up = true;
-                self.node.coherence.link_up(id, t);
-                tracing::info!("link to {} ({}) is up: caching", self.node.address, self.node.version.load());
+                let (coherence, version) = (&self.node.coherence, self.node.version.load());
+                coherence.link_up(id, proven);
+                tracing::info!("link to {} ({version}) is up: caching, {}", self.node.address, self.mode);
             }
-            None => self.node.coherence.link_pong(t),
+            None if self.up => self.node.coherence.link_pong(proven),
+            None => {}
         }
         Ok(())
     }
@@ -242,6 +338,8 @@ impl Link {
 pub enum Event<'a> {
     /// These bulk strings name changed keys.
     Keys(&'a [u8]),
+    /// This key has changed: a keyspace notification names one.
+    Key(&'a [u8]),
     /// FLUSHALL and its like.
     Everything,
     /// The PING sent at this time has come back.
@@ -253,17 +351,27 @@ pub enum Event<'a> {
 }
 
 impl Event<'_> {
-    /// Reads one frame of a RESP2 subscriber. `None`: that cannot be.
-    pub fn parse(frame: &[u8]) -> Option<Event<'_>> {
-        if frame[0] == b'-' {
+    /// Reads one frame. `None`: that cannot be.
+    pub fn parse(frame: &[u8], resp3: bool) -> Option<Event<'_>> {
+        if matches!(frame[0], b'-' | b'!') {
             return Some(Event::NoPong);
+        }
+        if resp3 && frame[0] == b'$' {
+            let (payload, _) = resp::split_bulk(frame)?;
+            return Self::pong(payload);
         }
         let (_, rest) = resp::split_aggregate(frame)?;
         let (kind, rest) = resp::split_bulk(rest)?;
         match kind {
             b"pong" => {
                 let (payload, _) = resp::split_bulk(rest)?;
-                Some(Event::Pong(Time(u64::try_from(resp::parse_i64(payload)?).ok()?)))
+                Self::pong(payload)
+            }
+            b"invalidate" if frame[0] == b'>' => Some(Self::payload(rest)),
+            b"pmessage" => {
+                let (_, rest) = resp::split_bulk(rest)?;
+                let (channel, _) = resp::split_bulk(rest)?;
+                Some(Event::Key(notified(channel)?))
             }
             b"message" => {
                 let (channel, payload) = resp::split_bulk(rest)?;
@@ -272,6 +380,10 @@ impl Event<'_> {
             }
             _ => Some(Event::Other),
         }
+    }
+
+    fn pong(payload: &[u8]) -> Option<Event<'static>> {
+        Some(Event::Pong(Time(u64::try_from(resp::parse_i64(payload)?).ok()?)))
     }
 
     fn payload(payload: &[u8]) -> Event<'_> {
@@ -286,6 +398,13 @@ impl Event<'_> {
     }
 }
 
+/// The key in `__keyspace@0__:key`.
+fn notified(channel: &[u8]) -> Option<&[u8]> {
+    let rest = channel.strip_prefix(b"__keyspace@")?;
+    let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
+    rest[digits..].strip_prefix(b"__:")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,17 +416,62 @@ mod tests {
     #[test]
     fn every_form_of_event() {
         let keys = message("*2\r\n$1\r\na\r\n$2\r\nbc\r\n");
-        assert_eq!(Event::parse(keys.as_bytes()), Some(Event::Keys(b"$1\r\na\r\n$2\r\nbc\r\n")));
+        assert_eq!(Event::parse(keys.as_bytes(), false), Some(Event::Keys(b"$1\r\na\r\n$2\r\nbc\r\n")));
         for null in ["$-1\r\n", "*-1\r\n", "_\r\n"] {
-            assert_eq!(Event::parse(message(null).as_bytes()), Some(Event::Everything));
+            assert_eq!(Event::parse(message(null).as_bytes(), false), Some(Event::Everything));
         }
         assert_eq!(
-            Event::parse(message("$1\r\nx\r\n").as_bytes()),
+            Event::parse(message("$1\r\nx\r\n").as_bytes(), false),
             Some(Event::Keys(b"$1\r\nx\r\n")),
             "published by anybody"
         );
-        assert_eq!(Event::parse(b"*2\r\n$4\r\npong\r\n$2\r\n17\r\n"), Some(Event::Pong(Time(17))));
-        assert_eq!(Event::parse(b"-BUSY Redis is busy\r\n"), Some(Event::NoPong));
-        assert_eq!(Event::parse(b"+PONG\r\n"), None);
+        assert_eq!(Event::parse(b"*2\r\n$4\r\npong\r\n$2\r\n17\r\n", false), Some(Event::Pong(Time(17))));
+        assert_eq!(Event::parse(b"-BUSY Redis is busy\r\n", false), Some(Event::NoPong));
+        assert_eq!(Event::parse(b"+PONG\r\n", false), None);
+    }
+    #[test]
+    fn events_of_a_resp3_link() {
+        let push = |payload: &str| format!(">2\r\n$10\r\ninvalidate\r\n{payload}");
+        let parse = |frame: &str| match Event::parse(frame.as_bytes(), true) {
+            Some(Event::Keys(keys)) => String::from_utf8_lossy(keys).into_owned(),
+            other => format!("{other:?}"),
+        };
+        assert_eq!(parse(&push("*1\r\n$1\r\na\r\n")), "$1\r\na\r\n");
+        assert_eq!(parse(&push("_\r\n")), "Some(Everything)");
+        assert_eq!(parse("$2\r\n17\r\n"), "Some(Pong(Time(17)))");
+        assert_eq!(parse("!4\r\nBUSY\r\n"), "Some(NoPong)");
+        assert_eq!(parse("+OK\r\n"), "None");
+    }
+
+    #[test]
+    fn keys_of_keyspace_notifications() {
+        let event = |channel: &str| {
+            let parts = ["pmessage", "__keyspace@*__:*", channel, "set"];
+            Event::parse(&resp::encode(&parts), false).map(|e| format!("{e:?}"))
+        };
+        assert_eq!(event("__keyspace@0__:k"), Some(format!("{:?}", Event::Key(b"k"))));
+        assert_eq!(event("__keyspace@12__:a__:b"), Some(format!("{:?}", Event::Key(b"a__:b"))));
+        assert_eq!(event("__keyspace@0__:"), Some(format!("{:?}", Event::Key(b""))));
+        assert_eq!(event("__keyevent@0__:set"), None);
+    }
+
+    #[test]
+    fn one_ping_is_enough_but_for_broadcast() {
+        let mut once = Pings::new(Mode::Tracked);
+        assert!(once.another(Time(5)));
+        once.send(Time(6));
+        assert!(!once.another(Time(5)) && once.another(Time(7)));
+        assert_eq!(once.pong(Time(6)), Ok(Some(Time(6))));
+        assert_eq!(once.pong(Time(6)), Err(()), "nothing was asked");
+        let mut twice = Pings::new(Mode::Broadcast);
+        twice.send(Time(6));
+        assert!(!twice.another(Time(5)), "the first PONG comes first");
+        twice.send(Time(7));
+        assert_eq!(twice.pong(Time(6)), Ok(None));
+        assert_eq!(twice.pong(Time(7)), Ok(None), "it was sent before the first PONG came: perhaps of the same turn");
+        assert!(twice.another(Time(5)));
+        twice.send(Time(9));
+        assert!(!twice.another(Time(7)) && twice.another(Time(10)));
+        assert_eq!(twice.pong(Time(9)), Ok(Some(Time(7))));
     }
 }

@@ -1,5 +1,5 @@
-//! What no invalidation announces: SWAPDB, a changed ACL, a server that has changed its role. Looked at on a connection of
-//! its own, twice within `max_staleness`; whatever differs from the last look flushes the cache.
+//! What no invalidation announces: SWAPDB, a changed ACL, a server that has changed its role; and in mode `keyspace`, FLUSHALL,
+//! FLUSHDB and a server that no longer notifies. Looked at on a connection of its own, twice within `max_staleness`; whatever differs from the last look flushes the cache.
 //!
 //! Accepted window: between two looks, a reply cached before the change may still be served (SWAPDB through this proxy
 //! flushes at once). So `linearizable` does not hold across another client's SWAPDB, and a right that was withdrawn is
@@ -7,12 +7,14 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
 use super::handshake::{Wire, hello};
-use super::{ConnectionKey, Node};
+use super::{ConnectionKey, Node, probe};
 use crate::cache::FlushCause;
+use crate::coherence::standing::Mode;
 use crate::resp;
 use crate::time::Time;
 use crate::transport::Stream;
@@ -20,10 +22,16 @@ use crate::transport::Stream;
 /// A server whose ACL we may not read: everything is flushed this often, so that no right is outlived for longer.
 const ACL_BLIND: std::time::Duration = std::time::Duration::from_secs(5);
 
+/// Commands that change everything and are announced by nothing: SWAPDB ever, the others in mode `keyspace`.
+const SILENT: [&str; 3] = ["cmdstat_swapdb:", "cmdstat_flushall:", "cmdstat_flushdb:"];
+
 /// What one look found. A part that the server refuses to tell is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Look {
-    swaps: Option<String>,
+    /// How often the commands were said that nothing announces.
+    silent: Option<String>,
+    /// `keyspace`: whether the server notifies.
+    notifies: bool,
     role: Option<String>,
     acl: Acl,
 }
@@ -66,14 +74,15 @@ async fn watch(node: &Node, key: &ConnectionKey, last: &mut Option<Look>, failur
     tokio::time::timeout(limit, greeted).await??;
     let mut blind_since = Time::now();
     loop {
-        let look = tokio::time::timeout(limit, look(&mut wire)).await??;
+        let keyspace = node.coherence.standing().mode == Ok(Mode::Keyspace);
+        let look = tokio::time::timeout(limit, look(&mut wire, keyspace)).await??;
         *failures = 0;
         if let Some(last) = last {
             compare(node, last, &look);
         }
         if look.acl == Acl::Hidden && Time::now().since(blind_since) >= ACL_BLIND {
             blind_since = Time::now();
-            node.coherence.cache.flush(FlushCause::Acl);
+            node.coherence.flush(FlushCause::Acl);
         }
         if last.as_ref().is_none_or(|l| l.acl != Acl::Hidden) && look.acl == Acl::Hidden {
             tracing::warn!(
@@ -85,16 +94,21 @@ async fn watch(node: &Node, key: &ConnectionKey, last: &mut Option<Look>, failur
     }
 }
 
-async fn look(wire: &mut Wire) -> io::Result<Look> {
+async fn look(wire: &mut Wire, keyspace: bool) -> io::Result<Look> {
     let mut questions = resp::own(&["INFO", "commandstats"]);
     questions.extend(resp::own(&["INFO", "replication"]));
     questions.extend(resp::own(&["ACL", "LIST"]));
+    if keyspace {
+        questions.extend(resp::own(&["CONFIG", "GET", "notify-keyspace-events"]));
+    }
     wire.send(&questions).await?;
     let (stats, replication, acl) = (wire.reply().await?, wire.reply().await?, wire.reply().await?);
+    let commands: &[&str] = if keyspace { &SILENT } else { &SILENT[..1] };
     Ok(Look {
-        swaps: lines(&stats, &["cmdstat_swapdb:"], Some(',')),
+        silent: lines(&stats, commands, Some(',')),
         role: lines(&replication, &["role:", "master_replid:"], None),
         acl: Acl::read(acl),
+        notifies: !keyspace || probe::notifies(&wire.reply().await?).is_ok(),
     })
 }
 
@@ -119,23 +133,29 @@ fn lines(reply: &[u8], wanted: &[&str], end: Option<char>) -> Option<String> {
 
 fn compare(node: &Node, old: &Look, new: &Look) {
     let changed = |a: &Option<String>, b: &Option<String>| matches!((a, b), (Some(a), Some(b)) if a != b);
-    let cache = &node.coherence.cache;
-    if changed(&old.swaps, &new.swaps) {
-        tracing::info!("SWAPDB on the upstream: cache flushed");
-        cache.flush(FlushCause::SwapDb);
+    let coherence = &node.coherence;
+    if !new.notifies {
+        tracing::warn!("the upstream's notify-keyspace-events has changed: cache flushed");
+        node.distrusted.store(true, Ordering::Release);
+    }
+    if changed(&old.silent, &new.silent) {
+        tracing::info!("SWAPDB (or, by keyspace notifications, a flush) on the upstream: cache flushed");
+        coherence.flush(FlushCause::SwapDb);
     }
     if changed(&old.role, &new.role) {
         tracing::warn!(
             "the upstream has changed its role ({}): cache flushed",
             new.role.as_deref().unwrap_or_default()
         );
-        cache.flush(FlushCause::Role);
+        coherence.flush(FlushCause::Role);
+        // Other levels can be kept now.
+        node.distrusted.store(true, Ordering::Release);
     }
     if let (Acl::Known(a), Acl::Known(b)) = (&old.acl, &new.acl)
         && a != b
     {
         tracing::info!("the upstream's ACL has changed: cache flushed");
-        cache.flush(FlushCause::Acl);
+        coherence.flush(FlushCause::Acl);
     }
 }
 

@@ -23,6 +23,7 @@ pub fn scope(level: Level, programs: Vec<Program>) -> Scope {
         faults: Faults::default(),
         threads: false,
         split: false,
+        broadcast: false,
     }
 }
 
@@ -165,5 +166,27 @@ fn reading_past_a_write_of_another_key() {
     holds("reading past others' writes", |level| {
         let programs = vec![pipelining(0, 0, &[Read(0, 0), Past(1), Read(0, 0)]), client(0, 1, &[Read(0, 0)])];
         Scope { outside: vec![Write(0)], ..scope(level, programs) }
+    });
+}
+
+/// Reports at the end of the node's turn, perhaps behind a PONG; acks before it.
+#[test]
+fn broadcast() {
+    holds("broadcast", |level| {
+        let programs = vec![client(0, 0, &[Read(0, 0), Read(0, 0)]), client(0, 1, &[Write(0)])];
+        Scope { outside: vec![Write(0)], broadcast: true, ..scope(level, programs) }
+    });
+    holds("broadcast, two keys", |level| {
+        let programs = vec![client(0, 0, &[Read(0, 0), Read(1, 0), Read(0, 0)])];
+        Scope { outside: vec![Write(0), Write(1)], broadcast: true, ..scope(level, programs) }
+    });
+}
+
+#[test]
+fn broadcast_while_the_link_dies() {
+    holds("broadcast, the link dies", |level| {
+        let programs = vec![client(0, 0, &[Read(0, 0), Read(0, 0)]), client(0, 1, &[Script(0)])];
+        let faults = Faults { links: 1, ..Faults::default() };
+        Scope { faults, broadcast: true, ..scope(level, programs) }
     });
 }

@@ -27,6 +27,8 @@ pub enum Step {
     PingLink(usize),
     /// The next event of the link arrives.
     LinkEvent(usize),
+    /// `broadcast`: the node's turn ends, and what changed in it is reported.
+    EndTurn(usize),
     /// The proxy does the next part of `link_lost`.
     LoseLink(usize),
     OpenLink(usize),
@@ -60,6 +62,8 @@ pub struct Scope {
     pub threads: bool,
     /// A read's reply and the PTTL behind it may arrive apart.
     pub split: bool,
+    /// Mode `broadcast`: every change is reported, at the end of the node's turn.
+    pub broadcast: bool,
 }
 
 pub enum Found {
@@ -70,7 +74,7 @@ pub enum Found {
 
 impl Scope {
     pub fn start(&self) -> World {
-        let mut w = World::new(&self.programs, self.faults);
+        let mut w = World::new(&self.programs, self.faults, self.broadcast);
         self.settle_down(&mut w);
         w
     }
@@ -146,6 +150,7 @@ impl Scope {
         };
         match link.events.front() {
             Some(Event::Changed(key)) if self.is_locked(w, p, *key) => {}
+            Some(Event::Pong(_)) if link.pong => {}
             Some(_) => out.push(Step::LinkEvent(p)),
             None if !link.server => out.push(Step::LoseLink(p)),
             None => {}
@@ -156,8 +161,12 @@ impl Scope {
         }
         if link.server {
             let asked = link.events.iter().any(|e| matches!(e, Event::Pong(_)));
-            if link.up && !asked && proxy.clock < self.latest_wanted(w, p) {
+            let second = self.broadcast && !link.up && link.answered > 0;
+            if !asked && (second || link.up && proxy.clock < self.latest_wanted(w, p)) {
                 out.push(Step::PingLink(p));
+            }
+            if link.pong || link.turn != 0 {
+                out.push(Step::EndTurn(p));
             }
             if w.faults.links > 0 {
                 out.push(Step::KillLink(p));
@@ -189,7 +198,7 @@ impl Scope {
         }
         let arming = lane.awaited.iter().any(|e| matches!(e, Expect::Arm { .. }));
         let link = w.proxies[p].link.as_ref().filter(|link| link.up && w.proxies[p].losing == 0);
-        if !arming && link.is_some_and(|link| link.gene != lane.armed) {
+        if !w.broadcast && !arming && link.is_some_and(|link| link.gene != lane.armed) {
             out.push(Step::Arm(p, l));
         }
     }
@@ -267,8 +276,11 @@ impl Scope {
             Step::Release(s) => self.release(w, s),
             Step::PingLink(p) => {
                 let now = w.now();
-                w.proxies[p].link.as_mut().expect("a link").events.push_back(Event::Pong(now));
+                let link = w.proxies[p].link.as_mut().expect("a link");
+                link.events.push_back(Event::Pong(now));
+                link.pong = self.broadcast;
             }
+            Step::EndTurn(p) => end_turn(w.proxies[p].link.as_mut().expect("a link")),
             Step::LinkEvent(p) => self.link_event(w, p),
             Step::LoseLink(p) => self.lose_link(w, p),
             Step::OpenLink(p) => open_link(w, p),
@@ -623,9 +635,17 @@ impl Scope {
             Event::Changed(key) => self.drop_key(w, p, key),
             Event::Everything => proxy.epoch += 1,
             Event::Pong(t) => {
-                link.up = true;
-                proxy.clock = proxy.clock.max(t);
-                proxy.gene = link.gene;
+                let twice = self.broadcast && self.rules.two_pings;
+                let proven = if twice { std::mem::replace(&mut link.answered, t) } else { t };
+                if proven > 0 {
+                    link.up = true;
+                    proxy.clock = proxy.clock.max(proven);
+                    proxy.gene = link.gene;
+                    if self.broadcast {
+                        // Nothing has to be said to the lanes.
+                        proxy.lanes.iter_mut().for_each(|lane| lane.armed = link.gene);
+                    }
+                }
             }
         }
     }
@@ -770,7 +790,7 @@ fn open_link(w: &mut World, p: usize) {
     let now = w.now();
     let proxy = &mut w.proxies[p];
     proxy.genes += 1;
-    proxy.link = Some(Link { gene: proxy.genes, up: false, server: true, events: [Event::Pong(now)].into() });
+    proxy.link = Some(Link { events: [Event::Pong(now)].into(), pong: w.broadcast, ..Link::new(proxy.genes) });
 }
 
 fn open_lane(w: &mut World, p: usize, l: usize) {
@@ -817,6 +837,14 @@ fn serve(w: &mut World, p: usize, l: usize) {
 fn write(w: &mut World, key: Option<Key>) {
     w.log.push(key);
     for proxy in &mut w.proxies {
+        if w.broadcast {
+            match (proxy.link.as_mut().filter(|link| link.server), key) {
+                (Some(link), Some(key)) => link.turn |= 1 << key,
+                (Some(link), None) => link.events.push_back(Event::Everything),
+                (None, _) => {}
+            }
+            continue;
+        }
         let Some(link) = proxy.link.as_mut().filter(|link| link.server) else {
             proxy.lanes.iter_mut().filter_map(|l| l.server.as_mut()).for_each(|s| forget(s, key));
             continue;
@@ -830,6 +858,12 @@ fn write(w: &mut World, key: Option<Key>) {
             }
         }
     }
+}
+
+fn end_turn(link: &mut Link) {
+    let changed = (0..KEYS as Key).filter(|key| link.turn & (1 << key) != 0);
+    link.events.extend(changed.map(Event::Changed));
+    (link.turn, link.pong) = (0, false);
 }
 
 fn forget(server: &mut ServerLane, key: Option<Key>) {

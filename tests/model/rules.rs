@@ -35,6 +35,8 @@ rules! {
     eviction_revokes,
     /// `judge` looks at the clocks before it looks at the epoch.
     clocks_before_epoch,
+    /// In `broadcast`, a PONG proves only the send time of the PING answered before its own was sent.
+    two_pings,
     /// A barrier that ends because the link is down flushes first.
     barrier_flushes,
 }

@@ -122,3 +122,12 @@ fn barriers_that_flush() {
     let question = Scope { faults, threads: true, ..scope(Bounded, programs) };
     breaks("barriers that flush when the link is down", OWN, |r| r.barrier_flushes = false, question);
 }
+
+#[test]
+fn two_pings_in_broadcast() {
+    let question = Scope { broadcast: true, ..others_write() };
+    breaks("the second PING of broadcast", KNOWN, |r| r.two_pings = false, question);
+    let programs = vec![client(0, 0, &[Read(0, 0), Read(0, 0)]), client(0, 1, &[Script(0)])];
+    let question = Scope { broadcast: true, ..scope(Bounded, programs) };
+    breaks("the second PING of broadcast", OWN, |r| r.two_pings = false, question);
+}

@@ -183,6 +183,18 @@ pub struct Link {
     /// Alive at the node.
     pub server: bool,
     pub events: VecDeque<Event>,
+    /// When the last PING had been sent whose PONG has come.
+    pub answered: Time,
+    /// `broadcast`: keys changed in the node's present turn, a bit each; reported when it ends.
+    pub turn: u8,
+    /// `broadcast`: a PONG was made in the present turn. It comes no earlier than the turn's end.
+    pub pong: bool,
+}
+
+impl Link {
+    pub fn new(gene: u8) -> Link {
+        Link { gene, up: false, server: true, events: VecDeque::new(), answered: 0, turn: 0, pong: false }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -206,6 +218,8 @@ pub struct Proxy {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct World {
     pub time: Time,
+    /// Mode `broadcast`; else `tracked`.
+    pub broadcast: bool,
     /// The node's writes; `None` wrote every key.
     pub log: Vec<Option<Key>>,
     pub sessions: Vec<Session>,
@@ -230,7 +244,7 @@ impl Session {
 }
 
 impl World {
-    pub fn new(programs: &[Program], faults: Faults) -> World {
+    pub fn new(programs: &[Program], faults: Faults, broadcast: bool) -> World {
         let lanes_of = |p: usize| programs.iter().filter(|g| g.proxy == p).map(|g| g.lane + 1).max().unwrap_or(1);
         let lane = Lane {
             up: true,
@@ -242,7 +256,7 @@ impl World {
             awaited: VecDeque::new(),
             server: Some(ServerLane { tracked: 0, redirect: 1 }),
         };
-        let link = Link { gene: 1, up: true, server: true, events: VecDeque::new() };
+        let link = Link { up: true, answered: 1, ..Link::new(1) };
         let proxy = |p| Proxy {
             epoch: 1,
             gene: 1,
@@ -258,6 +272,7 @@ impl World {
         let proxies = programs.iter().map(|p| p.proxy + 1).max().unwrap_or(1);
         World {
             time: 1,
+            broadcast,
             log: Vec::new(),
             sessions: vec![Session::default(); programs.len()],
             proxies: (0..proxies).map(proxy).collect(),
@@ -372,6 +387,7 @@ impl Proxy {
         f(&mut self.clock);
         self.told.iter_mut().for_each(&mut *f);
         if let Some(link) = &mut self.link {
+            f(&mut link.answered);
             for event in &mut link.events {
                 if let Event::Pong(t) = event {
                     f(t);

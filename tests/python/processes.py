@@ -29,6 +29,13 @@ def valkey_binary():
 
 
 SERVER_BINARIES = {"redis": redis_binary, "valkey": valkey_binary}
+# Other versions take part if the environment names their programs.
+SERVER_BINARIES |= {
+    kind: lambda path=os.environ[name]: path
+    for kind, name in (("redis6.2", "NEARSIDE_TEST_REDIS62"), ("redis8.2", "NEARSIDE_TEST_REDIS82"))
+    if name in os.environ
+}
+KINDS = tuple(SERVER_BINARIES)
 
 
 def proxy_binary():
@@ -126,8 +133,9 @@ class Server(Child):
         self.kind = kind
         self.port = port or free_port()
         self.folder = Path(folder)
+        debug = () if kind == "redis6.2" else ("--enable-debug-command", "yes")
         argv = [SERVER_BINARIES[kind](), "--port", self.port, "--bind", "127.0.0.1", "--dir", self.folder,
-                "--save", "", "--appendonly", "no", "--enable-debug-command", "yes", *options]
+                "--save", "", "--appendonly", "no", *debug, *options]
         super().__init__(argv, self.folder / f"{kind}-{self.port}.log")
         self.wait_ready()
 
@@ -244,6 +252,8 @@ class Passage:
 def _toml(value):
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
     return str(value) if isinstance(value, int) else f'"{value}"'
 
 

@@ -16,6 +16,7 @@ class Weather:
 
     def __init__(self):
         self.delay = 0.0
+        self.half_open = False
         self.flows = threading.Event()
         self.flows.set()
 
@@ -27,6 +28,8 @@ class Relay:
         self.target_port = target_port
         self._weather = {"link": Weather(), "lane": Weather(), None: Weather()}
         self._pairs = []
+        self.refused = None
+        """A word: requests with it are answered by an error here, as a server would that does not know it."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -41,6 +44,10 @@ class Relay:
     def resume(self, role):
         self._weather[role].flows.set()
 
+    def half_open(self, role):
+        """From now on the server's end of a connection is kept from the proxy: no FIN, just silence."""
+        self._weather[role].half_open = True
+
     def cut(self, role):
         """Ends this role's connections; how many there were."""
         pairs = [pair for pair in self._pairs if pair.role == role and pair.open]
@@ -51,6 +58,7 @@ class Relay:
     def kill(self):
         self._listener.close()
         for weather in self._weather.values():
+            weather.half_open = False
             weather.flows.set()
         for pair in self._pairs:
             pair.cut()
@@ -99,23 +107,29 @@ class Pair:
                 pass
 
     def _pump_requests(self):
-        self._pump(self._client, self._server, self._learn_role)
+        self._pump(self._client, self._server, self._look_at_request)
 
     def _pump_answers(self):
         self._pump(self._server, self._client, self._endure_weather)
 
-    def _pump(self, source, sink, before_passing_on):
+    def _pump(self, source, sink, look_at):
+        """`look_at` may keep the data to itself by answering true."""
         try:
             while data := source.recv(CHUNK):
-                before_passing_on(data)
-                sink.sendall(data)
+                if not look_at(data):
+                    sink.sendall(data)
         except OSError:
             pass
-        self.cut()
+        if not self.relay.weather_of(self.role).half_open:
+            self.cut()
 
-    def _learn_role(self, data):
+    def _look_at_request(self, data):
         if self.role is None:
             self.role = next((role for mark, role in ROLES.items() if mark in data), None)
+        refused = self.relay.refused is not None and self.relay.refused in data
+        if refused:
+            self._client.sendall(b"-ERR syntax error\r\n")
+        return refused
 
     def _endure_weather(self, _):
         weather = self.relay.weather_of(self.role)
