@@ -269,8 +269,7 @@ impl Table {
     }
 }
 
-/// Whether this is GET's name.
-pub fn is_get(name: &[u8]) -> bool {
+fn is_get(name: &[u8]) -> bool {
     matches!(name, [g, e, t] if g | 0x20 == b'g' && e | 0x20 == b'e' && t | 0x20 == b't')
 }
 

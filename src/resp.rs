@@ -85,6 +85,11 @@ impl Scanner {
         self.first = 0;
     }
 
+    /// Whether nothing of the present request was looked at.
+    pub fn is_at_start(&self) -> bool {
+        self.pos == 0
+    }
+
     /// Looks at `buf`, which starts with the same bytes as at the last call that said `Incomplete`.
     pub fn scan(&mut self, buf: &[u8], max_bulk: usize) -> Result<Scan, ProtocolError> {
         if self.pos == 0 {
@@ -180,6 +185,20 @@ fn short_header(buf: &[u8], at: usize, kind: u8) -> Option<(usize, usize)> {
     } else {
         None
     }
+}
+
+/// The arguments and the length of the GET at the start of `buf`, if it is there, spelled as clients do, and its key is
+/// shorter than 100 bytes. What the scanner would find, in a fifth of the time.
+#[inline]
+pub fn short_get(buf: &[u8]) -> Option<([Range<usize>; 2], usize)> {
+    let head: &[u8; 14] = buf.first_chunk()?;
+    let [g, e, t] = [head[8] | 0x20, head[9] | 0x20, head[10] | 0x20];
+    if head[..8] != *b"*2\r\n$3\r\n" || [g, e, t] != *b"get" || head[11..] != *b"\r\n$" {
+        return None;
+    }
+    let (len, start) = short_header(buf, 13, b'$')?;
+    let end = start + len;
+    (buf.len() >= end + 2).then_some(([8..11, start..end], end + 2))
 }
 
 fn printable(byte: u8) -> char {

@@ -99,3 +99,28 @@ fn a_deep_reply_costs_no_stack() {
     deep.extend_from_slice(b":1\r\n");
     assert_eq!(Cutter::default().cut(&deep), Ok(Some(deep.len())));
 }
+
+#[test]
+fn a_short_get_is_what_the_scanner_finds() {
+    let long = "x".repeat(99);
+    for (request, short) in [
+        (encode(&["GET", "k"]), true),
+        (encode(&["get", ""]), true),
+        (encode(&["gEt", &long]), true),
+        (encode(&["GET", &format!("{long}x")]), false),
+        (encode(&["SET", "k"]), false),
+        (encode(&["GET", "k", "l"]), false),
+        (encode(&["GET"]), false),
+        (b"*2\r\n$03\r\nGET\r\n$1\r\nk\r\n".to_vec(), false),
+    ] {
+        let followed = [&request[..], b"*1\r\n$4\r\nPING\r\n"].concat();
+        let mut scanner = Scanner::default();
+        let scanned = scanner.scan(&followed, 512 << 20);
+        let found = short_get(&followed);
+        assert_eq!(found.is_some(), short, "{}", String::from_utf8_lossy(&request));
+        if let Some((args, len)) = found {
+            assert_eq!((Ok(Scan::Request(len)), scanner.args()), (scanned, &args[..]));
+            assert!((0..len).all(|cut| short_get(&request[..cut]).is_none()), "not whole");
+        }
+    }
+}

@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::buffer::{self, LARGE};
 use crate::cache::Cache;
-use crate::command::{Request, is_get};
+use crate::command::Request;
 use crate::resp::{self, ProtocolError, Scan, Scanner};
 use crate::transport::Stream;
 
@@ -28,12 +28,17 @@ struct Found {
     len: usize,
     /// Its bytes and those behind it that ask for nothing.
     span: usize,
-    /// Its arguments, as the scanner keeps them.
-    args: Range<usize>,
+    args: Args,
     /// The hash of argument 1, if there is one and it is not long.
     hash: Option<u64>,
-    /// Of a GET: where its key stands.
-    get: Option<Range<usize>>,
+}
+
+/// Where the arguments of a request stand.
+enum Args {
+    /// Of a GET.
+    Get([Range<usize>; 2]),
+    /// Of any request: as the scanner keeps them.
+    Kept(Range<usize>),
 }
 
 /// See the module.
@@ -117,9 +122,19 @@ impl Input {
     /// Looks at what comes next. False: no further.
     fn look(&mut self, cache: &Cache, max_bulk: usize) -> Result<bool, ProtocolError> {
         let at = self.pos + self.seen;
+        if self.scanner.is_at_start()
+            && let Some((args, len)) = resp::short_get(&self.buf[at..])
+        {
+            let hash = Some(cache.hash(&self.buf[at..][args[1].clone()]));
+            self.add(Found { len, span: len, args: Args::Get(args), hash });
+            return Ok(true);
+        }
         match self.scanner.scan(&self.buf[at..], max_bulk)? {
             Scan::Request(len) => {
-                self.add(len, cache);
+                let args = self.scanner.keep();
+                let first = self.scanner.kept(&args).get(1).filter(|first| first.len() <= HASHED_MAX);
+                let hash = first.map(|first| cache.hash(&self.buf[at..][first.clone()]));
+                self.add(Found { len, span: len, args: Args::Kept(args), hash });
                 return Ok(len < LARGE);
             }
             Scan::Incomplete(need) => {
@@ -137,19 +152,10 @@ impl Input {
         Ok(true)
     }
 
-    fn add(&mut self, len: usize, cache: &Cache) {
-        let args = self.scanner.keep();
-        let request = &self.buf[self.pos + self.seen..];
-        let (mut hash, mut get) = (None, None);
-        if let [name, first, rest @ ..] = self.scanner.kept(&args)
-            && first.len() <= HASHED_MAX
-        {
-            hash = Some(cache.hash(&request[first.clone()]));
-            get = (rest.is_empty() && is_get(&request[name.clone()])).then(|| first.clone());
-        }
-        self.found.push(Found { len, span: len, args, hash, get });
-        self.seen += len;
+    fn add(&mut self, found: Found) {
+        self.seen += found.len;
         self.need = 0;
+        self.found.push(found);
     }
 
     fn skip(&mut self, len: usize) {
@@ -185,14 +191,18 @@ impl Input {
     pub(super) fn request(&self) -> Request<'_> {
         let found = &self.found[self.next];
         let buf = &self.buf[self.pos..self.pos + found.len];
-        Request { buf, args: self.scanner.kept(&found.args), hash: found.hash }
+        let args = match &found.args {
+            Args::Get(args) => &args[..],
+            Args::Kept(args) => self.scanner.kept(args),
+        };
+        Request { buf, args, hash: found.hash }
     }
 
-    /// The present request's key and its hash, if it is there and a GET.
+    /// The present request's key and its hash, if it is there and a GET (in the usual spelling).
     pub(super) fn get(&self) -> Option<(&[u8], u64)> {
         let found = self.found.get(self.next)?;
-        let key = found.get.clone()?;
-        Some((&self.buf[self.pos..][key], found.hash?))
+        let Args::Get([_, key]) = &found.args else { return None };
+        Some((&self.buf[self.pos..][key.clone()], found.hash?))
     }
 
     /// The present request is dealt with.
@@ -220,7 +230,7 @@ impl Input {
 
     /// The present request as bytes of their own, without a copy; it is dealt with.
     pub(super) fn take(&mut self) -> Bytes {
-        let Found { len, span, .. } = self.found[self.next];
+        let &Found { len, span, .. } = &self.found[self.next];
         self.next += 1;
         self.seen -= span;
         let request = self.split(len);
@@ -268,7 +278,8 @@ mod tests {
         let mut all = Vec::new();
         while input.find(cache, MAX_BULK).expect("requests") {
             let request = input.request().buf.to_vec();
-            assert_eq!(input.get().map(|(key, _)| key), is_short_get(&request).then_some(b"k".as_slice()));
+            // One that came in two pieces is found by the scanner.
+            assert!(input.get().is_none_or(|(key, _)| key == b"k" && is_short_get(&request)));
             if request.len() >= LARGE {
                 assert_eq!(input.take(), request);
             } else {
@@ -312,6 +323,16 @@ mod tests {
             assert!(found == expected, "cut at {cut}");
             assert_eq!((input.left(), input.seen), (0, 0));
         }
+    }
+
+    #[test]
+    fn a_get_is_known_as_such() {
+        let cache = Cache::new(1 << 20, 1 << 10);
+        let mut input = Input::default();
+        feed(&mut input, &resp::encode(&["GET", "k"]));
+        assert!(input.find(&cache, MAX_BULK).expect("a request"));
+        assert_eq!(input.get(), Some((b"k".as_slice(), cache.hash(b"k"))));
+        assert_eq!((input.request().arg(0), input.request().arg(1)), (b"GET".as_slice(), b"k".as_slice()));
     }
 
     #[test]
