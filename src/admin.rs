@@ -47,7 +47,7 @@ pub fn fields(shared: &Shared) -> Vec<(String, String)> {
     let standing = node.coherence.standing();
     add("invalidation", &standing);
     add("strongest_level", &standing.strongest());
-    add("reads_of_refused_levels", &get(&node.coherence.refused));
+    add("reads_of_refused_levels", &get(&node.coherence.refused_reads));
     add("clock_age_ms", &age.map_or(-1, |a| a.as_millis() as i64));
     add("lanes", &node.lanes.load(Ordering::Relaxed));
     add("dedicated", &node.dedicated.load(Ordering::Relaxed));

@@ -43,7 +43,7 @@ pub struct Coherence {
     /// The standing's strongest level, where every read can see it.
     strongest: AtomicU8,
     /// Reads that went upstream because their level cannot be kept.
-    pub refused: AtomicU64,
+    pub refused_reads: AtomicU64,
     link_waker: AtomicWaker,
     lane_wakers: Box<[AtomicWaker]>,
     moved: Notify,
@@ -62,7 +62,7 @@ impl Coherence {
             link: ArcSwapOption::empty(),
             standing: ArcSwap::from_pointee(Standing { mode: Err("not connected yet".into()), replica: false }),
             strongest: AtomicU8::new(Level::Linearizable as u8),
-            refused: AtomicU64::new(0),
+            refused_reads: AtomicU64::new(0),
             link_waker: AtomicWaker::new(),
             lane_wakers: (0..MAX_LANES).map(|_| AtomicWaker::new()).collect(),
             moved: Notify::new(),

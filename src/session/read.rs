@@ -48,7 +48,7 @@ impl Session {
         let coherence = &self.shared.node.coherence;
         let kept = coherence.keeps(self.level);
         if !kept {
-            coherence.refused.fetch_add(1, Ordering::Relaxed);
+            coherence.refused_reads.fetch_add(1, Ordering::Relaxed);
         }
         kept
     }
