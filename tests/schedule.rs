@@ -31,6 +31,13 @@ struct World {
     clock: AtomicU64,
 }
 
+/// The server has answered; the answer is on its way.
+struct Asked {
+    token: FillToken,
+    sent: Time,
+    value: u64,
+}
+
 impl World {
     fn new(budget: u64) -> Arc<World> {
         let cache = Arc::new(Cache::new(budget, 1 << 10));
@@ -44,27 +51,28 @@ impl World {
         Time(self.clock.fetch_add(1, Ordering::SeqCst) + 1)
     }
 
-    fn begin(&self, v: &Variant<'_>) -> Option<FillToken> {
-        match self.cache.begin(self.hash, v) {
-            Begin::Lead(token) => Some(token),
-            Begin::Join(_) => None,
-        }
-    }
-
     fn drop_key(&self) {
         self.cache.drop_key(self.hash);
     }
 
-    /// A read that fills, from its token to its end. What it was told.
-    fn read(&self, v: &Variant<'_>) {
-        let Some(token) = self.begin(v) else { return };
-        let sent = self.now();
-        let value = self.value.load(Ordering::SeqCst);
+    /// A read that fills, as far as the server's answer.
+    fn ask(&self, v: &Variant<'_>) -> Option<Asked> {
+        let Begin::Lead(token) = self.cache.begin(self.hash, v) else { return None };
+        Some(Asked { token, sent: self.now(), value: self.value.load(Ordering::SeqCst) })
+    }
+
+    /// The answer arrives.
+    fn keep(&self, v: &Variant<'_>, asked: Option<Asked>) {
+        let Some(Asked { token, sent, value }) = asked else { return };
         let stored = self.now();
         let times = FillTimes { sent, stored, deadline: Time::NEVER };
         if !self.cache.fill(token, v, &value.to_be_bytes(), times, self.lane) {
             self.cache.observe(self.hash, stored);
         }
+    }
+
+    fn read(&self, v: &Variant<'_>) {
+        self.keep(v, self.ask(v));
     }
 
     /// What a hit as of `watermark` shows.
@@ -164,6 +172,26 @@ fn nobody_is_told_anything_older() {
     });
 }
 
+/// What is evicted was told all the same: an older reply, still on its way then, must not be served after it.
+#[test]
+fn an_eviction_forgets_nothing() {
+    explore(|| {
+        // No reply fits: each is evicted as soon as it is stored.
+        let w = World::new(100);
+        let asked = w.ask(&STRLEN);
+        let late = spawn(&w, |w| w.keep(&STRLEN, asked));
+        let teller = spawn(&w, |w| {
+            // Its report has not come yet.
+            let value = w.value.fetch_add(1, Ordering::SeqCst) + 1;
+            w.read(&GET);
+            for _ in 0..3 {
+                assert!(w.hit(&STRLEN, Time(0)).is_none_or(|seen| seen >= value), "older than what was told");
+            }
+        });
+        join([late, teller]);
+    });
+}
+
 /// Two replies about one key: what a hit on one has shown, a hit on the other does not take back.
 #[test]
 fn variants_do_not_contradict_each_other() {
@@ -210,9 +238,9 @@ fn a_lanes_successor_proves_nothing() {
         let w = World::new(1 << 20);
         w.read(&GET);
         let successor = spawn(&w, |w| {
-            // The server forgets the lane's registrations, and then somebody writes: no report comes.
-            w.cache.clocks.close_lane(w.lane);
+            // The lane is dead at the server, and then somebody writes: no report comes. Later the proxy notices.
             w.value.fetch_add(1, Ordering::SeqCst);
+            w.cache.clocks.close_lane(w.lane);
             let lane = w.cache.clocks.open_lane(w.now()).expect("a slot");
             w.cache.clocks.advance_lane(lane, w.now());
             w.cache.clocks.advance_link(w.now());
