@@ -40,9 +40,10 @@ use crate::time::Time;
 use drive::{Client, Site, Way};
 use history::{History, Route};
 use judge::{Findings, Rules};
-use report::{Party, Report, Tally, Verdict};
+use report::{Party, Report, Tally};
 use weather::Events;
 use wire::{Connection, Target, text};
+use work::FieldTtls;
 
 /// The clients pause so often, and what they noted is judged while they go on.
 const ROUND: Duration = Duration::from_secs(5);
@@ -165,7 +166,8 @@ async fn drive_and_judge(options: &Options) -> Result<Report, String> {
     let left_behind = run.remove().await;
     for (proxy, way) in proxies.iter_mut().zip(&run.site.ways[1..]) {
         let after = stats(way).await.ok().and_then(|stats| stats.hits);
-        proxy.hits = proxy.hits.zip(after).map(|(before, after)| after.saturating_sub(before));
+        // one that was restarted has counted anew
+        proxy.hits = proxy.hits.zip(after).map(|(before, after)| after.checked_sub(before).unwrap_or(after));
     }
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
@@ -178,23 +180,12 @@ async fn drive_and_judge(options: &Options) -> Result<Report, String> {
         upstream,
         proxies,
         max_staleness: options.max_staleness.as_secs_f64(),
-        commands: Default::default(),
-        reads: 0,
-        proxied_reads: 0,
-        writes: 0,
-        unknown_writes: 0,
         cut: options.cut_links.then(|| cut.get()),
         erasures: run.events.erased.len(),
         evictions: run.events.evicted.len(),
         errors: run.site.errors.take(),
         unanswered: run.site.unanswered.get(),
-        promises: Vec::new(),
-        undecided: 0,
-        back_between_sessions: 0,
-        staleness: Default::default(),
-        violations: Vec::new(),
-        verdict: Verdict::Inconclusive,
-        doubts: Vec::new(),
+        ..Report::default()
     };
     run.tally.fill(&mut report);
     Ok(report)
@@ -218,8 +209,8 @@ fn token_key(prefix: &str) -> String {
     format!("{prefix}:probe")
 }
 
-/// Its version, and whether it knows times to live of fields. Leaves a key for the proxies to show.
-async fn greet_upstream(way: &Way, prefix: &str) -> Result<(Party, bool), String> {
+/// Its version, and what it can do with times to live of fields. Leaves a key for the proxies to show.
+async fn greet_upstream(way: &Way, prefix: &str) -> Result<(Party, FieldTtls), String> {
     let failed = |e: std::io::Error| format!("{}: {e}", way.route.name);
     let mut connection = Connection::open(&way.target, false).await.map_err(failed)?;
     let info = text(&connection.call(&["INFO", "server"]).await.map_err(failed)?).unwrap_or_default();
@@ -235,7 +226,12 @@ async fn greet_upstream(way: &Way, prefix: &str) -> Result<(Party, bool), String
         return Err(format!("{}: SET was answered {set:?}", way.route.name));
     }
     let party = Party { address: way.route.name.clone(), version, ..Party::default() };
-    Ok((party, !matches!(hash, Value::ServerError(_))))
+    let field_ttls = match (hash, field("valkey_version")) {
+        (Value::ServerError(_), _) => FieldTtls::None,
+        (_, Some(_)) => FieldTtls::Any,
+        (_, None) => FieldTtls::OfNewFields,
+    };
+    Ok((party, field_ttls))
 }
 
 /// Its version, its level, and whether it shows what was written at the upstream.
@@ -320,6 +316,9 @@ impl Run<'_> {
             self.events = Events::read(path)?;
             let events = Events::read(path)?.since(began);
             (history.erased, history.eroded) = (events.erased, events.evicted);
+            if !history.eroded.is_empty() {
+                history.forget_what_eviction_tears();
+            }
         }
         self.tally.count(&history);
         let rules = Rules { max_staleness: self.options.max_staleness, budget: BUDGET };

@@ -68,6 +68,18 @@ pub fn keys(kind: Kind, name: &str) -> Vec<String> {
     }
 }
 
+/// What a server can do with the time to live of a hash's fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldTtls {
+    /// Nothing.
+    None,
+    /// HPEXPIRE, which brings fields back that have expired and are not yet removed (Redis 8.2). So only fields that the
+    /// same transaction has written are given a time.
+    OfNewFields,
+    /// HPEXPIRE (Valkey 9).
+    Any,
+}
+
 /// Makes writes; `token` is new each time.
 pub struct Writer<'a> {
     /// What the object is.
@@ -76,8 +88,8 @@ pub struct Writer<'a> {
     pub name: &'a str,
     /// What no write has written before: a letter and a hexadecimal number.
     pub token: &'a str,
-    /// Whether the server can let fields of a hash expire.
-    pub field_ttls: bool,
+    /// What the server can do.
+    pub field_ttls: FieldTtls,
 }
 
 const SET_UNDECLARED: &str = "return redis.call('SET', ARGV[1], ARGV[2])";
@@ -167,9 +179,13 @@ impl Writer<'_> {
             }
             9 => self.write("HDEL", &["HDEL", key, "f", "g"], Change::Delete),
             10 => self.write("PEXPIRE", &["PEXPIRE", key, &ms], Change::Expire { after: ttl, fields: false }),
-            11 | 12 if self.field_ttls => {
+            11 if self.field_ttls == FieldTtls::Any => {
                 let args = ["HPEXPIRE", key, &ms, "FIELDS", "2", "f", "g"];
                 self.write("HPEXPIRE", &args, Change::Expire { after: ttl, fields: true })
+            }
+            11 | 12 if self.field_ttls != FieldTtls::None => {
+                let limit: &[&str] = &["HPEXPIRE", key, &ms, "FIELDS", "2", "f", "g"];
+                self.transaction("MULTI HSET HSET HPEXPIRE", &[f, g, limit], self.set(Some(ttl), true))
             }
             _ => self.deletion(rng),
         }
