@@ -105,11 +105,8 @@ pub struct Options {
 
 /// Runs it; the exit code.
 pub async fn run(options: Options) -> u8 {
-    match tokio::task::LocalSet::new()
-        .run_until(drive_and_judge(&options))
-        .await
-        .and_then(|report| tell(&options, &report))
-    {
+    let report = tokio::task::LocalSet::new().run_until(drive_and_judge(&options)).await;
+    match report.and_then(|report| tell(&options, &report)) {
         Ok(code) => code,
         Err(e) => {
             eprintln!("nearside verify: {e}");
@@ -205,7 +202,8 @@ fn ways(options: &Options) -> Result<Vec<Way>, String> {
     Ok(ways)
 }
 
-fn token_key(prefix: &str) -> String {
+/// The key by which a proxy is recognized as one of this upstream.
+fn probe_key(prefix: &str) -> String {
     format!("{prefix}:probe")
 }
 
@@ -219,7 +217,7 @@ async fn greet_upstream(way: &Way, prefix: &str) -> Result<(Party, FieldTtls), S
         Some(version) => format!("Valkey {version}"),
         None => format!("Redis {}", field("redis_version").unwrap_or("?")),
     };
-    let key = token_key(prefix);
+    let key = probe_key(prefix);
     let hash = connection.call(&["HPEXPIRE", &key, "1", "FIELDS", "1", "f"]).await.map_err(failed)?;
     let set = connection.call(&["SET", &key, prefix, "PX", "60000"]).await.map_err(failed)?;
     if set != Value::Okay {
@@ -245,7 +243,7 @@ async fn greet_proxy(way: &mut Way, prefix: &str) -> Result<Party, String> {
         // Not nearside: it cannot be asked, only held to a level.
         None => way.ask = None,
     }
-    let shown = connection.call(&["GET", &token_key(prefix)]).await.map_err(failed)?;
+    let shown = connection.call(&["GET", &probe_key(prefix)]).await.map_err(failed)?;
     if text(&shown).as_deref() != Some(prefix) {
         return Err(format!(
             "{name} does not show what is written at the upstream ({shown:?}): is it in front of another one?"
@@ -314,7 +312,7 @@ impl Run<'_> {
         self.finish_judging().await?;
         if let Some(path) = &self.options.events {
             self.events = Events::read(path)?;
-            let events = Events::read(path)?.since(began);
+            let events = self.events.since(began);
             (history.erased, history.eroded) = (events.erased, events.evicted);
             if !history.eroded.is_empty() {
                 history.forget_what_eviction_tears();
@@ -342,7 +340,7 @@ impl Run<'_> {
 
     /// Removes every key there was; how many could not be.
     async fn remove(&mut self) -> usize {
-        self.used.push(token_key(self.prefix));
+        self.used.push(probe_key(self.prefix));
         let target = &self.site.ways[0].target;
         let Ok(mut connection) = Connection::open(target, false).await else { return self.used.len() };
         let mut left = 0;

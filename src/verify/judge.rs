@@ -12,7 +12,7 @@ use std::time::Duration;
 use ahash::AHashMap;
 use hdrhistogram::Histogram;
 
-use super::facts::{Candidate, Cause, Facts, Floor};
+use super::facts::{Candidate, Cause, Facts, Floor, is_certain};
 use super::history::{Action, History, Op, Seen, Span};
 use super::linearizable::{self, Verdict};
 use super::moments;
@@ -244,7 +244,7 @@ impl<'a> Judge<'a> {
 
     /// Who made a write has evidence of it.
     fn acked(&mut self, i: usize, op: &Op) {
-        if self.facts.is_certain(op) {
+        if is_certain(op) {
             let floor = Floor { at: op.start, cause: Cause::Op(i) };
             self.note(i, op, u8::MAX, floor);
         }
