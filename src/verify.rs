@@ -40,9 +40,10 @@ use crate::time::Time;
 use drive::{Client, Site, Way};
 use history::{History, Route};
 use judge::{Findings, Rules};
-use report::{Party, Report, Tally, Verdict};
+use report::{Party, Report, Tally};
 use weather::Events;
 use wire::{Connection, Target, text};
+use work::FieldTtls;
 
 /// The clients pause so often, and what they noted is judged while they go on.
 const ROUND: Duration = Duration::from_secs(5);
@@ -104,11 +105,8 @@ pub struct Options {
 
 /// Runs it; the exit code.
 pub async fn run(options: Options) -> u8 {
-    match tokio::task::LocalSet::new()
-        .run_until(drive_and_judge(&options))
-        .await
-        .and_then(|report| tell(&options, &report))
-    {
+    let report = tokio::task::LocalSet::new().run_until(drive_and_judge(&options)).await;
+    match report.and_then(|report| tell(&options, &report)) {
         Ok(code) => code,
         Err(e) => {
             eprintln!("nearside verify: {e}");
@@ -165,7 +163,8 @@ async fn drive_and_judge(options: &Options) -> Result<Report, String> {
     let left_behind = run.remove().await;
     for (proxy, way) in proxies.iter_mut().zip(&run.site.ways[1..]) {
         let after = stats(way).await.ok().and_then(|stats| stats.hits);
-        proxy.hits = proxy.hits.zip(after).map(|(before, after)| after.saturating_sub(before));
+        // one that was restarted has counted anew
+        proxy.hits = proxy.hits.zip(after).map(|(before, after)| after.checked_sub(before).unwrap_or(after));
     }
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION"),
@@ -178,23 +177,12 @@ async fn drive_and_judge(options: &Options) -> Result<Report, String> {
         upstream,
         proxies,
         max_staleness: options.max_staleness.as_secs_f64(),
-        commands: Default::default(),
-        reads: 0,
-        proxied_reads: 0,
-        writes: 0,
-        unknown_writes: 0,
         cut: options.cut_links.then(|| cut.get()),
         erasures: run.events.erased.len(),
         evictions: run.events.evicted.len(),
         errors: run.site.errors.take(),
         unanswered: run.site.unanswered.get(),
-        promises: Vec::new(),
-        undecided: 0,
-        back_between_sessions: 0,
-        staleness: Default::default(),
-        violations: Vec::new(),
-        verdict: Verdict::Inconclusive,
-        doubts: Vec::new(),
+        ..Report::default()
     };
     run.tally.fill(&mut report);
     Ok(report)
@@ -214,12 +202,13 @@ fn ways(options: &Options) -> Result<Vec<Way>, String> {
     Ok(ways)
 }
 
-fn token_key(prefix: &str) -> String {
+/// The key by which a proxy is recognized as one of this upstream.
+fn probe_key(prefix: &str) -> String {
     format!("{prefix}:probe")
 }
 
-/// Its version, and whether it knows times to live of fields. Leaves a key for the proxies to show.
-async fn greet_upstream(way: &Way, prefix: &str) -> Result<(Party, bool), String> {
+/// Its version, and what it can do with times to live of fields. Leaves a key for the proxies to show.
+async fn greet_upstream(way: &Way, prefix: &str) -> Result<(Party, FieldTtls), String> {
     let failed = |e: std::io::Error| format!("{}: {e}", way.route.name);
     let mut connection = Connection::open(&way.target, false).await.map_err(failed)?;
     let info = text(&connection.call(&["INFO", "server"]).await.map_err(failed)?).unwrap_or_default();
@@ -228,14 +217,19 @@ async fn greet_upstream(way: &Way, prefix: &str) -> Result<(Party, bool), String
         Some(version) => format!("Valkey {version}"),
         None => format!("Redis {}", field("redis_version").unwrap_or("?")),
     };
-    let key = token_key(prefix);
+    let key = probe_key(prefix);
     let hash = connection.call(&["HPEXPIRE", &key, "1", "FIELDS", "1", "f"]).await.map_err(failed)?;
     let set = connection.call(&["SET", &key, prefix, "PX", "60000"]).await.map_err(failed)?;
     if set != Value::Okay {
         return Err(format!("{}: SET was answered {set:?}", way.route.name));
     }
     let party = Party { address: way.route.name.clone(), version, ..Party::default() };
-    Ok((party, !matches!(hash, Value::ServerError(_))))
+    let field_ttls = match (hash, field("valkey_version")) {
+        (Value::ServerError(_), _) => FieldTtls::None,
+        (_, Some(_)) => FieldTtls::Any,
+        (_, None) => FieldTtls::OfNewFields,
+    };
+    Ok((party, field_ttls))
 }
 
 /// Its version, its level, and whether it shows what was written at the upstream.
@@ -249,7 +243,7 @@ async fn greet_proxy(way: &mut Way, prefix: &str) -> Result<Party, String> {
         // Not nearside: it cannot be asked, only held to a level.
         None => way.ask = None,
     }
-    let shown = connection.call(&["GET", &token_key(prefix)]).await.map_err(failed)?;
+    let shown = connection.call(&["GET", &probe_key(prefix)]).await.map_err(failed)?;
     if text(&shown).as_deref() != Some(prefix) {
         return Err(format!(
             "{name} does not show what is written at the upstream ({shown:?}): is it in front of another one?"
@@ -318,8 +312,11 @@ impl Run<'_> {
         self.finish_judging().await?;
         if let Some(path) = &self.options.events {
             self.events = Events::read(path)?;
-            let events = Events::read(path)?.since(began);
+            let events = self.events.since(began);
             (history.erased, history.eroded) = (events.erased, events.evicted);
+            if !history.eroded.is_empty() {
+                history.forget_what_eviction_tears();
+            }
         }
         self.tally.count(&history);
         let rules = Rules { max_staleness: self.options.max_staleness, budget: BUDGET };
@@ -343,7 +340,7 @@ impl Run<'_> {
 
     /// Removes every key there was; how many could not be.
     async fn remove(&mut self) -> usize {
-        self.used.push(token_key(self.prefix));
+        self.used.push(probe_key(self.prefix));
         let target = &self.site.ways[0].target;
         let Ok(mut connection) = Connection::open(target, false).await else { return self.used.len() };
         let mut left = 0;

@@ -12,9 +12,9 @@ use std::time::Duration;
 use redis::Value;
 use tokio::task::JoinSet;
 
-use super::history::{Action, Change, History, Op, Route};
+use super::history::{Action, Change, History, Object, Op, Route};
 use super::wire::{Connection, Target};
-use super::work::{self, KINDS, Kind, Outcome, Read, Write, Writer};
+use super::work::{self, FieldTtls, KINDS, Kind, Outcome, Read, Write, Writer};
 use crate::config::Level;
 use crate::resp;
 use crate::time::Time;
@@ -56,7 +56,7 @@ pub struct Site {
     /// The ways; the first goes past all proxies.
     pub ways: Vec<Way>,
     prefix: String,
-    field_ttls: bool,
+    field_ttls: FieldTtls,
     slots: Vec<Slot>,
     objects: RefCell<Vec<(Kind, String)>>,
     objects_ever: Cell<u64>,
@@ -72,7 +72,7 @@ pub struct Site {
 
 impl Site {
     /// With so many objects at a time.
-    pub fn new(ways: Vec<Way>, prefix: String, objects: usize, field_ttls: bool) -> Site {
+    pub fn new(ways: Vec<Way>, prefix: String, objects: usize, field_ttls: FieldTtls) -> Site {
         let slot = |i: usize| Slot {
             kind: KINDS[i % KINDS.len()],
             weight: WEIGHTS[i / KINDS.len() % WEIGHTS.len()],
@@ -113,7 +113,7 @@ impl Site {
         let mut history = History {
             routes: self.ways.iter().map(|way| way.route.clone()).collect(),
             sessions: self.sessions.borrow().clone(),
-            objects: self.objects.borrow().iter().map(|(_, name)| name.clone()).collect(),
+            objects: self.objects.borrow().iter().map(object_of).collect(),
             ops: clients.iter_mut().flat_map(|client| std::mem::take(&mut client.ops)).collect(),
             ..History::default()
         };
@@ -350,6 +350,10 @@ impl Client {
             }
         }
     }
+}
+
+fn object_of((kind, name): &(Kind, String)) -> Object {
+    Object { name: name.clone(), keys: work::keys(*kind, name).len() }
 }
 
 /// What is not known was not answered.

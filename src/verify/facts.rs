@@ -95,11 +95,6 @@ impl<'a> Facts<'a> {
         Facts { history, objects }
     }
 
-    /// Whether the write, if it happened, changed the value.
-    pub fn is_certain(&self, op: &Op) -> bool {
-        is_certain(op)
-    }
-
     /// Where `seen` may come from, if it was seen before `by`; the newest last.
     pub fn candidates(&self, object: usize, seen: &Seen, by: Time) -> Vec<Candidate> {
         let object = &self.objects[object];
@@ -232,7 +227,7 @@ impl Object {
 }
 
 /// Whether a write, once acknowledged, has certainly changed the value: PEXPIRE changes it later, if at all.
-fn is_certain(op: &Op) -> bool {
+pub fn is_certain(op: &Op) -> bool {
     !matches!(op.action, Action::Write(Change::Expire { .. }))
 }
 

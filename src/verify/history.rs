@@ -92,7 +92,7 @@ pub enum Change {
     Set {
         /// The new value.
         value: Bytes,
-        /// Its time to live, if the write gives it one.
+        /// Its time to live, if the write gives it one: of the key (SET PX), or of the fields.
         ttl: Option<Duration>,
         /// Whether a time to live that the key has goes on (HSET), or ends (SET).
         keeps_ttl: bool,
@@ -103,13 +103,22 @@ pub enum Change {
     Increment(Option<i64>),
     /// APPEND or RPUSH of one token, and the length (in bytes) that was answered.
     Append(Bytes, Option<usize>),
-    /// PEXPIRE or HPEXPIRE: what is there now goes after this time.
+    /// PEXPIRE, HPEXPIRE …: what is there now goes after this time.
     Expire {
         /// After how long.
         after: Duration,
         /// HPEXPIRE of all fields: a write of the fields ends it.
         fields: bool,
     },
+}
+
+/// What is written and read as one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// The key's name, or what its keys begin with.
+    pub name: String,
+    /// How many keys it has.
+    pub keys: usize,
 }
 
 /// A run, or a part of it during which no operation was cut in two.
@@ -119,8 +128,8 @@ pub struct History {
     pub routes: Vec<Route>,
     /// The route of each session.
     pub sessions: Vec<usize>,
-    /// The name of each object. All were absent at first.
-    pub objects: Vec<String>,
+    /// The objects. All were absent at first.
+    pub objects: Vec<Object>,
     /// In the order of their start.
     pub ops: Vec<Op>,
     /// Everything was erased once within each of these (FLUSHALL, a restart); by whom does not matter.
@@ -138,6 +147,12 @@ impl History {
     /// Brings the operations into the order of their start; those of one session stay in theirs.
     pub fn sort(&mut self) {
         self.ops.sort_by_key(|op| op.start);
+    }
+
+    /// Leaves out what cannot be judged: eviction takes one key of an object and leaves the other.
+    pub fn forget_what_eviction_tears(&mut self) {
+        let objects = &self.objects;
+        self.ops.retain(|op| objects[op.object].keys == 1);
     }
 
     /// The operations of each object, as indices, in order.

@@ -12,10 +12,11 @@ use std::time::Duration;
 use ahash::AHashMap;
 use hdrhistogram::Histogram;
 
-use super::facts::{Candidate, Cause, Facts, Floor};
+use super::facts::{Candidate, Cause, Facts, Floor, is_certain};
 use super::history::{Action, History, Op, Seen, Span};
 use super::linearizable::{self, Verdict};
 use super::moments;
+use super::register::Step;
 use crate::config::Level;
 use crate::time::Time;
 
@@ -25,6 +26,10 @@ pub const SLACK: Duration = Duration::from_millis(5);
 const TOLD: usize = 20;
 /// Of those, violations of the very same promises.
 const TOLD_ALIKE: usize = 2;
+/// Operations told of what came before no order was left, and of what came after.
+const TOLD_BEFORE: usize = 12;
+/// See above.
+const TOLD_AFTER: usize = 4;
 
 /// What is staler counts as this: an hour.
 const LONGEST_MICROS: u64 = 3_600_000_000;
@@ -239,7 +244,7 @@ impl<'a> Judge<'a> {
 
     /// Who made a write has evidence of it.
     fn acked(&mut self, i: usize, op: &Op) {
-        if self.facts.is_certain(op) {
+        if is_certain(op) {
             let floor = Floor { at: op.start, cause: Cause::Op(i) };
             self.note(i, op, u8::MAX, floor);
         }
@@ -380,7 +385,7 @@ impl<'a> Judge<'a> {
             }
         }
         fragment.sort_by_key(|line| line.span.start);
-        Violation { promises, object: self.history.objects[self.history.ops[i].object].clone(), what, fragment }
+        Violation { promises, object: self.history.objects[self.history.ops[i].object].name.clone(), what, fragment }
     }
 
     fn unexplained(&mut self, i: usize, op: &Op, seen: &Seen) {
@@ -441,23 +446,28 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Everything that was under way with the operation where it shows, and the last that ended before.
+    /// Everything that was under way with the operation where it shows, the last that ended before, the first that came
+    /// after.
     fn no_order(&self, object: usize, moments: &[linearizable::Moment], at: usize, possible: &[String]) -> Violation {
         let shows = moments[at];
         let mut around: Vec<_> =
             moments.iter().filter(|m| m.span.meets(shows.span) && m.span.start <= shows.span.end).collect();
         let mut before: Vec<_> = moments.iter().filter(|m| m.span.end < shows.span.start).collect();
         before.sort_by_key(|m| Reverse(m.span.end));
-        around.extend(before.into_iter().take(6));
+        let mut after: Vec<_> = moments.iter().filter(|m| m.span.start > shows.span.end).collect();
+        after.sort_by_key(|m| m.span.start);
+        around.extend(before.into_iter().take(TOLD_BEFORE));
+        around.extend(after.into_iter().take(TOLD_AFTER));
         around.sort_by_key(|m| m.span.start);
         let fragment = around.into_iter().map(|m| {
-            let parts =
-                if m.span == shows.span && m.op == shows.op { vec!["no order explains this".into()] } else { vec![] };
+            let ends = matches!(m.step, Step::End(_)).then(|| "its time to live ends".to_owned());
+            let it = (m.span == shows.span && m.op == shows.op).then(|| "no order explains this".to_owned());
+            let parts = ends.into_iter().chain(it).collect();
             Line { parts, op: m.op.map(|i| self.history.ops[i].clone()), span: m.span }
         });
         let what = format!("no order of the operations explains the answer; the key could be: {}", possible.join(", "));
         let promises = vec![Promise::Linearizable];
-        Violation { promises, object: self.history.objects[object].clone(), what, fragment: fragment.collect() }
+        Violation { promises, object: self.history.objects[object].name.clone(), what, fragment: fragment.collect() }
     }
 }
 

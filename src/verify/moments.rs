@@ -96,7 +96,7 @@ impl Object {
                 let id = ttl.map_or(0, |_| ttl_id);
                 self.put(span, Step::Set { value, ttl: id, keeps_ttl: *keeps_ttl }, Some(i));
                 if let Some(ttl) = ttl {
-                    self.put(expiry(op, *ttl), Step::End(ttl_id), None);
+                    self.put(expiry(op, *ttl), Step::End(ttl_id), Some(i));
                 }
             }
             Change::Delete => self.put(span, Step::Delete, Some(i)),
@@ -108,7 +108,7 @@ impl Object {
             }
             Change::Expire { after, fields } => {
                 self.put(span, Step::Limit(ttl_id, *fields), Some(i));
-                self.put(expiry(op, *after), Step::End(ttl_id), None);
+                self.put(expiry(op, *after), Step::End(ttl_id), Some(i));
             }
         }
     }

@@ -18,6 +18,9 @@ pub struct State {
     pub fields_ttl: TtlId,
     /// It may have been evicted; who looks next finds out.
     pub doubtful: bool,
+    /// All its fields have expired, but the key may still be there, and with it its own time to live: nobody sees it,
+    /// PEXPIRE and HSET find it. It is removed at some time.
+    pub husk: bool,
 }
 
 /// What happens to the key in one moment.
@@ -25,13 +28,13 @@ pub struct State {
 pub enum Step {
     /// Somebody sees this.
     See(ValueId),
-    /// The key has this value, with this time to live; one it had goes on, or not.
+    /// The key has this value.
     Set {
         /// The new value.
         value: ValueId,
-        /// Its own time to live.
+        /// Its own time to live: of the key, or, if the key's goes on, of the fields.
         ttl: TtlId,
-        /// Whether an older one goes on.
+        /// Whether the time to live of the key goes on.
         keeps_ttl: bool,
     },
     /// It is gone.
@@ -80,9 +83,11 @@ impl Values {
     /// The states after `step`, if it can happen in `state` at all. `eroding`: keys may be evicted while it happens.
     pub fn after(&mut self, state: State, step: Step, eroding: bool) -> [Option<State>; 2] {
         let mut states = [self.one(state, step), None];
-        if state.doubtful {
-            // either it was still there, and whoever saw that knows; or it had gone
-            states[0] = states[0].map(|s| if looks(step) { State { doubtful: false, ..s } } else { s });
+        if state.doubtful && looks(step) {
+            // whoever saw that it was still there knows
+            states[0] = states[0].map(|s| State { doubtful: false, ..s });
+        }
+        if state.doubtful || (state.husk && finds_husks(step)) {
             states[1] = self.one(State::default(), step);
         }
         states.map(|s| s.map(|s| State { doubtful: s.value != 0 && (s.doubtful || eroding), ..s }))
@@ -91,9 +96,9 @@ impl Values {
     fn one(&mut self, state: State, step: Step) -> Option<State> {
         match step {
             Step::See(value) => (value == state.value).then_some(state),
-            Step::Set { value, ttl, keeps_ttl } => {
-                let ttl = if keeps_ttl { state.ttl } else { ttl };
-                Some(State { value, ttl, ..State::default() })
+            Step::Set { value, ttl, keeps_ttl: false } => Some(State { value, ttl, ..State::default() }),
+            Step::Set { value, ttl, keeps_ttl: true } => {
+                Some(State { value, ttl: state.ttl, fields_ttl: ttl, ..State::default() })
             }
             Step::Delete => Some(State::default()),
             Step::Increment(answer) => {
@@ -109,10 +114,11 @@ impl Values {
                 }
                 Some(State { value: self.id(&text), ..state })
             }
-            Step::Limit(..) if state.value == 0 => Some(state),
+            Step::Limit(_, fields) if state.value == 0 && (fields || !state.husk) => Some(state),
             Step::Limit(id, false) => Some(State { ttl: id, ..state }),
             Step::Limit(id, true) => Some(State { fields_ttl: id, ..state }),
-            Step::End(id) if state.ttl == id || state.fields_ttl == id => Some(State::default()),
+            Step::End(id) if state.ttl == id => Some(State::default()),
+            Step::End(id) if state.fields_ttl == id => Some(State { ttl: state.ttl, husk: true, ..State::default() }),
             Step::End(_) => Some(state),
             Step::Doubt => Some(State { doubtful: state.value != 0, ..state }),
         }
@@ -121,6 +127,11 @@ impl Values {
     fn number(&self, value: ValueId) -> Option<i64> {
         if value == 0 { Some(0) } else { std::str::from_utf8(&self.texts[value as usize]).ok()?.parse().ok() }
     }
+}
+
+/// Whether it makes a difference if there is a key without fields.
+fn finds_husks(step: Step) -> bool {
+    matches!(step, Step::Set { keeps_ttl: true, .. } | Step::Limit(_, false))
 }
 
 /// Whether the outcome tells if the key was there.
@@ -167,12 +178,33 @@ mod tests {
         assert_eq!(only(v.after(plain, Step::End(7), false)), plain);
         let hash = only(v.after(s, Step::Set { value: b, ttl: 0, keeps_ttl: true }, false));
         assert_eq!(only(v.after(hash, Step::End(7), false)), State::default());
-        let fields = only(v.after(plain, Step::Limit(9, true), false));
+        let fields = only(v.after(s, Step::Set { value: b, ttl: 9, keeps_ttl: true }, false));
         let written = only(v.after(fields, Step::Set { value: a, ttl: 0, keeps_ttl: true }, false));
-        assert_eq!(only(v.after(written, Step::End(9), false)), written);
-        assert_eq!(only(v.after(fields, Step::End(9), false)), State::default());
+        assert_eq!(only(v.after(written, Step::End(9), false)), written, "a write of the fields ends their time");
+        assert_eq!(only(v.after(written, Step::End(7), false)), State::default(), "but not the key's");
+        assert_eq!(only(v.after(fields, Step::End(9), false)).value, 0);
+        let later = only(v.after(fields, Step::Limit(10, true), false));
+        assert_eq!(only(v.after(later, Step::End(9), false)), later);
+        assert_eq!(only(v.after(later, Step::End(10), false)).value, 0);
         // there is nothing that could go
         assert_eq!(only(v.after(State::default(), Step::Limit(9, false), false)), State::default());
+    }
+
+    /// Seen with Valkey 9: PEXPIRE of a hash whose fields have all expired counts for what HSET writes next.
+    #[test]
+    fn a_key_without_fields_may_keep_its_time() {
+        let mut v = Values::default();
+        let a = v.id(b"a");
+        let hset = |ttl| Step::Set { value: a, ttl, keeps_ttl: true };
+        let s = only(v.after(State::default(), hset(7), false));
+        let husk = only(v.after(s, Step::End(7), false));
+        assert_eq!(only(v.after(husk, Step::See(0), false)), husk);
+        let [Some(limited), Some(removed)] = v.after(husk, Step::Limit(8, false), false) else { panic!() };
+        assert_eq!(removed, State::default());
+        assert_eq!(v.after(limited, hset(0), false)[0].unwrap().ttl, 8);
+        assert_eq!(v.after(limited, hset(0), false)[1].unwrap().ttl, 0);
+        assert_eq!(only(v.after(limited, Step::End(8), false)), State::default());
+        assert_eq!(only(v.after(limited, Step::Set { value: a, ttl: 0, keeps_ttl: false }, false)).ttl, 0);
     }
 
     #[test]

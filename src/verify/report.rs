@@ -10,7 +10,7 @@ use super::judge::{Findings, Line, PROMISES, Promise, Violation, name};
 use crate::time::Time;
 
 /// What came of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Every promise was put to the test, and none was broken.
@@ -18,6 +18,7 @@ pub enum Verdict {
     /// A promise was broken.
     Failed,
     /// Nothing was broken, and not enough was tried to say more.
+    #[default]
     Inconclusive,
 }
 
@@ -35,7 +36,7 @@ pub struct Party {
 }
 
 /// All of it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
     /// Of this program.
     pub version: &'static str,

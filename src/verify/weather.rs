@@ -81,10 +81,9 @@ impl Events {
     }
 
     /// Those that were not over before `time`.
-    pub fn since(mut self, time: Time) -> Events {
-        self.erased.retain(|span| span.end >= time);
-        self.evicted.retain(|span| span.end >= time);
-        self
+    pub fn since(&self, time: Time) -> Events {
+        let later = |spans: &[Span]| spans.iter().copied().filter(|span| span.end >= time).collect();
+        Events { erased: later(&self.erased), evicted: later(&self.evicted) }
     }
 }
 

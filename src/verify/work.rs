@@ -68,6 +68,18 @@ pub fn keys(kind: Kind, name: &str) -> Vec<String> {
     }
 }
 
+/// What a server can do with the time to live of a hash's fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldTtls {
+    /// Nothing.
+    None,
+    /// HPEXPIRE, which brings fields back that have expired and are not yet removed (Redis 8.2). So only fields that the
+    /// same transaction has written are given a time.
+    OfNewFields,
+    /// HPEXPIRE (Valkey 9).
+    Any,
+}
+
 /// Makes writes; `token` is new each time.
 pub struct Writer<'a> {
     /// What the object is.
@@ -76,8 +88,8 @@ pub struct Writer<'a> {
     pub name: &'a str,
     /// What no write has written before: a letter and a hexadecimal number.
     pub token: &'a str,
-    /// Whether the server can let fields of a hash expire.
-    pub field_ttls: bool,
+    /// What the server can do.
+    pub field_ttls: FieldTtls,
 }
 
 const SET_UNDECLARED: &str = "return redis.call('SET', ARGV[1], ARGV[2])";
@@ -167,9 +179,13 @@ impl Writer<'_> {
             }
             9 => self.write("HDEL", &["HDEL", key, "f", "g"], Change::Delete),
             10 => self.write("PEXPIRE", &["PEXPIRE", key, &ms], Change::Expire { after: ttl, fields: false }),
-            11 | 12 if self.field_ttls => {
+            11 if self.field_ttls == FieldTtls::Any => {
                 let args = ["HPEXPIRE", key, &ms, "FIELDS", "2", "f", "g"];
                 self.write("HPEXPIRE", &args, Change::Expire { after: ttl, fields: true })
+            }
+            11 | 12 if self.field_ttls != FieldTtls::None => {
+                let limit: &[&str] = &["HPEXPIRE", key, &ms, "FIELDS", "2", "f", "g"];
+                self.transaction("MULTI HSET HSET HPEXPIRE", &[f, g, limit], self.set(Some(ttl), true))
             }
             _ => self.deletion(rng),
         }
@@ -381,4 +397,91 @@ pub fn outcome(write: &Write, reply: &Value) -> Outcome {
 fn length(write: &Write, answer: i64, token: &Bytes) -> Option<usize> {
     let unit = if write.name.ends_with("RPUSH") { token.len() } else { 1 };
     usize::try_from(answer).ok()?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+    use super::*;
+
+    fn bulk(text: &str) -> Value {
+        Value::BulkString(text.into())
+    }
+
+    fn error(line: &str) -> Value {
+        redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap()
+    }
+
+    fn writer(kind: Kind) -> Writer<'static> {
+        Writer { kind, name: "p:x:1", token: "v0000007", field_ttls: FieldTtls::Any }
+    }
+
+    #[test]
+    fn nothing_but_own_keys_is_touched() {
+        let mut rng = fastrand::Rng::with_seed(1);
+        let names_it = |command: &[u8]| memchr::memmem::find(command, b"p:x:1").is_some();
+        for kind in KINDS {
+            for _ in 0..500 {
+                let write = writer(kind).any(&mut rng);
+                assert!(write.commands.iter().all(|command| names_it(command)), "{}", write.name);
+                assert!(names_it(&read(kind, "p:x:1", &mut rng).command));
+            }
+            assert!(keys(kind, "p:x:1").iter().all(|key| key.starts_with("p:x:1")));
+        }
+    }
+
+    /// What tells writes apart: only counters write something else than the token, and never the same twice.
+    #[test]
+    fn every_write_is_told_by_its_token() {
+        let mut rng = fastrand::Rng::with_seed(2);
+        for kind in KINDS {
+            for _ in 0..500 {
+                match writer(kind).any(&mut rng).change {
+                    Change::Set { value, .. } if kind == Kind::Counter => assert_eq!(&value[..], b"700000"),
+                    Change::Set { value, .. } | Change::Append(value, _) => assert_eq!(&value[..], b"v0000007"),
+                    Change::Increment(_) => assert_eq!(kind, Kind::Counter),
+                    Change::Delete | Change::Expire { .. } => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_replies_show() {
+        let value = |text: &'static str| Some(Seen::Value(text.into()));
+        assert_eq!(seen(Kind::Text, "GET", bulk("a")), value("a"));
+        assert_eq!(seen(Kind::Text, "GET", Value::Nil), Some(Seen::Absent));
+        assert_eq!(seen(Kind::Text, "GETRANGE", bulk("")), Some(Seen::Absent));
+        assert_eq!(seen(Kind::Text, "GET", error("BUSY")), None);
+        let fields = |f: Value, g: Value| vec![bulk("f"), f, bulk("g"), g];
+        assert_eq!(seen(Kind::Hash, "HGETALL", Value::Array(fields(bulk("a"), bulk("a")))), value("a"));
+        assert_eq!(seen(Kind::Hash, "HGETALL", Value::Map(vec![(bulk("f"), bulk("a"))])), value("a"));
+        assert_eq!(seen(Kind::Hash, "HGETALL", Value::Array(vec![])), Some(Seen::Absent));
+        assert_eq!(seen(Kind::Hash, "HMGET", Value::Array(vec![Value::Nil, Value::Nil])), Some(Seen::Absent));
+        let torn = Some(Seen::Torn("a, nothing".into()));
+        assert_eq!(seen(Kind::Hash, "HMGET", Value::Array(vec![bulk("a"), Value::Nil])), torn);
+        assert_eq!(seen(Kind::Pair, "MGET", Value::Array(vec![bulk("a"), bulk("b")])), Some(Seen::Torn("a, b".into())));
+        assert_eq!(seen(Kind::Queue, "LRANGE", Value::Array(vec![bulk("a"), bulk("b")])), value("ab"));
+    }
+
+    #[test]
+    fn what_is_known_of_a_write() {
+        let plain = |change| Write { name: "RPUSH", commands: vec![], transaction: false, change };
+        let set = plain(Change::Delete);
+        let lost = "ERR nearside: upstream 127.0.0.1:1: the connection was lost (reset)";
+        assert_eq!(outcome(&set, &Value::Int(1)), Outcome::Done(Change::Delete));
+        for unknown in [&format!("{lost}; the outcome of this command is unknown"), "ERR something else"] {
+            assert_eq!(outcome(&set, &error(unknown)), Outcome::Unknown);
+        }
+        for refused in [&format!("{lost} before this command was sent"), "BUSY wait", "OOM no", "EXECABORT no"] {
+            assert_eq!(outcome(&set, &error(refused)), Outcome::Refused, "{refused}");
+        }
+        let push = plain(Change::Append("v0000007".into(), None));
+        assert_eq!(outcome(&push, &Value::Int(3)), Outcome::Done(Change::Append("v0000007".into(), Some(24))));
+        let exec = Write { transaction: true, ..plain(Change::Increment(None)) };
+        assert_eq!(outcome(&exec, &Value::Array(vec![Value::Int(4)])), Outcome::Done(Change::Increment(Some(4))));
+        assert_eq!(outcome(&exec, &Value::Nil), Outcome::Unknown);
+        assert_eq!(outcome(&exec, &Value::Array(vec![error("OOM no")])), Outcome::Unknown);
+    }
 }

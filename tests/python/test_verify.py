@@ -1,6 +1,7 @@
 """`nearside verify` passes what keeps the promises, and finds out what does not."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from certificates import Authority
 from processes import LEVELS, LONG, Child, accepts, free_port, proxy_binary, wait_until
 from test_sabotage import BROKEN, DELAY, SABOTAGE_BIN
 
@@ -62,7 +64,7 @@ def test_nearside_passes(lab, kind, level, seed):
     assert all(proxy["level"] == level and proxy["hits"] > 100 for proxy in report["proxies"]), report["proxies"]
     assert report["cut"] > 0 and report["undecided"] == 0
     assert report["seed"] == seed
-    assert ("HPEXPIRE" in report["commands"]) == (kind == "valkey")
+    assert ("MULTI HSET HSET HPEXPIRE" in report["commands"]) == (kind == "valkey")
     assert site.server.call("DBSIZE") == 0, "keys were left behind"
 
 
@@ -120,7 +122,7 @@ def test_erasures_by_others_are_believed_only_if_they_are_told(lab, tmp_path):
     site = lab.site("redis", settings=SETTINGS)
     events = tmp_path / "events"
     events.write_text("")
-    verifying = start_verify(site, "--events", events)
+    verifying = start_verify(site, "--seconds", SECONDS, "--events", events)
     for _ in range(4):
         wait_until(lambda: site.server.call("DBSIZE") > 10, "keys to erase")
         erase(site.server, events)
@@ -128,7 +130,7 @@ def test_erasures_by_others_are_believed_only_if_they_are_told(lab, tmp_path):
     assert code == PASSED, told(report)
     assert report["erasures"] == 4
 
-    verifying = start_verify(site)
+    verifying = start_verify(site, "--seconds", SECONDS)
     wait_until(lambda: site.server.call("DBSIZE") > 10, "keys to erase")
     site.server.call("FLUSHALL")
     code, report = finished(verifying)
@@ -138,7 +140,7 @@ def test_erasures_by_others_are_believed_only_if_they_are_told(lab, tmp_path):
 
 def start_verify(site, *args):
     command = [proxy_binary(), "verify", "--proxy", address(site.a.port), "--proxy", address(site.b.port), "--upstream",
-               address(site.server.port), "--max-staleness", "300ms", "--seconds", str(SECONDS), "--json", *map(str, args)]
+               address(site.server.port), "--max-staleness", "300ms", "--json", *map(str, args)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -179,6 +181,34 @@ def test_a_proxy_that_answers_nothing_from_its_cache_proves_nothing(lab):
     code, report = verify(server.port, [proxy.port], seconds=1)
     assert code == NOTHING_TO_SAY and report["verdict"] == "inconclusive", told(report)
     assert "answered nothing from its cache" in report["doubts"][0]
+
+
+def test_over_tls_and_a_unix_socket(lab, tmp_path):
+    ours = Authority(tmp_path)
+    cert, key = ours.issue("server")
+    secure, local = f"127.0.0.1:{free_port()}", tmp_path / "nearside.sock"
+    doors = [{"address": secure, "tls_cert": cert, "tls_key": key}, {"address": f"unix:{local}"}]
+    server = lab.server("redis")
+    lab.proxy(server.port, settings=SETTINGS, doors=doors)
+    done = run_verify("--proxy", f"rediss://{secure}", "--proxy", f"unix://{local}", "--upstream", f"redis://{address(server.port)}/3",
+                      "--tls-ca", ours.ca, "--seconds", 1)
+    # the proxy's sessions begin in another database
+    assert done.returncode == NOTHING_TO_SAY and "does not show" in done.stderr, done
+    done = run_verify("--proxy", f"rediss://{secure}/3", "--proxy", f"unix://{local}?db=3", "--upstream", f"redis://{address(server.port)}/3",
+                      "--tls-ca", ours.ca, "--seconds", 1)
+    assert done.returncode == PASSED, done
+
+
+def test_an_interrupt_ends_it_in_order(lab):
+    """What was driven until then is judged, and the keys are removed."""
+    site = lab.site("redis", settings=SETTINGS)
+    verifying = start_verify(site, "--seconds", 60)
+    wait_until(lambda: site.server.call("DBSIZE") > 10, "it has begun")
+    verifying.send_signal(signal.SIGINT)
+    code, report = finished(verifying)
+    assert code == PASSED, told(report)
+    assert report["seconds"] < 30 and report["reads"] > 0
+    assert site.server.call("DBSIZE") == 0
 
 
 def test_the_report_reads_like_a_certificate(lab, tmp_path):
