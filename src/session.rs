@@ -273,6 +273,7 @@ impl Session {
         for _ in 0..TURNS {
             self.poll_stall(cx);
             if self.stall.is_none() {
+                self.heed_wish();
                 self.process();
                 // A stall just made must be polled once, to be woken by what it waits for; if that has happened
                 // already, there may be input to go on with.

@@ -272,7 +272,7 @@ const FATES: &[(&str, &str)] = &[
     ("CLIENT ID", "Local(Client) None w[] r[]"),
     ("CLIENT SETINFO lib-name x", "Local(Client) None w[] r[]"),
     ("CLIENT KILL ID 1", "Local(Client) None w[] r[]"),
-    ("CLIENT TRACKING ON", "Pin None w[] r[]"),
+    ("CLIENT TRACKING ON", "Track None w[] r[]"),
     ("CLIENT REPLY OFF", "Pin None w[] r[]"),
     ("CLIENT", "Lane None w[] r[]"),
     ("MONITOR", "Pin None w[] r[]"),
