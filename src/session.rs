@@ -189,6 +189,8 @@ pub struct Session {
     closing: Option<Why>,
     /// Input was left alone because too much is owed already.
     held_back: bool,
+    /// Whom CLIENT TRACKING redirects to: the server's number and ours.
+    redirected: (i64, u64),
     /// What passes unlooked at may hold a SWAPDB.
     swap_seen: dedicated::SwapSeen,
     swaps: bool,
@@ -241,6 +243,7 @@ impl Session {
             filling: Vec::new(),
             closing: None,
             held_back: false,
+            redirected: (0, 0),
             swap_seen: dedicated::SwapSeen::default(),
             swaps: false,
             eof: false,

@@ -212,15 +212,15 @@ impl Session {
     /// integer in either reply.
     fn own_tracking(&self, request: &Request<'_>) -> Step {
         let Some(lent) = &self.lent else { return Step::Done };
-        let (reply, shared) = (ask(&lent.connection, request.buf), self.shared.clone());
+        let (reply, (id, ours)) = (ask(&lent.connection, request.buf), self.redirected);
         Step::Stall(Stall::For(Box::pin(async move {
             let reply = reply.await;
             let number = memchr::memmem::find(&reply, b":").map(|at| at + 1);
             let end = number.and_then(|at| Some(at + memchr::memchr(b'\r', &reply[at..])?));
             let (Some(at), Some(end)) = (number, end) else { return After::Reply(reply.into()) };
-            let ours =
-                resp::parse_i64(&reply[at..end]).filter(|id| *id > 0).and_then(|id| shared.clients.of_upstream(id));
-            let Some(ours) = ours else { return After::Reply(reply.into()) };
+            if resp::parse_i64(&reply[at..end]) != Some(id) {
+                return After::Reply(reply.into());
+            }
             After::Reply([&reply[..at], ours.to_string().as_bytes(), &reply[end..]].concat().into())
         })))
     }

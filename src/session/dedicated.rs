@@ -179,7 +179,7 @@ impl Session {
 
     /// CLIENT TRACKING … REDIRECT names a client by the number we gave it; the server knows its connection by another. A
     /// client that has no connection of its own yet gets one.
-    fn redirect(&self, request: &Request<'_>) -> Option<Step> {
+    fn redirect(&mut self, request: &Request<'_>) -> Option<Step> {
         if self.replaced || request.len() < 5 {
             return None;
         }
@@ -197,6 +197,7 @@ impl Session {
             return Some(Step::Replace(resp::encode(&args)));
         };
         if let Some(id) = target.upstream_id() {
+            self.redirected = (id, target.id);
             let id = id.to_string();
             args[at] = id.as_bytes();
             return Some(Step::Replace(resp::encode(&args)));
