@@ -304,6 +304,7 @@ impl Connection {
             && shared.subscriptions == 0
             && shared.raw.is_none()
             && shared.resp3 == self.key.resp3
+            && self.client_id.load(Ordering::Acquire) != handshake::NAMELESS
             && !shared.close
     }
 
