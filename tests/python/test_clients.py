@@ -65,18 +65,18 @@ def build(tmp_path_factory):
 
 
 @pytest.fixture
-def run(redis_site):
+def run(site):
     """Runs a program twice, bare and through the proxies, from nothing; what it said each time."""
 
     def say(argv, *arguments, ports, env=None):
-        redis_site.server.call("FLUSHALL")
-        redis_site.server.call("SCRIPT", "FLUSH")
+        site.server.call("FLUSHALL")
+        site.server.call("SCRIPT", "FLUSH")
         done = subprocess.run([*argv, *map(str, (*ports, *arguments))], stdin=subprocess.DEVNULL, capture_output=True, text=True,
                               errors="replace", timeout=TIMEOUT, env={**os.environ, **(env or {})})
         return done
 
     def run_both(argv, *arguments, env=None):
-        server, a, b = redis_site.server, redis_site.a, redis_site.b
+        server, a, b = site.server, site.a, site.b
         bare = say(argv, *arguments, ports=(server.port, server.port), env=env)
         assert not bare.returncode, f"the program itself is wrong, against a bare server:\n{bare.stdout}{bare.stderr}"
         assert bare.stdout.splitlines()[-1] == "done"

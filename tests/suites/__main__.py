@@ -43,9 +43,9 @@ class Row:
         return f"{self.unit:<34}{self.bare.count:>8}{self.through.count:>9}{self.seconds:>8.0f} s"
 
 
-def run_once(suite, unit, args, side):
+def run_once(suite, unit, args, side, turn=""):
     """The unit over a fresh server, bare or through a fresh proxy."""
-    log = args.out / f"{unit.replace('/', '.')}.{side}.log"
+    log = args.out / f"{unit.replace('/', '.')}.{side}{turn}.log"
     with tempfile.TemporaryDirectory() as folder:
         parts = [Server(folder, args.server, options=suite.OPTIONS)]
         try:
@@ -69,7 +69,7 @@ def run_both(suite, unit, args):
     through = run_once(suite, unit, args, "through")
     again = any(not reason for _, reason in Row(unit, bare, through, 0).lacks)
     if again:
-        second = run_once(suite, unit, args, "through")
+        second = run_once(suite, unit, args, "through", turn="-again")
         through.again(second)
     row = Row(unit, bare, through, time.monotonic() - began)
     if bare.count or through.count or through.failed:
