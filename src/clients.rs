@@ -31,6 +31,8 @@ pub struct Client {
     words: Mutex<Words>,
     killed: AtomicBool,
     draining: AtomicBool,
+    /// Somebody wants to redirect to it what the server reports of keys.
+    own_wanted: AtomicBool,
     /// The server's number for the connection it has of its own, if it has one.
     lent: Mutex<Option<Arc<AtomicI64>>>,
     waker: AtomicWaker,
@@ -84,6 +86,17 @@ impl Client {
         self.command.load(Ordering::Relaxed) == RAW
     }
 
+    /// Asks it to get a connection of its own and to keep it.
+    pub fn want_own(&self) {
+        self.own_wanted.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Whether [`Client::want_own`] was called.
+    pub fn own_wanted(&self) -> bool {
+        self.own_wanted.load(Ordering::Acquire)
+    }
+
     /// Asks it to finish what it has begun and go.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
@@ -134,6 +147,7 @@ impl Clients {
             words: Mutex::new(Words { user: "default".into(), ..Words::default() }),
             killed: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            own_wanted: AtomicBool::new(false),
             lent: Mutex::default(),
             waker: AtomicWaker::new(),
         });
@@ -155,6 +169,11 @@ impl Clients {
     pub fn find(&self, id: &[u8]) -> Option<Arc<Client>> {
         let id: u64 = std::str::from_utf8(id).ok()?.parse().ok()?;
         lock(&self.all).get(&id).cloned()
+    }
+
+    /// The number of the one whose own connection has this number at the server.
+    pub fn of_upstream(&self, id: i64) -> Option<u64> {
+        lock(&self.all).values().find(|client| client.upstream_id() == Some(id)).map(|client| client.id)
     }
 
     /// How many are here.

@@ -89,7 +89,9 @@ pub enum Need {
     Alone,
     /// Pub/sub: until the last subscription ends.
     Subscribe,
-    /// Until the session ends: MONITOR, CLIENT TRACKING/REPLY/NO-EVICT/NO-TOUCH, unknown state.
+    /// Until the session ends: CLIENT TRACKING and CACHING.
+    Track,
+    /// Until the session ends, and its bytes pass unlooked at: MONITOR, CLIENT REPLY/NO-EVICT/NO-TOUCH, unknown state.
     Pin,
 }
 

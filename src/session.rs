@@ -129,6 +129,8 @@ pub struct Session {
     closing: Option<Why>,
     /// Input was left alone because too much is owed already.
     held_back: bool,
+    /// Whom CLIENT TRACKING redirects to: the server's number and ours.
+    redirected: (i64, u64),
     /// What passes unlooked at may hold a SWAPDB.
     swap_seen: dedicated::SwapSeen,
     swaps: bool,
@@ -185,6 +187,7 @@ impl Session {
             outstanding: Outstanding::default(),
             closing: None,
             held_back: false,
+            redirected: (0, 0),
             swap_seen: dedicated::SwapSeen::default(),
             swaps: false,
             eof: false,
@@ -217,6 +220,7 @@ impl Session {
         for _ in 0..TURNS {
             self.poll_stall(cx);
             if self.stall.is_none() {
+                self.heed_wish();
                 self.process();
                 // A stall just made must be polled once, to be woken by what it waits for; if that has happened
                 // already, there may be input to go on with.

@@ -1,7 +1,8 @@
 //! Random command streams against a bare server and through the proxy over its twin, compared frame by frame.
 //!
 //! All types, wrong types, wrong arity, RESP2 and RESP3, pipelines, transactions, databases, several sessions. A failure
-//! prints the seed and the batch; `NEARSIDE_SEED=n` replays it. `NEARSIDE_DIFFERENTIAL_SECONDS` sets how long (60).
+//! prints the seed and the batch; `NEARSIDE_SEED=n` replays it. `NEARSIDE_DIFFERENTIAL_SECONDS` sets how long (60);
+//! `NEARSIDE_DIFFERENTIAL_SERVER` names another server program than `redis-server` for the twins.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -109,7 +110,8 @@ fn start_server(dir: &Path) -> (Process, u16) {
     let port = free_port();
     let text = port.to_string();
     let dir = dir.to_str().unwrap();
-    (start("redis-server", &["--port", &text, "--save", "", "--dir", dir, "--databases", "4"], port), port)
+    let program = std::env::var("NEARSIDE_DIFFERENTIAL_SERVER").unwrap_or("redis-server".into());
+    (start(&program, &["--port", &text, "--save", "", "--dir", dir, "--databases", "4"], port), port)
 }
 
 struct Client {

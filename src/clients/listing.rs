@@ -39,6 +39,13 @@ impl Line {
         }
     }
 
+    /// Gives the client that it redirects to the number we know it by.
+    pub fn redirect(&mut self, ours: impl FnOnce(i64) -> Option<u64>) {
+        if let Some(id) = self.number("redir").filter(|id| *id > 0).and_then(ours) {
+            self.set("redir", id);
+        }
+    }
+
     /// The class that TYPE asks for.
     fn class(&self) -> &'static str {
         let has = |flag| self.get("flags").unwrap_or_default().contains(flag);

@@ -249,8 +249,8 @@ pub(super) const ROWS: &[Row] = &[
     answer("client|help", 2, Local::Client),
     // State of a connection that only the server can keep. HOST: and POST are not in any table: the server takes them
     // for a browser's and closes the connection, which must not be a shared one.
-    pin("client|tracking"),
-    pin("client|caching"),
+    dedicate("client|tracking", -3, Need::Track, Touch::Nothing),
+    dedicate("client|caching", 3, Need::Track, Touch::Nothing),
     pin("client|reply"),
     pin("client|no-evict"),
     pin("client|no-touch"),

@@ -57,10 +57,12 @@ fn spellings_share_an_id_and_names_do_not() {
 #[test]
 fn without_a_table_everything_else_may_have_written_anything() {
     for text in ["SET k v", "PING", "NOSUCH", "CLIENT NOSUCH", "JSON.SET k . 1", "MEMORY STATS", "CONFIG GET x"] {
-        assert_eq!(plan_of(&empty(), text).0, UNKNOWN, "{text}");
+        let plan = plan_of(&empty(), text).0;
+        assert_eq!((plan.route, plan.effect, plan.id), (Route::Lane, Effect::Unknown, 0), "{text}");
     }
     assert_eq!(plan_of(&empty(), &"x".repeat(NAME_MAX + 1)).0, UNKNOWN);
-    assert_eq!(plan_of(&empty(), &format!("CLIENT {}", "x".repeat(NAME_MAX))).0, UNKNOWN);
+    let plan = plan_of(&empty(), &format!("CLIENT {}", "x".repeat(NAME_MAX))).0;
+    assert_eq!(plan.effect, Effect::Unknown);
 }
 
 #[test]
@@ -78,6 +80,7 @@ fn without_a_table_our_rows_hold() {
     assert_eq!(route("hmget k a b"), Route::Cache(CacheRead::One(FieldTtl::Named { fields: 2 })));
     assert_eq!(route("hgetall k"), Route::Cache(CacheRead::One(FieldTtl::Whole)));
     assert_eq!(plan_of(&empty(), "FLUSHALL").0.effect, Effect::Flush);
+    assert_eq!(route("EVAL s 0"), Route::Dedicated(Need::Alone));
     assert_eq!(plan_of(&empty(), "debug sleep 0").0.effect, Effect::None);
     assert_eq!(plan_of(&empty(), "debug nosuch").0.effect, Effect::Flush);
 }
@@ -151,4 +154,14 @@ fn any_arguments_are_survived() {
             assert!(writes.iter().chain(&reads).all(|i| *i > 0 && *i < len), "{text}");
         }
     }
+}
+
+#[test]
+fn a_plan_names_its_command_as_client_list_does() {
+    let table = empty();
+    let name = |text: &str| table.name(plan_of(&table, text).0.name).to_owned();
+    assert_eq!(name("GET k"), "get");
+    assert_eq!(name("mget a b"), "mget");
+    assert_eq!(name("Client List"), "client|list");
+    assert_eq!(name("NOSUCH"), "NULL");
 }

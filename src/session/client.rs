@@ -43,6 +43,7 @@ impl Session {
             (b"INFO", []) => self.describe(request),
             (b"LIST", filters) => self.list(request, filters),
             (b"KILL", args) if !args.is_empty() => self.kill(request, args),
+            (b"GETREDIR" | b"TRACKINGINFO", []) if self.lent.is_some() => self.own_tracking(request),
             (b"GETREDIR", []) => self.say(":-1"),
             (b"TRACKINGINFO", []) => self.tracking_info(),
             (b"UNBLOCK", [id, how @ ..]) if how.len() < 2 => self.unblock(id, how),
@@ -207,6 +208,23 @@ impl Session {
         Step::Stall(Stall::For(Box::pin(async move { After::Reply(reply.await.into()) })))
     }
 
+    /// What the server says of the session's own connection, with our number for the client that it redirects to: the one
+    /// integer in either reply.
+    fn own_tracking(&self, request: &Request<'_>) -> Step {
+        let Some(lent) = &self.lent else { return Step::Done };
+        let (reply, (id, ours)) = (ask(&lent.connection, request.buf), self.redirected);
+        Step::Stall(Stall::For(Box::pin(async move {
+            let reply = reply.await;
+            let number = memchr::memmem::find(&reply, b":").map(|at| at + 1);
+            let end = number.and_then(|at| Some(at + memchr::memchr(b'\r', &reply[at..])?));
+            let (Some(at), Some(end)) = (number, end) else { return After::Reply(reply.into()) };
+            if resp::parse_i64(&reply[at..end]) != Some(id) {
+                return After::Reply(reply.into());
+            }
+            After::Reply([&reply[..at], ours.to_string().as_bytes(), &reply[end..]].concat().into())
+        })))
+    }
+
     fn tracking_info(&self) -> Step {
         let (map, set) = if self.key.resp3 { ("%3", "~1") } else { ("*6", "*1") };
         self.say(&format!(
@@ -231,7 +249,9 @@ impl Asker {
         let table = self.shared.node.table.load();
         let command = u16::try_from(client.command.load(Ordering::Relaxed)).unwrap_or(0);
         let asked = (client.id == self.client.id).then_some(self.asked);
-        listing.line(client, table.name(command), Time::now(), asked)
+        let mut line = listing.line(client, table.name(command), Time::now(), asked);
+        line.redirect(|id| self.shared.clients.of_upstream(id));
+        line
     }
 
     fn find(&self, listing: &Listing, filters: &Filters) -> Vec<(Arc<Client>, Line)> {

@@ -2,16 +2,18 @@
 //! While it has one, all its commands go down that connection; the cache answers nothing.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Input, Session, Stall, Step};
+use super::local::{ask, set_id};
+use super::{After, Become, Input, Session, Stall, Step};
 use crate::command::{Keys, Local, Need, Plan, Request, Route};
 use crate::outbox::{Outbox, Piece};
 use crate::resp;
-use crate::upstream::Turn;
 use crate::upstream::connection::{Connection, Raw};
 use crate::upstream::effect::{Effect, KeySet};
+use crate::upstream::{ConnectionKey, Turn};
 
 /// A connection lent to the session, and what state the session has on it.
 pub(super) struct Lent {
@@ -27,6 +29,8 @@ pub(super) struct Lent {
     pub(super) raw: bool,
     /// It has said MONITOR.
     monitoring: bool,
+    /// It has said CLIENT TRACKING, or another client's is redirected to it: kept until the session ends.
+    tracking: bool,
 }
 
 #[derive(Default)]
@@ -67,7 +71,16 @@ impl Queued {
 
 impl Lent {
     fn new(connection: Rc<Connection>) -> Lent {
-        Lent { connection, multi: None, watching: false, blocking: false, alone: None, raw: false, monitoring: false }
+        Lent {
+            connection,
+            multi: None,
+            watching: false,
+            blocking: false,
+            alone: None,
+            raw: false,
+            monitoring: false,
+            tracking: false,
+        }
     }
 
     /// No state of the session is on it: who is told that its command has failed has been told everything.
@@ -78,12 +91,16 @@ impl Lent {
 
     /// The server sends it what it has not asked for each time: messages, pushes, what others do.
     pub(super) fn is_fed(&self) -> bool {
+        self.tracking || self.listens()
+    }
+
+    fn listens(&self) -> bool {
         self.raw || self.monitoring || self.connection.subscriptions() > 0
     }
 
     /// It waits for somebody else to do something, for as long as it takes.
     pub(super) fn waits_for_others(&self) -> bool {
-        self.blocking || self.is_fed()
+        self.blocking || self.listens()
     }
 }
 
@@ -122,8 +139,8 @@ impl Session {
         if self.outbox.waiting() > 0 {
             return Step::Stall(Stall::Drain);
         }
-        if let Some(request) = self.redirect(request) {
-            return Step::Replace(request);
+        if let Some(step) = self.redirect(request) {
+            return step;
         }
         // WAIT is about what this client wrote, which was on a lane. A connection counts as having written all there was
         // when it last said anything, so one that is opened now waits for what was acknowledged before.
@@ -136,6 +153,7 @@ impl Session {
         let lent = self.lend(connection);
         lent.monitoring = is_bare(request, b"MONITOR");
         lent.raw = need == Need::Pin && !lent.monitoring;
+        lent.tracking = need == Need::Track;
         // Nothing waits, so this drain is over at once.
         Step::Stall(Stall::Drain)
     }
@@ -159,21 +177,78 @@ impl Session {
         Step::Stall(Stall::Drain)
     }
 
-    /// CLIENT TRACKING … REDIRECT names a client by the number we gave it; the server knows its connection by another.
-    fn redirect(&self, request: &Request<'_>) -> Option<Vec<u8>> {
+    /// CLIENT TRACKING … REDIRECT names a client by the number we gave it; the server knows its connection by another. A
+    /// client that has no connection of its own yet gets one.
+    fn redirect(&mut self, request: &Request<'_>) -> Option<Step> {
         if self.replaced || request.len() < 5 {
             return None;
         }
-        let args: Vec<&[u8]> = (0..request.len()).map(|i| request.arg(i)).collect();
+        let mut args: Vec<&[u8]> = (0..request.len()).map(|i| request.arg(i)).collect();
         let word = |i: usize, w: &[u8]| args.get(i).is_some_and(|a| a.eq_ignore_ascii_case(w));
         if !word(0, b"CLIENT") || !word(1, b"TRACKING") {
             return None;
         }
         let at = (3..args.len()).find(|i| word(*i, b"REDIRECT"))? + 1;
-        let id = self.shared.clients.find(args.get(at)?)?.upstream_id()?.to_string();
-        let mut args = args;
-        args[at] = id.as_bytes();
-        Some(resp::encode(&args))
+        // What is no number the server has a word about; of a number that is nobody's too.
+        resp::parse_i64(args.get(at)?)?;
+        let nobody = i64::MAX.to_string();
+        let Some(target) = self.shared.clients.find(args[at]) else {
+            args[at] = nobody.as_bytes();
+            return Some(Step::Replace(resp::encode(&args)));
+        };
+        if let Some(id) = target.upstream_id() {
+            self.redirected = (id, target.id);
+            let id = id.to_string();
+            args[at] = id.as_bytes();
+            return Some(Step::Replace(resp::encode(&args)));
+        }
+        target.want_own();
+        let shared = self.shared.clone();
+        Some(Step::Stall(Stall::For(Box::pin(async move {
+            let deadline = tokio::time::Instant::now() + shared.config.connect_timeout;
+            while target.upstream_id().is_none() && tokio::time::Instant::now() < deadline {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            match target.upstream_id() {
+                Some(_) => After::Again,
+                None => After::Reply(shared.node.error("the client to redirect to has got no connection of its own")),
+            }
+        }))))
+    }
+
+    /// Somebody wants to redirect to this session: from here on it has a connection of its own.
+    pub(super) fn heed_wish(&mut self) {
+        if self.client.own_wanted()
+            && self.lent.is_none()
+            && self.outbox.waiting() == 0
+            && let Some(connection) = self.pool.lend(&self.key)
+        {
+            self.lend(connection).tracking = true;
+        }
+    }
+
+    /// HELLO, HELLO 2 and HELLO 3 of a session that keeps a connection but has nothing else on it.
+    fn may_switch_protocol(&self, request: &Request<'_>) -> bool {
+        let plain = request.len() == 1 || (request.len() == 2 && matches!(request.arg(1), b"2" | b"3"));
+        plain && self.lent.as_ref().is_some_and(|lent| lent.tracking && !lent.watching && !lent.listens())
+    }
+
+    fn switch_protocol(&mut self, request: &Request<'_>) -> Step {
+        let Some(lent) = self.lent.as_ref().filter(|_| self.outbox.waiting() == 0) else {
+            return Step::Stall(Stall::Drain);
+        };
+        let resp3 = if request.len() == 1 { self.key.resp3 } else { request.arg(1) == b"3" };
+        let key = ConnectionKey { resp3, ..self.key.clone() };
+        let (connection, id) = (lent.connection.clone(), self.client.id);
+        let reply = ask(&connection, request.buf);
+        Step::Stall(Stall::For(Box::pin(async move {
+            let hello = reply.await;
+            if hello[0] == b'-' {
+                return After::Reply(hello.into());
+            }
+            connection.speaks(resp3);
+            After::Become(Box::new(Become { key, name: None, reply: set_id(&hello, id) }))
+        })))
     }
 
     /// Gives the connection back once its state allows it.
@@ -183,11 +258,7 @@ impl Session {
             return;
         }
         lent.blocking = false;
-        let free = lent.multi.is_none()
-            && !lent.watching
-            && !lent.raw
-            && !lent.monitoring
-            && lent.connection.subscriptions() == 0;
+        let free = lent.multi.is_none() && !lent.watching && !lent.is_fed();
         // A request that was just lent the connection has not used it yet.
         if free
             && self.tries == 0
@@ -224,12 +295,14 @@ impl Session {
                 Err(_) => return self.pass_on_bytes(input.take_all()),
             }
             self.note_pause(&input.request());
-            if let Some(request) = self.redirect(&input.request()) {
-                self.replaced = true;
-                input.replace(&request);
-                continue;
+            match self.redirect(&input.request()) {
+                None => self.pass_on_bytes(input.take()),
+                Some(Step::Replace(request)) => {
+                    self.replaced = true;
+                    input.replace(&request);
+                }
+                Some(step) => return self.carry_out(step, input),
             }
-            self.pass_on_bytes(input.take());
         }
     }
 
@@ -256,9 +329,20 @@ impl Session {
                 return self.local(request, local);
             }
             // A RESP2 subscriber may not say them: the server's error tells.
-            Route::Local(Local::Client | Local::Nearside) if !in_multi && (self.key.resp3 || !self.subscribed()) => {
-                let Route::Local(local) = plan.route else { return Step::Done };
-                return self.local(request, local);
+            Route::Local(local @ (Local::Client | Local::Nearside | Local::Info))
+                if !in_multi && (self.key.resp3 || !self.subscribed()) =>
+            {
+                // They may ask on another connection: what was said before comes first.
+                let waits = self.outbox.waiting() > 0;
+                return if waits { Step::Stall(Stall::Drain) } else { self.local(request, local) };
+            }
+            Route::Dedicated(Need::Track) => {
+                if let Some(step) = self.redirect(request) {
+                    return step;
+                }
+            }
+            Route::Local(Local::Hello) if !in_multi && self.may_switch_protocol(request) => {
+                return self.switch_protocol(request);
             }
             // They change what the connection is: from here on nothing is looked at any more.
             Route::Dedicated(Need::Pin) if !in_multi && is_bare(request, b"MONITOR") => return self.monitor(),
@@ -340,6 +424,7 @@ impl Lent {
             Route::Dedicated(Need::Transaction) if is_bare(request, b"MULTI") => self.multi = Some(Queued::default()),
             Route::Dedicated(Need::Transaction) => self.watching = true,
             Route::Dedicated(Need::Block) => self.blocking = true,
+            Route::Dedicated(Need::Track) => self.tracking = true,
             _ if is_bare(request, b"UNWATCH") => self.watching = false,
             _ => {}
         }

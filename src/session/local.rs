@@ -279,7 +279,7 @@ pub(super) fn ask(lane: &Connection, question: &[u8]) -> impl Future<Output = Ve
 }
 
 /// The reply to HELLO names the connection's number: the session's is ours.
-fn set_id(hello: &[u8], id: u64) -> Bytes {
+pub(super) fn set_id(hello: &[u8], id: u64) -> Bytes {
     const FIELD: &[u8] = b"$2\r\nid\r\n:";
     let Some(at) = memchr::memmem::find(hello, FIELD) else { return Bytes::copy_from_slice(hello) };
     let start = at + FIELD.len();

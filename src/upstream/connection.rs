@@ -36,6 +36,9 @@ const READS_PER_TURN: usize = 16;
 /// PINGs on their way at once; who comes later shares the next.
 const PINGS: usize = 4;
 
+/// Pushes that wait for a held reply before them; with more, they wait no longer.
+const MAX_BEHIND: usize = 1024;
+
 /// What kind of life it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -127,6 +130,13 @@ struct Shared {
     close: bool,
     /// Of a dedicated connection: who gets its pushes.
     session: Option<Rc<Outbox>>,
+    /// The protocol spoken now.
+    resp3: bool,
+    /// Replies that have waited for a barrier, and those of them that have been told.
+    held: u64,
+    told: u64,
+    /// Pushes that came behind so many held replies.
+    behind: VecDeque<(u64, Bytes)>,
     subscriptions: i64,
     confirms: usize,
     /// Everything that comes is passed on as it is (MONITOR, CLIENT REPLY …).
@@ -166,6 +176,10 @@ impl Connection {
             wanted: false,
             close: false,
             session: None,
+            resp3: key.resp3,
+            held: 0,
+            told: 0,
+            behind: VecDeque::new(),
             subscriptions: 0,
             confirms: 0,
             raw: None,
@@ -296,12 +310,19 @@ impl Connection {
             && shared.awaited.is_empty()
             && shared.subscriptions == 0
             && shared.raw.is_none()
+            && shared.resp3 == self.key.resp3
+            && self.client_id.load(Ordering::Acquire) != handshake::NAMELESS
             && !shared.close
     }
 
     /// Lends it to a session, or takes it back.
     pub fn lend(&self, session: Option<Rc<Outbox>>) {
         self.shared.borrow_mut().session = session;
+    }
+
+    /// Its session has switched it to another protocol.
+    pub fn speaks(&self, resp3: bool) {
+        self.shared.borrow_mut().resp3 = resp3;
     }
 
     /// Subscriptions its session holds.
@@ -668,9 +689,17 @@ impl Connection {
             }
             return None;
         }
-        let kind = push_kind(bytes, self.key.resp3, shared.subscriptions > 0 || shared.confirms > 0);
+        let kind = push_kind(bytes, shared.resp3, shared.subscriptions > 0 || shared.confirms > 0);
         if let Some(kind) = kind {
             shared.note_push(kind, bytes, now);
+            if shared.held > shared.told {
+                let behind = shared.held;
+                shared.behind.push_back((behind, frame.into_bytes()));
+                if shared.behind.len() > MAX_BEHIND {
+                    shared.release_behind(behind);
+                }
+                return None;
+            }
             let session = shared.session.clone();
             drop(shared);
             if let Some(session) = session {
@@ -714,16 +743,27 @@ impl Connection {
     }
 
     /// Rule 2: first the cache, then the client.
-    fn settle(&self, place: Place, effect: &Effect, frame: Piece<'_>, now: Time) {
+    fn settle(self: &Rc<Self>, place: Place, effect: &Effect, frame: Piece<'_>, now: Time) {
         if !effect.settle(&self.node.coherence, now) {
             return place.deliver(frame, now);
         }
         let reply = frame.into_bytes();
-        let node = self.node.clone();
+        self.shared.borrow_mut().held += 1;
+        let connection = self.clone();
         tokio::task::spawn_local(async move {
-            node.coherence.barrier(now).await;
+            connection.node.coherence.barrier(now).await;
             place.deliver(Piece::Bytes(reply), Time::now());
+            connection.release();
         });
+    }
+
+    /// A held reply has been told, and so are the pushes that came behind it: an invalidation does not come before the
+    /// reply of the command that caused it.
+    fn release(&self) {
+        let mut shared = self.shared.borrow_mut();
+        shared.told += 1;
+        let told = shared.told;
+        shared.release_behind(told);
     }
 
     fn pass_on(self: &Rc<Self>, bytes: Bytes, now: Time) {
@@ -780,6 +820,17 @@ impl Shared {
         self.pings += 1;
         self.last_ping = now;
         self.own(PING, Expect::Ping, now);
+    }
+
+    /// Tells the pushes that came behind so many held replies, in their order.
+    fn release_behind(&mut self, held: u64) {
+        while self.behind.front().is_some_and(|(behind, _)| *behind <= held)
+            && let Some((_, push)) = self.behind.pop_front()
+        {
+            if let Some(session) = &self.session {
+                session.push(Piece::Bytes(push));
+            }
+        }
     }
 
     /// Keeps count of confirmations, and of a lane whose redirect broke.

@@ -24,7 +24,7 @@ pub struct Opened {
     pub hello: Bytes,
     /// The link's generation that changed keys are reported to.
     pub armed: Option<u64>,
-    /// The server's number for the connection; 0 if it does not say.
+    /// The server's number for the connection; 0 if we may not ask, [`NAMELESS`] if it would not say now.
     pub client_id: i64,
     /// When the handshake was sent: the server had the connection after that.
     pub asked: Time,
@@ -54,6 +54,9 @@ impl From<io::Error> for Refusal {
         Refusal::Io(e)
     }
 }
+
+/// A connection opened while the server was busy: nobody can be told which it is, so it is used once.
+pub const NAMELESS: i64 = -1;
 
 /// CLIENT TRACKING towards the link.
 pub fn track(client_id: i64) -> Vec<u8> {
@@ -119,7 +122,10 @@ async fn greet(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Open
     }
     // Without CLIENT's permission the connection works all the same, unnamed.
     wire.reply().await?;
-    let client_id = integer(&wire.reply().await?);
+    let client_id = match wire.reply().await? {
+        refused if refused[0] == b'-' && !refused.starts_with(b"-NOPERM") => NAMELESS,
+        id => integer(&id),
+    };
     let armed = match link {
         Some(link) if !tracking => Some(link.generation),
         Some(link) if &wire.reply().await?[..] == b"+OK\r\n" => Some(link.generation),

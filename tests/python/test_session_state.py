@@ -83,15 +83,20 @@ def test_kill_by_number_address_and_self(redis_site):
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_names_and_numbers_are_the_clients_own(redis_site, protocol):
-    with Connection(redis_site.a.port, protocol=protocol) as one, Connection(redis_site.a.port) as two:
+def test_names_and_numbers_are_the_clients_own(site, protocol):
+    with Connection(site.a.port, protocol=protocol) as one, Connection(site.a.port) as two:
         assert one.call("CLIENT", "ID") != two.call("CLIENT", "ID")
         assert one.call("CLIENT", "GETNAME") is None
         one.call("CLIENT", "SETNAME", "me")
-        one.call("CLIENT", "SETINFO", "LIB-NAME", "mine")
+        if site.server.kind == "redis":
+            with pytest.raises(ReplyError, match="unknown subcommand"):
+                one.call("CLIENT", "SETINFO", "LIB-NAME", "mine")
+        else:
+            one.call("CLIENT", "SETINFO", "LIB-NAME", "mine")
+            assert "lib-name=mine" in two.call("CLIENT", "LIST").decode()
         assert (one.call("CLIENT", "GETNAME"), two.call("CLIENT", "GETNAME")) == (b"me", None)
         listed = two.call("CLIENT", "LIST").decode()
-        assert "name=me" in listed and "lib-name=mine" in listed and f"resp={protocol}" in listed
+        assert "name=me" in listed and f"resp={protocol}" in listed
         with pytest.raises(ReplyError, match="Client names cannot contain spaces"):
             one.call("CLIENT", "SETNAME", "two words")
 

@@ -10,12 +10,14 @@ from result import Result
 
 # A unit that hangs is ended, and what it has said by then counts.
 UNIT_TIMEOUT = 900
-# What the suite's tests ask of a server that is theirs alone.
-OPTIONS = ("--enable-protected-configs", "yes", "--enable-module-command", "yes", "--databases", "16")
 
 
 class RedisSuite:
     """One source tree of Redis; a unit is a file of tests/."""
+
+    # what the suite's tests ask of a server that is theirs alone
+    OPTIONS = ("--enable-protected-configs", "yes", "--enable-module-command", "yes")
+    SETTINGS = {}
 
     def __init__(self, source):
         self.source = Path(source).resolve()
@@ -24,11 +26,11 @@ class RedisSuite:
         done = subprocess.run(["./runtest", "--list-tests"], cwd=self.source, capture_output=True, text=True, check=True)
         return done.stdout.split()
 
-    def run(self, unit, port, log, slow=False):
+    def run(self, unit, port, log):
         # `--durable`: an exception in one test does not end the others
         argv = ["./runtest", "--host", "127.0.0.1", "--port", str(port), "--single", unit, "--durable",
-                "--baseport", str(port), "--timeout", "240", *(["--accurate"] if slow else [])]
-        with open(log, "wb") as out:
+                "--baseport", str(port), "--timeout", "240"]
+        with log.open("wb") as out:
             process = subprocess.Popen(argv, cwd=self.source, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                                        env={**os.environ, "LC_ALL": "C.UTF-8"}, start_new_session=True)
             try:
@@ -36,7 +38,7 @@ class RedisSuite:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, 9)
                 process.wait()
-        return parse(Path(log).read_text(errors="replace"))
+        return parse(log.read_text(errors="replace"))
 
 
 def parse(text):
