@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 
 use crate::coherence::Coherence;
@@ -109,6 +109,8 @@ pub struct Node {
     pub wanted: Vec<Level>,
     /// Something that the link relies on has changed: it is to be opened anew.
     pub distrusted: AtomicBool,
+    /// What the link saw when it opened; taken by the watch, whose own first look may come after something was cached.
+    pub first_look: ArcSwapOption<watch::Look>,
     /// How often [`watch`] looks.
     pub watch_interval: Duration,
     reconnect_max: Duration,
@@ -136,6 +138,7 @@ impl Node {
             max_ttl: config.max_ttl,
             wanted: levels(config),
             distrusted: AtomicBool::new(false),
+            first_look: ArcSwapOption::empty(),
             watch_interval: (config.max_staleness / 2).min(Duration::from_secs(1)),
             reconnect_max: config.reconnect_max,
             max_dedicated: config.max_dedicated,

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use super::handshake::{Refusal, Wire, hello, integer};
 use super::probe::{self, CHANNEL, Ears};
-use super::{ConnectionKey, Node};
+use super::{ConnectionKey, Node, watch};
 use crate::buffer::OutBuf;
 use crate::coherence::LinkId;
 use crate::coherence::standing::{Mode, Standing};
@@ -93,7 +93,11 @@ async fn open(node: &Arc<Node>, key: &ConnectionKey) -> Result<(Wire, i64, Optio
         wire.ask(&["CLIENT", "SETNAME", "nearside-link"]).await?;
         // What is noticed from here on concerns this link.
         node.distrusted.store(false, Ordering::Release);
-        let replica = learn(node, &mut wire).await?;
+        learn(node, &mut wire).await?;
+        // Before anything is cached: what changes from here on is seen by the watch.
+        let look = watch::look(&mut wire, node).await?;
+        let replica = look.is_replica();
+        node.first_look.store(Some(Arc::new(look)));
         let id = refuse_error(wire.ask(&["CLIENT", "ID"]).await?)?;
         let id = integer(&id);
         let ears = probe::listen(node, &mut wire, id).await?;
@@ -130,8 +134,8 @@ fn refuse_error(reply: bytes::Bytes) -> Result<bytes::Bytes, Refusal> {
     if reply[0] == b'-' { Err(Refusal::Server(reply)) } else { Ok(reply) }
 }
 
-/// The server's command table, its version, and whether it is a replica.
-async fn learn(node: &Node, wire: &mut Wire) -> Result<bool, Refusal> {
+/// The server's command table and version.
+async fn learn(node: &Node, wire: &mut Wire) -> Result<(), Refusal> {
     let reply = wire.ask(&["COMMAND"]).await?;
     match Table::from_command_reply(&reply, node.script_keys) {
         Ok(table) => node.table.store(Arc::new(table)),
@@ -145,8 +149,7 @@ async fn learn(node: &Node, wire: &mut Wire) -> Result<bool, Refusal> {
         let version = version.or_else(|| field("redis_version:").map(|v| format!("Redis {v}")));
         node.version.store(Arc::new(version.unwrap_or_else(|| "unknown".into())));
     }
-    let replication = wire.ask(&["INFO", "replication"]).await?;
-    Ok(memchr::memmem::find(&replication, b"role:slave").is_some())
+    Ok(())
 }
 
 struct Link {

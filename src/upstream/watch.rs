@@ -14,7 +14,7 @@ use bytes::Bytes;
 use super::handshake::{Wire, hello};
 use super::{ConnectionKey, Node, probe};
 use crate::cache::FlushCause;
-use crate::coherence::standing::Mode;
+use crate::config::Invalidation;
 use crate::resp;
 use crate::time::Time;
 use crate::transport::Stream;
@@ -27,7 +27,7 @@ const SILENT: [&str; 3] = ["cmdstat_swapdb:", "cmdstat_flushall:", "cmdstat_flus
 
 /// What one look found. A part that the server refuses to tell is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Look {
+pub struct Look {
     /// How often the commands were said that nothing announces.
     silent: Option<String>,
     /// `keyspace`: whether the server notifies.
@@ -44,6 +44,13 @@ enum Acl {
     Known(Bytes),
     /// Our user may not read it.
     Hidden,
+}
+
+impl Look {
+    /// Whether the server says that it is a replica.
+    pub fn is_replica(&self) -> bool {
+        self.role.as_ref().is_some_and(|role| role.contains("role:slave"))
+    }
 }
 
 /// Looks for as long as the process lives.
@@ -74,9 +81,13 @@ async fn watch(node: &Node, key: &ConnectionKey, last: &mut Option<Look>, failur
     tokio::time::timeout(limit, greeted).await??;
     let mut blind_since = Time::now();
     loop {
-        let keyspace = node.coherence.standing().mode == Ok(Mode::Keyspace);
-        let look = tokio::time::timeout(limit, look(&mut wire, keyspace)).await??;
+        let look = tokio::time::timeout(limit, look(&mut wire, node)).await??;
         *failures = 0;
+        // What the link has seen before anything was cached.
+        let first = node.first_look.swap(None);
+        if last.is_none() {
+            *last = first.map(|look| Look::clone(&look));
+        }
         if let Some(last) = last {
             compare(node, last, &look);
         }
@@ -94,7 +105,9 @@ async fn watch(node: &Node, key: &ConnectionKey, last: &mut Option<Look>, failur
     }
 }
 
-async fn look(wire: &mut Wire, keyspace: bool) -> io::Result<Look> {
+/// One look, on a connection that is not subscribed.
+pub async fn look(wire: &mut Wire, node: &Node) -> io::Result<Look> {
+    let keyspace = node.invalidation == Invalidation::Keyspace;
     let mut questions = resp::own(&["INFO", "commandstats"]);
     questions.extend(resp::own(&["INFO", "replication"]));
     questions.extend(resp::own(&["ACL", "LIST"]));

@@ -8,7 +8,7 @@ import threading
 import time
 
 CHUNK = 65536
-ROLES = {b"nearside-link": "link", b"nearside-lane": "lane"}
+ROLES = {b"nearside-link": "link", b"nearside-lane": "lane", b"nearside-watch": "watch"}
 
 
 class Weather:
@@ -26,7 +26,7 @@ class Relay:
 
     def __init__(self, target_port):
         self.target_port = target_port
-        self._weather = {"link": Weather(), "lane": Weather(), None: Weather()}
+        self._weather = {role: Weather() for role in (*ROLES.values(), None)}
         self._pairs = []
         self.refused = None
         """A word: requests with it are answered by an error here, as a server would that does not know it."""

@@ -46,11 +46,14 @@ def test_a_healthy_proxy_under_heavy_writes_has_no_stale_answer(lab, level, kind
 def test_slow_paths_raise_no_false_alarm(lab, level, slow, seed):
     site = lab.site("redis", relayed=True, settings={**SETTINGS, **EVERYTHING})
     site.relay.delay(slow, 0.005)
-    run(hot_scenario(site, level, seed, SECONDS))
-    found = audited(site)
-    print(f"{level}, slow {slow}: {found}")
-    assert found["stale"] == 0, complaints(site)
-    assert found["checked"], found
+    for _ in range(3):  # a busy machine may not come to a hit at once
+        run(hot_scenario(site, level, seed, SECONDS))
+        found = audited(site)
+        print(f"{level}, slow {slow}: {found}")
+        assert found["stale"] == 0, complaints(site)
+        if found["checked"]:
+            return
+    pytest.fail(f"nothing was checked: {found}")
 
 
 def test_lost_links_and_lanes_raise_no_false_alarm(lab, seed):

@@ -89,6 +89,21 @@ def test_swapdb_past_the_proxies_is_noticed_within_the_bound(lab, level):
         assert conn.call("GET", "k") == b"one"
 
 
+def test_swapdb_before_the_first_look(lab):
+    """The watch comes late: what it sees first already has the swap in it, and the cache is from before."""
+    server = lab.server("redis")
+    relay = lab.relay(server.port)
+    relay.stall("watch")
+    proxy = lab.proxy(relay.port, settings=SETTINGS)
+    with Connection(proxy.port) as conn, server.connect() as past:
+        past.pipeline([("SET", "k", "zero"), ("SELECT", 1), ("SET", "k", "one")])
+        assert cached(conn, "GET", "k") == b"zero"
+        past.call("SWAPDB", 0, 1)
+        relay.resume("watch")
+        wait_until(lambda: proxy.stats()["flushes_swapdb"], "the swap is noticed", timeout=5)
+        assert conn.call("GET", "k") == b"one"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_flushdb_of_another_database(lab, kind):
     """It is reported as everything: nothing wrong is served, of either database."""
