@@ -13,7 +13,7 @@ use redis::Value;
 use tokio::task::JoinSet;
 
 use super::history::{Action, Change, History, Object, Op, Route};
-use super::wire::{Connection, Target};
+use super::wire::{Connection, PATIENCE, Target};
 use super::work::{self, FieldTtls, KINDS, Kind, Outcome, Read, Write, Writer};
 use crate::config::Level;
 use crate::resp;
@@ -150,11 +150,13 @@ impl Site {
         *self.errors.borrow_mut().entry(what).or_default() += 1;
     }
 
-    fn lost(&self, e: &io::Error) {
+    fn lost(&self, way: usize, e: &io::Error) {
+        let name = &self.ways[way].route.name;
         if e.kind() == io::ErrorKind::TimedOut {
             self.unanswered.set(self.unanswered.get() + 1);
+            return self.error(&format!("{name}: no answer within {PATIENCE:?}"));
         }
-        self.error(&format!("connection lost: {e}"));
+        self.error(&format!("{name}: connection lost: {e}"));
     }
 }
 
@@ -205,7 +207,7 @@ impl Client {
                     self.sessions[which] = Some(Session { connection, number: sessions.len() - 1 });
                 }
                 Err(e) => {
-                    self.site.error(&format!("no connection: {e}"));
+                    self.site.error(&format!("{}: no connection: {e}", self.site.ways[way].route.name));
                     tokio::time::sleep(RETRY).await;
                 }
             }
@@ -231,7 +233,7 @@ impl Client {
                 Some(replies)
             }
             Err(e) => {
-                self.site.lost(&e);
+                self.site.lost(which / BY_WAY, &e);
                 self.sessions[which] = None;
                 None
             }
