@@ -20,6 +20,7 @@ parser.add_argument("--source", type=Path, required=True, help=argparse.SUPPRESS
 parser.add_argument("--out", type=Path, required=True, help=argparse.SUPPRESS)
 parser.add_argument("--server", choices=sorted(SERVER_BINARIES), default="redis", help="behind the proxy [redis]")
 parser.add_argument("--jobs", type=int, default=2, help="units at a time, each with a server of its own [2]")
+parser.add_argument("--quick", action="store_true", help="only units that take seconds: what scripts/test runs")
 parser.add_argument("--only-through", action="store_true", help="show what fails through, without a bare run to compare with")
 parser.add_argument("units", nargs="*", help="unit/type/list …; all of them if none is named")
 
@@ -87,7 +88,7 @@ def main():
     suite = {"redis": RedisSuite, "redis-py": RedisPySuite}[args.suite](args.source)
     print(f"{'unit':<34}{'bare':>8}{'through':>9}{'time':>10}", flush=True)
     with ThreadPoolExecutor(args.jobs) as pool:
-        rows = list(pool.map(lambda unit: run_both(suite, unit, args), args.units or suite.units()))
+        rows = list(pool.map(lambda unit: run_both(suite, unit, args), args.units or (suite.QUICK if args.quick else suite.units())))
     lacks = [reason for row in rows for _, reason in row.lacks]
     panics = [line for row in rows for line in row.through.panics]
     total = Row("all", Result.sum(row.bare for row in rows), Result.sum(row.through for row in rows), sum(r.seconds for r in rows))

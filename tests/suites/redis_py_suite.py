@@ -21,6 +21,7 @@ class RedisPySuite:
 
     OPTIONS = ("--enable-module-command", "yes")
     SETTINGS = {}
+    QUICK = [f"tests/test_{name}.py" for name in ("pipeline", "lock", "monitor", "function", "scripting")]
 
     def __init__(self, source):
         self.source = Path(source).resolve()

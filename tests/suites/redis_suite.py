@@ -18,6 +18,9 @@ class RedisSuite:
     # what the suite's tests ask of a server that is theirs alone
     OPTIONS = ("--enable-protected-configs", "yes", "--enable-module-command", "yes")
     SETTINGS = {}
+    # a minute's worth, of what a proxy can get wrong and little of what only a clock can
+    QUICK = [f"unit/{name}" for name in ("protocol", "keyspace", "info-command", "type/incr", "type/hash", "type/stream-cgroups", "quit", "multi",
+                                         "pubsub", "scripting", "functions", "introspection", "tracking", "bitfield")]
 
     def __init__(self, source):
         self.source = Path(source).resolve()
