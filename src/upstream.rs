@@ -190,13 +190,10 @@ impl Pool {
     pub fn lend(&self, key: &ConnectionKey) -> Option<Rc<Connection>> {
         let mut idle = self.idle.borrow_mut();
         let idle = idle.entry(key.clone()).or_default();
-        let mut found = None;
-        while let (None, Some(connection)) = (&found, idle.pop()) {
-            if connection.is_lendable() {
-                found = Some(connection);
-            } else {
-                self.discard(&connection);
-            }
+        let mut found = idle.pop();
+        while let Some(spent) = found.take_if(|connection| !connection.is_lendable()) {
+            self.discard(&spent);
+            found = idle.pop();
         }
         let connection = found.or_else(|| self.open(key))?;
         let scarce = self.node.dedicated.load(Ordering::Relaxed) + SPARED > self.node.max_dedicated;
