@@ -182,6 +182,8 @@ pub struct Pool {
 
 /// Idle dedicated connections kept per key and thread.
 const IDLE: usize = 16;
+/// With fewer left than this, none is opened before it is needed.
+const SPARED: usize = 64;
 
 /// One of the few connections that scripts may have at once, so that many scripts do not mean many connections.
 pub struct Turn(Rc<Cell<usize>>);
@@ -214,16 +216,22 @@ impl Pool {
         }
     }
 
-    /// A connection for one session alone; `None` at the limit.
+    /// A connection for one session alone; `None` at the limit. One more is opened if it was the last that was idle, so
+    /// that the next session need not wait for a handshake, and be overtaken meanwhile by what goes down a lane.
     pub fn lend(&self, key: &ConnectionKey) -> Option<Rc<Connection>> {
         let mut idle = self.idle.borrow_mut();
-        while let Some(connection) = idle.get_mut(key).and_then(Vec::pop) {
-            if connection.is_clean() {
-                return Some(connection);
-            }
-            self.discard(&connection);
+        let idle = idle.entry(key.clone()).or_default();
+        let mut found = idle.pop();
+        while let Some(spent) = found.take_if(|connection| !connection.is_lendable()) {
+            self.discard(&spent);
+            found = idle.pop();
         }
-        self.open(key)
+        let connection = found.or_else(|| self.open(key))?;
+        let scarce = self.node.dedicated.load(Ordering::Relaxed) + SPARED > self.node.max_dedicated;
+        if idle.is_empty() && !scarce {
+            idle.extend(self.open(key));
+        }
+        Some(connection)
     }
 
     /// The right to lend a connection to a script; `None`: there are as many as are kept idle, this one shares a lane.

@@ -196,6 +196,7 @@ fn holds(line: &Line, name: &str, values: &[String]) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 mod tests {
     use super::*;
 

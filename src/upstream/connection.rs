@@ -303,6 +303,12 @@ impl Connection {
         self.shared.borrow().hello.is_empty()
     }
 
+    /// Whether it can be lent: it is clean, or on its way and not used yet.
+    pub fn is_lendable(&self) -> bool {
+        let unused = |shared: &Shared| matches!(shared.phase, Phase::Opening) && shared.queued == 0 && !shared.close;
+        unused(&self.shared.borrow()) || self.is_clean()
+    }
+
     /// Whether it is open and nothing is awaited, so that it can be lent again.
     pub fn is_clean(&self) -> bool {
         let shared = self.shared.borrow();

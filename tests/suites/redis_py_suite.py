@@ -20,7 +20,7 @@ class RedisPySuite:
     """One source tree of redis-py; a unit is a file of tests/."""
 
     OPTIONS = ("--enable-module-command", "yes")
-    SETTINGS = {}
+    QUICK = [f"tests/test_{name}.py" for name in ("pipeline", "lock", "monitor", "function", "scripting")]
 
     def __init__(self, source):
         self.source = Path(source).resolve()
