@@ -205,13 +205,14 @@ impl Session {
         target.want_own();
         let shared = self.shared.clone();
         Some(Step::Stall(Stall::For(Box::pin(async move {
-            let deadline = tokio::time::Instant::now() + shared.config.connect_timeout;
-            while target.upstream_id().is_none() && tokio::time::Instant::now() < deadline {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            match target.upstream_id() {
-                Some(_) => After::Again,
-                None => After::Reply(shared.node.error("the client to redirect to has got no connection of its own")),
+            let gets_one = async {
+                while target.upstream_id().is_none() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            match tokio::time::timeout(shared.config.connect_timeout, gets_one).await {
+                Ok(()) => After::Again,
+                Err(_) => After::Reply(shared.node.error("the client to redirect to has got no connection of its own")),
             }
         }))))
     }
