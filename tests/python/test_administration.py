@@ -274,6 +274,7 @@ def test_a_connection_opened_while_the_server_is_busy_is_not_lent_again(lab):
         wait_until(lambda: errors(other, "GET", "k").startswith("BUSY"), "the server says BUSY")
         assert conn.call("MULTI") == b"OK"
         server.call("SCRIPT", "KILL")
+        wait_until(lambda: not errors(other, "GET", "k"), "the server is itself again")
         assert conn.call("EXEC") == []
         for session in (conn, other):
             number = session.call("CLIENT", "ID")
