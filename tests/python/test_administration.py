@@ -59,6 +59,7 @@ def test_a_session_whose_bytes_pass_unlooked_at_is_told_that_the_server_is_busy(
         wait_until(lambda: errors(other, "GET", "k").startswith("BUSY"), "the server says BUSY")
         assert errors(opaque, "GET", "k").startswith("BUSY")
         assert other.call("SCRIPT", "KILL") == b"OK"
+        wait_until(lambda: not errors(other, "GET", "k"), "the server is itself again")
     site.server.call("CONFIG", "SET", "lua-time-limit", 5000)
 
 
