@@ -366,7 +366,7 @@ impl Session {
         self.outstanding.told_before(self.outbox.first());
         self.held_back = false;
         if self.input.left() == 0 && self.lent.is_none() {
-            return;
+            return self.account();
         }
         self.now = Time::now();
         let node = self.shared.node.clone();
@@ -399,6 +399,11 @@ impl Session {
             self.carry_out(step, &mut input);
         }
         (self.input, self.keys) = (input, keys);
+        self.account();
+    }
+
+    /// Adds what was dealt with to the process's counters and to what is said of this client.
+    fn account(&mut self) {
         if self.commands > 0 {
             self.client.active.store(self.now.0, Ordering::Relaxed);
             self.client.command.store(self.command, Ordering::Relaxed);
