@@ -79,7 +79,7 @@ pub struct Options {
     /// Objects in use at a time.
     #[arg(long, value_name = "N", default_value_t = 36, value_parser = clap::value_parser!(u16).range(1..=10000))]
     keys: u16,
-    /// What every key begins with [default: nearside:verify:<random>].
+    /// What every key begins with (default: `nearside:verify:` and a random word).
     #[arg(long, value_name = "TEXT")]
     prefix: Option<String>,
     /// Makes the clients' choices the same again [default: random].

@@ -91,20 +91,20 @@ def grid(bench, rounds, sizes, connections):
 
 
 def misses_against_twemproxy(bench, rounds):
-    """CPU of a GET that fills, each key read once, and of twemproxy's GET."""
+    """CPU of a GET that fills, each key read once by a proxy that was just started, and of twemproxy's GET."""
     say("misses")
     keys, times = 300_000, defaultdict(list)
     redis = bench.redis()
     bench.load(redis, requests=keys, keys=keys, dist="sequential", pipeline=100, writes=100)
-    servers = [bench.nearside(NEARSIDE, redis.port), bench.nutcracker(redis.port)]
+    twemproxy = bench.nutcracker(redis.port)
     for _ in range(rounds):
-        for server in servers:
-            if server.label == NEARSIDE:
-                server.ask("NEARSIDE", "FLUSH")
+        cold = bench.nearside(NEARSIDE, redis.port)
+        for server in (cold, twemproxy):
             cpu = server.cpu()
             bench.load(server, requests=keys, keys=keys, dist="sequential", pipeline=16)
             times[server.label].append((server.cpu() - cpu) / keys * 1e6)
-    bench.stop(redis, *servers)
+        bench.stop(cold)
+    bench.stop(redis, twemproxy)
     return dict(times)
 
 
