@@ -3,33 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+mod servers;
+
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
+
+use servers::{Process, start};
 
 use redis::aio::ConnectionManagerConfig;
 use redis::{AsyncCommands, Client, Commands, PushKind, Script, Value};
-
-struct Process(Child);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Already gone is as good.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn start(program: &str, args: &[&str], port: u16) -> Process {
-    let child = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let process = Process(child);
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(Instant::now() < deadline, "{program} does not listen on {port}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    process
-}
 
 /// A server, and a proxy in front of it.
 struct Site {
