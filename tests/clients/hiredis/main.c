@@ -140,11 +140,14 @@ static void on_get(redisAsyncContext *context, void *reply, void *number)
     if (++answered % 250 == 0) { printf("async %ld: ", (long)number); show(reply); printf("\n"); }
 }
 
+static void on_message(redisAsyncContext *context, void *data, void *nothing);
+
 static void on_pop(redisAsyncContext *context, void *reply, void *nothing)
 {
     (void)nothing;
     printf("async blpop: "); show(reply); printf("\n");
     redisAsyncDisconnect(context);
+    redisAsyncCommand(subscriber, on_message, NULL, "UNSUBSCRIBE");
 }
 
 static void on_message(redisAsyncContext *context, void *data, void *nothing)
@@ -154,9 +157,10 @@ static void on_message(redisAsyncContext *context, void *data, void *nothing)
     if (!reply) return;
     printf("message: "); show(reply); printf("\n");
     if (!strcmp(reply->element[0]->str, "psubscribe")) {
-        OTHER("PUBLISH news hello"); OTHER("PUBLISH sport.chess mate"); OTHER("RPUSH queue job");
+        OTHER("PUBLISH news hello"); OTHER("PUBLISH sport.chess mate");
     }
-    if (strstr(reply->element[0]->str, "message") && ++messages == 2) redisAsyncCommand(context, on_message, NULL, "UNSUBSCRIBE");
+    /* each connection's turn comes when the other's is over: what two connections are told comes in no certain order */
+    if (strstr(reply->element[0]->str, "message") && ++messages == 2) OTHER("RPUSH queue job");
     if (!strcmp(reply->element[0]->str, "unsubscribe")) redisAsyncDisconnect(context);
 }
 
