@@ -156,6 +156,8 @@ pub struct Config {
     pub script_keys: ScriptKeys,
     /// Client connections at once.
     pub maxclients: usize,
+    /// Clients that share the first thread before a second gets any; 1: each thread gets one in turn.
+    pub clients_together: usize,
     /// A client idle for this long is closed; zero: never.
     pub timeout: Duration,
     /// Largest argument a client may send, in bytes.
@@ -202,6 +204,7 @@ impl Default for Config {
             max_entry: 1 << 20,
             script_keys: ScriptKeys::Any,
             maxclients: 10_000,
+            clients_together: 8,
             timeout: Duration::ZERO,
             proto_max_bulk_len: 512 << 20,
             client_query_buffer_limit: 1 << 30,

@@ -1,14 +1,14 @@
 //! Listeners, threads, limits, wiring, drain. No RESP, no command names.
 //!
-//! The main thread accepts and deals connections round-robin to the workers, which own them for life; the link and the
-//! sweep have threads of their own, so that a busy worker delays neither invalidations nor the freshness clock.
+//! The main thread accepts and deals connections to the workers, which own them for life; the link and the sweep have
+//! threads of their own, so that a busy worker delays neither invalidations nor the freshness clock.
 
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -45,6 +45,37 @@ struct Dealt {
     socket: Socket,
     client: Arc<Client>,
     door: Arc<Door>,
+    seat: Seat,
+}
+
+/// Whom connections are dealt to, in the acceptors' eyes.
+struct Worker {
+    dealer: mpsc::Sender<Dealt>,
+    /// Connections that it has or is about to have.
+    seats: Arc<AtomicUsize>,
+}
+
+/// A connection's place in its worker, from the deal to its end.
+struct Seat(Arc<AtomicUsize>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The worker for the next connection: the first that has fewer than `together`, else the one with the fewest. One thread
+/// reads its clients in the order in which they have sent, as the server itself does; two do not.
+fn choose(workers: &[Worker], together: usize) -> (&Worker, Seat) {
+    let load = |worker: &Worker| match worker.seats.load(Ordering::Relaxed) {
+        few if few < together => 0,
+        many => many,
+    };
+    // of equals the first
+    let chosen = (0..workers.len()).min_by_key(|&n| load(&workers[n])).unwrap_or(0);
+    let worker = &workers[chosen];
+    worker.seats.fetch_add(1, Ordering::Relaxed);
+    (worker, Seat(worker.seats.clone()))
 }
 
 /// What a listener gives to its connections.
@@ -115,17 +146,17 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let control = start_control(&shared, stopping.clone())?;
     let sweeping = Arc::new(AtomicBool::new(true));
     let sweep = start_sweep(&shared, sweeping.clone())?;
+    let mut threads = Vec::new();
     let mut workers = Vec::new();
-    let mut dealers = Vec::new();
     for n in 0..shared.config.threads {
         let (dealer, dealt) = mpsc::channel(DEALT);
-        workers.push(start_worker(n, &shared, dealt, stopping.clone())?);
-        dealers.push(dealer);
+        threads.push(start_worker(n, &shared, dealt, stopping.clone())?);
+        workers.push(Worker { dealer, seats: Arc::default() });
     }
-    let dealers = Arc::new(dealers);
+    let workers = Arc::new(workers);
     let accepting: Vec<_> = listeners
         .into_iter()
-        .map(|(listener, door)| tokio::spawn(accept(listener, door, shared.clone(), dealers.clone())))
+        .map(|(listener, door)| tokio::spawn(accept(listener, door, shared.clone(), workers.clone())))
         .collect();
     shutdown.await;
     tracing::info!(
@@ -136,11 +167,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     accepting.iter().for_each(tokio::task::JoinHandle::abort);
     let _ = stop.send(true);
     drain(&shared).await;
-    drop(dealers);
+    drop(workers);
     sweeping.store(false, Ordering::Release);
     sweep.thread().unpark();
     let join = move || {
-        for thread in workers.into_iter().chain([control, sweep]) {
+        for thread in threads.into_iter().chain([control, sweep]) {
             if thread.join().is_err() {
                 tracing::error!("a thread ended by a panic");
             }
@@ -186,7 +217,7 @@ fn start_worker(
             while let Some(dealt) = dealt.recv().await {
                 start_session(&shared, &pool, dealt);
             }
-            // The dealers are dropped only once the drain is over.
+            // The workers' dealers are dropped only once the drain is over.
             drop(stopping);
         });
     })
@@ -194,7 +225,7 @@ fn start_worker(
 
 fn start_session(shared: &Arc<Shared>, pool: &Rc<Pool>, dealt: Dealt) {
     let (shared, pool) = (shared.clone(), pool.clone());
-    let Dealt { socket, client, door } = dealt;
+    let Dealt { socket, client, door, seat } = dealt;
     let stream = match socket.into_stream() {
         Ok(stream) => stream,
         Err(e) => {
@@ -215,6 +246,7 @@ fn start_session(shared: &Arc<Shared>, pool: &Rc<Pool>, dealt: Dealt) {
             },
         };
         session::run(&shared, &pool, stream, client, door.level).await;
+        drop(seat);
     });
 }
 
@@ -317,9 +349,8 @@ impl Listener {
     }
 }
 
-async fn accept(listener: Listener, door: Arc<Door>, shared: Arc<Shared>, dealers: Arc<Vec<mpsc::Sender<Dealt>>>) {
+async fn accept(listener: Listener, door: Arc<Door>, shared: Arc<Shared>, workers: Arc<Vec<Worker>>) {
     let mut pause = Duration::from_millis(1);
-    let mut next = 0;
     loop {
         match listener.accept().await {
             Ok(socket) => {
@@ -332,8 +363,8 @@ async fn accept(listener: Listener, door: Arc<Door>, shared: Arc<Shared>, dealer
                     }
                     continue;
                 };
-                next = (next + 1) % dealers.len();
-                if let Err(e) = dealers[next].send(Dealt { socket, client, door: door.clone() }).await {
+                let (worker, seat) = choose(&workers, shared.config.clients_together);
+                if let Err(e) = worker.dealer.send(Dealt { socket, client, door: door.clone(), seat }).await {
                     shared.clients.leave(&e.0.client);
                 }
             }
@@ -345,5 +376,31 @@ async fn accept(listener: Listener, door: Arc<Door>, shared: Arc<Shared>, dealer
                 pause = (pause * 2).min(ACCEPT_PAUSE);
             }
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_clients_share_a_thread_and_many_spread_evenly() {
+        let workers: Vec<Worker> =
+            (0..3).map(|_| Worker { dealer: mpsc::channel(1).0, seats: Arc::default() }).collect();
+        let seated = || workers.iter().map(|w| w.seats.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        let mut seats: Vec<Seat> = (0..4).map(|_| choose(&workers, 4).1).collect();
+        assert_eq!(seated(), [4, 0, 0]);
+        seats.extend((0..8).map(|_| choose(&workers, 4).1));
+        assert_eq!(seated(), [4, 4, 4]);
+        seats.extend((0..6).map(|_| choose(&workers, 4).1));
+        assert_eq!(seated(), [6, 6, 6]);
+        // who leaves makes room for the next
+        drop(seats.drain(..3));
+        assert_eq!(seated(), [3, 6, 6]);
+        seats.push(choose(&workers, 4).1);
+        assert_eq!(seated(), [4, 6, 6]);
+        seats.push(choose(&workers, 4).1);
+        assert_eq!(seated(), [5, 6, 6]);
     }
 }

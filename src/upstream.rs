@@ -10,7 +10,7 @@ pub mod probe;
 pub mod watch;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -176,12 +176,14 @@ pub struct Pool {
     /// The node they lead to.
     pub node: Arc<Node>,
     lanes: RefCell<HashMap<ConnectionKey, Rc<Connection>>>,
-    idle: RefCell<HashMap<ConnectionKey, Vec<Rc<Connection>>>>,
+    idle: RefCell<HashMap<ConnectionKey, VecDeque<Rc<Connection>>>>,
     scripts: Rc<Cell<usize>>,
 }
 
 /// Idle dedicated connections kept per key and thread.
 const IDLE: usize = 16;
+/// Of these, how many are opened before they are needed, once one was.
+const READY: usize = 4;
 /// With fewer left than this, none is opened before it is needed.
 const SPARED: usize = 64;
 
@@ -216,19 +218,20 @@ impl Pool {
         }
     }
 
-    /// A connection for one session alone; `None` at the limit. One more is opened if it was the last that was idle, so
-    /// that the next session need not wait for a handshake, and be overtaken meanwhile by what goes down a lane.
+    /// A connection for one session alone; `None` at the limit. A few more are kept ready, so that the next sessions need
+    /// not wait for a handshake, and be overtaken meanwhile by what goes down a lane or a connection that is open.
     pub fn lend(&self, key: &ConnectionKey) -> Option<Rc<Connection>> {
         let mut idle = self.idle.borrow_mut();
         let idle = idle.entry(key.clone()).or_default();
-        let mut found = idle.pop();
+        // the oldest first: its handshake is over
+        let mut found = idle.pop_front();
         while let Some(spent) = found.take_if(|connection| !connection.is_lendable()) {
             self.discard(&spent);
-            found = idle.pop();
+            found = idle.pop_front();
         }
         let connection = found.or_else(|| self.open(key))?;
-        let scarce = self.node.dedicated.load(Ordering::Relaxed) + SPARED > self.node.max_dedicated;
-        if idle.is_empty() && !scarce {
+        let scarce = || self.node.dedicated.load(Ordering::Relaxed) + SPARED > self.node.max_dedicated;
+        while idle.len() < READY && !scarce() {
             idle.extend(self.open(key));
         }
         Some(connection)
@@ -257,7 +260,7 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         let same = idle.entry(connection.key.clone()).or_default();
         if connection.is_clean() && same.len() < IDLE {
-            same.push(connection);
+            same.push_back(connection);
         } else {
             self.discard(&connection);
         }

@@ -52,6 +52,7 @@ const EVERY_SETTING: &str = r#"
     max_entry = 4096
     script_keys = "declared"
     maxclients = 7
+    clients_together = 3
     timeout = "5m"
     proto_max_bulk_len = "1mb"
     client_query_buffer_limit = "2mb"
@@ -119,6 +120,7 @@ fn every_setting_is_taken() {
         max_entry: 4096,
         script_keys: ScriptKeys::Declared,
         maxclients: 7,
+        clients_together: 3,
         timeout: Duration::from_secs(300),
         proto_max_bulk_len: 1 << 20,
         client_query_buffer_limit: 2 << 20,
@@ -150,6 +152,7 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     ("threads = 257", ":1: threads: ", &["1 to 256"]),
     ("threads = \"many\"", ":1: threads: ", &["auto"]),
     ("maxclients = 0", ":1: maxclients: ", &["1 to 1000000"]),
+    ("clients_together = 0", ":1: clients_together: ", &["1 to"]),
     ("max_dedicated = 0", ":1: max_dedicated: ", &["1 to"]),
     ("heartbeat = \"0\"", ":1: heartbeat: ", &["1ms"]),
     ("heartbeat = \"1s\"", ":1: heartbeat: ", &["shorter than max_staleness (1s)"]),

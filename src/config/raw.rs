@@ -88,6 +88,7 @@ settings! {
     max_entry: Size,
     script_keys: ScriptKeys,
     maxclients: Count,
+    clients_together: Count,
     timeout: Period,
     proto_max_bulk_len: Size,
     client_query_buffer_limit: Size,

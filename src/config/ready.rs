@@ -68,6 +68,7 @@ pub(super) fn ready(raw: Raw, file: Option<Source<'_>>) -> Result<Config, Config
             default.client_output_buffer_limit_pubsub,
             1024,
         )?,
+        clients_together: blame.count("clients_together", raw.clients_together, default.clients_together)?,
         max_dedicated: blame.count("max_dedicated", raw.max_dedicated, default.max_dedicated)?,
         lane_buffer_limit: blame.bytes("lane_buffer_limit", raw.lane_buffer_limit, default.lane_buffer_limit, 1024)?,
         audit_one_in: blame.count_or_none("audit_one_in", raw.audit_one_in, default.audit_one_in)?,

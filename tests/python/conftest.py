@@ -30,8 +30,10 @@ class Lab:
         self.relays.append(Relay(port))
         return self.relays[-1]
 
-    def proxy(self, upstream_port, name="a", **options):
-        proxy = Passage(upstream_port, name) if BARE else Proxy(self.folder, upstream_port, name, **options)
+    def proxy(self, upstream_port, name="a", settings=(), **options):
+        # a test's few clients are dealt to all threads, as the many of a real proxy are
+        settings = {"clients_together": 1, **dict(settings)}
+        proxy = Passage(upstream_port, name) if BARE else Proxy(self.folder, upstream_port, name, settings, **options)
         self.proxies.append(proxy)
         return proxy
 

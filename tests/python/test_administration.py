@@ -160,10 +160,27 @@ def test_no_more_connections_of_their_own_than_max_dedicated(lab):
     assert proxy.stats()["dedicated"] <= 5
 
 
+def test_a_few_clients_are_served_in_the_order_in_which_they_send(lab):
+    """Redis has one thread, so that those who have waited longest are served first; a few clients of ours share one too. No machine
+    keeps the order always (Redis itself lost it in 1 of 150 rounds on a busy one), two threads lose it in every second round."""
+    rounds, served = 400, [b"1", b"2", b"3", b"4"]
+    server = lab.server()
+    proxy = lab.proxy(server.port, settings={"clients_together": 8, "threads": 4})
+    with Connection(proxy.port) as pusher:
+        waiting = [Connection(proxy.port) for _ in served]
+        others = 0
+        for _ in range(rounds):
+            for conn in waiting:
+                conn.send("BLPOP", "list", 0)
+            assert pusher.call("RPUSH", "list", *served) == len(served)
+            others += [conn.read()[1] for conn in waiting] != served
+    assert others < rounds / 10
+
+
 def test_thousands_of_clients_block_up_to_the_stated_limit(lab):
-    """README: max_dedicated is 4096, one idle connection of each thread included."""
+    """README: max_dedicated is 4096, the few that each thread keeps ready included."""
     limit, more = 4096, 64
-    idle = os.cpu_count()
+    idle = 4 * os.cpu_count()
     server = lab.server()
     proxy = lab.proxy(server.port)
     waiting = []
