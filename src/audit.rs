@@ -44,9 +44,14 @@ impl Sampler {
         self.left == 0
     }
 
-    /// A hit that was not.
-    pub fn pass(&mut self) {
-        self.left -= 1;
+    /// How many hits come before the next that is.
+    pub fn left(&self) -> usize {
+        self.left as usize
+    }
+
+    /// So many hits were not.
+    pub fn pass(&mut self, hits: usize) {
+        self.left -= hits as u32;
     }
 }
 

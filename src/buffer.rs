@@ -64,6 +64,7 @@ impl OutBuf {
     }
 
     /// Copies `bytes` to the end.
+    #[inline]
     pub fn push(&mut self, bytes: &[u8]) {
         if self.tail.is_empty() {
             equip(&mut self.tail);

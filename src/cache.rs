@@ -33,6 +33,8 @@ use flight::Flight;
 
 const SHARDS: usize = size(64, 2);
 const REVISIONS: usize = size(1 << 16, 4);
+/// A cache smaller than this is in the processor's own: asking ahead would cost more than it hides.
+const FAR: u64 = 4 << 20;
 
 /// Why everything was flushed; label of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,6 +232,7 @@ impl Cache {
 
     /// Serves the reply to `variant` if it is alive and proven fresh as of `watermark`. `hit` runs under the shard's lock:
     /// copy and go.
+    #[inline]
     pub fn lookup<R>(
         &self,
         hash: u64,
@@ -253,6 +256,9 @@ impl Cache {
     /// nothing, and what it asked for may be gone by the time of the lookup.
     #[cfg(not(feature = "shuttle"))]
     pub fn prefetch(&self, hashes: impl Iterator<Item = u64> + Clone) {
+        if self.used() < FAR {
+            return;
+        }
         hashes.clone().for_each(|hash| self.prefetch_slot(hash));
         for hash in hashes {
             let shard = &self.map.shards()[self.map.determine_shard(hash as usize)];
@@ -278,6 +284,7 @@ impl Cache {
     #[cfg(feature = "shuttle")]
     fn prefetch_slot(&self, _: u64) {}
 
+    #[inline(always)]
     fn judge<'e>(&self, entry: &'e Entry, v: &Variant<'_>, now: Time, watermark: Time) -> Result<&'e Node, Absence> {
         let (node, floor) = entry.find(v, || self.variant_hash(v)).ok_or(Absence::NotCached)?;
         // The clocks before the epoch: the link applies a flush before the PONG behind it, so a clock that has passed

@@ -113,10 +113,10 @@ impl Outbox {
         inner.slots.push_back(Slot::Ready(chunks, tail));
     }
 
-    /// Straight to where replies are written from; `None` if an earlier reply is still to come.
+    /// Straight to where replies are written from; `None` if an earlier reply is still to come, or nobody reads them.
     pub fn direct(&self) -> Option<Direct<'_>> {
         let inner = self.0.borrow_mut();
-        inner.slots.is_empty().then(|| Direct(inner))
+        (inner.slots.is_empty() && !inner.gone).then(|| Direct(inner))
     }
 
     fn deliver(&self, seq: u64, piece: Piece<'_>, now: Time) {
@@ -243,13 +243,22 @@ pub struct Direct<'a>(RefMut<'a, Inner>);
 
 impl Direct<'_> {
     /// A reply that is known at once.
+    #[inline]
     pub fn put(&mut self, piece: Piece<'_>) {
-        self.0.write(piece);
+        append(&mut self.0.out, piece);
     }
 
     /// Bytes that wait to be written.
     pub fn bytes(&self) -> usize {
         self.0.out.len()
+    }
+}
+
+#[inline]
+fn append(out: &mut OutBuf, piece: Piece<'_>) {
+    match piece {
+        Piece::Slice(s) => out.push(s),
+        Piece::Bytes(b) => out.push_bytes(b),
     }
 }
 
@@ -274,10 +283,7 @@ impl Inner {
         if self.gone {
             return;
         }
-        match piece {
-            Piece::Slice(s) => self.out.push(s),
-            Piece::Bytes(b) => self.out.push_bytes(b),
-        }
+        append(&mut self.out, piece);
     }
 
     fn write_ready(&mut self) {

@@ -191,12 +191,19 @@ fn short_header(buf: &[u8], at: usize, kind: u8) -> Option<(usize, usize)> {
 /// shorter than 100 bytes. What the scanner would find, in a fifth of the time.
 #[inline]
 pub fn short_get(buf: &[u8]) -> Option<([Range<usize>; 2], usize)> {
-    let head: &[u8; 14] = buf.first_chunk()?;
-    let [g, e, t] = [head[8] | 0x20, head[9] | 0x20, head[10] | 0x20];
-    if head[..8] != *b"*2\r\n$3\r\n" || [g, e, t] != *b"get" || head[11..] != *b"\r\n$" {
+    // the shortest has 19 bytes: of a key without any
+    let head: &[u8; 18] = buf.first_chunk()?;
+    let [a, b, c, d, e, f, g, h, name @ .., d1, d2, d3, d4] = *head;
+    let name = u64::from_le_bytes([name[0] | 0x20, name[1] | 0x20, name[2] | 0x20, name[3], name[4], name[5], 0, 0]);
+    if [a, b, c, d, e, f, g, h] != *b"*2\r\n$3\r\n" || name != u64::from_le_bytes(*b"get\r\n$\0\0") {
         return None;
     }
-    let (len, start) = short_header(buf, 13, b'$')?;
+    let (tens, ones) = (d1.wrapping_sub(b'0'), d2.wrapping_sub(b'0'));
+    let (len, start) = match [d2, d3, d4] {
+        [_, b'\r', b'\n'] if ones <= 9 && tens.wrapping_sub(1) < 9 => (usize::from(tens) * 10 + usize::from(ones), 18),
+        [b'\r', b'\n', _] if tens <= 9 => (usize::from(tens), 17),
+        _ => return None,
+    };
     let end = start + len;
     (buf.len() >= end + 2).then_some(([8..11, start..end], end + 2))
 }

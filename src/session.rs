@@ -355,10 +355,14 @@ impl Session {
     }
 
     fn next_request(&mut self) {
+        self.requests_done(1);
+    }
+
+    fn requests_done(&mut self, requests: usize) {
         self.bypass = false;
         self.replaced = false;
         self.tries = 0;
-        self.commands += 1;
+        self.commands += requests as u64;
     }
 
     /// Deals with all the input there is, or until something has to wait.

@@ -101,7 +101,11 @@ impl Input {
 
     fn look_ahead(&mut self, cache: &Cache, max_bulk: usize) -> Result<(), ProtocolError> {
         self.forget_found();
-        while self.found.len() < AHEAD && self.left() > self.seen {
+        loop {
+            self.look_for_gets(cache);
+            if self.found.len() >= AHEAD || self.left() <= self.seen {
+                break;
+            }
             match self.look(cache, max_bulk) {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -119,16 +123,26 @@ impl Input {
         Ok(())
     }
 
+    /// GETs in the usual spelling, which most requests are.
+    fn look_for_gets(&mut self, cache: &Cache) {
+        if !self.scanner.is_at_start() {
+            return;
+        }
+        let mut rest = &self.buf[self.pos + self.seen..];
+        while self.found.len() < AHEAD
+            && let Some((args, len)) = resp::short_get(rest)
+        {
+            let hash = Some(cache.hash(&rest[args[1].clone()]));
+            self.found.push(Found { len, span: len, args: Args::Get(args), hash });
+            self.seen += len;
+            self.need = 0;
+            rest = &rest[len..];
+        }
+    }
+
     /// Looks at what comes next. False: no further.
     fn look(&mut self, cache: &Cache, max_bulk: usize) -> Result<bool, ProtocolError> {
         let at = self.pos + self.seen;
-        if self.scanner.is_at_start()
-            && let Some((args, len)) = resp::short_get(&self.buf[at..])
-        {
-            let hash = Some(cache.hash(&self.buf[at..][args[1].clone()]));
-            self.add(Found { len, span: len, args: Args::Get(args), hash });
-            return Ok(true);
-        }
         match self.scanner.scan(&self.buf[at..], max_bulk)? {
             Scan::Request(len) => {
                 let args = self.scanner.keep();
@@ -198,17 +212,27 @@ impl Input {
         Request { buf, args, hash: found.hash }
     }
 
-    /// The present request's key and its hash, if it is there and a GET (in the usual spelling).
-    pub(super) fn get(&self) -> Option<(&[u8], u64)> {
-        let found = self.found.get(self.next)?;
-        let Args::Get([_, key]) = &found.args else { return None };
-        Some((&self.buf[self.pos..][key.clone()], found.hash?))
+    /// Keys and hashes of the GETs (in the usual spelling) from the present request on, as far as was looked ahead.
+    #[inline]
+    pub(super) fn gets(&self) -> impl Iterator<Item = (&[u8], u64)> {
+        let mut rest = &self.buf[self.pos..];
+        self.found[self.next..].iter().map_while(move |found| {
+            let (Args::Get([_, key]), Some(hash)) = (&found.args, found.hash) else { return None };
+            let key = &rest[key.clone()];
+            rest = &rest[found.span..];
+            Some((key, hash))
+        })
     }
 
     /// The present request is dealt with.
     pub(super) fn consume(&mut self) {
-        let span = self.found[self.next].span;
-        self.next += 1;
+        self.consume_many(1);
+    }
+
+    /// The present request and those behind it, so many, are dealt with.
+    pub(super) fn consume_many(&mut self, requests: usize) {
+        let span = self.found[self.next..][..requests].iter().map(|found| found.span).sum();
+        self.next += requests;
         self.seen -= span;
         self.pass(span);
     }
@@ -279,7 +303,7 @@ mod tests {
         while input.find(cache, MAX_BULK).expect("requests") {
             let request = input.request().buf.to_vec();
             // One that came in two pieces is found by the scanner.
-            assert!(input.get().is_none_or(|(key, _)| key == b"k" && is_short_get(&request)));
+            assert!(input.gets().next().is_none_or(|(key, _)| key == b"k" && is_short_get(&request)));
             if request.len() >= LARGE {
                 assert_eq!(input.take(), request);
             } else {
@@ -331,7 +355,7 @@ mod tests {
         let mut input = Input::default();
         feed(&mut input, &resp::encode(&["GET", "k"]));
         assert!(input.find(&cache, MAX_BULK).expect("a request"));
-        assert_eq!(input.get(), Some((b"k".as_slice(), cache.hash(b"k"))));
+        assert_eq!(input.gets().next(), Some((b"k".as_slice(), cache.hash(b"k"))));
         assert_eq!((input.request().arg(0), input.request().arg(1)), (b"GET".as_slice(), b"k".as_slice()));
     }
 

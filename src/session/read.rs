@@ -83,29 +83,34 @@ impl Session {
         if self.lent.is_some() || self.bypass || self.paused || !self.shared.node.coherence.keeps(self.level) {
             return false;
         }
-        let (mut watermark, before, outbox) = (self.watermark(), self.hits, self.outbox.clone());
-        let Some(mut out) = outbox.direct() else { return false };
-        while let Some((key, hash)) = input.get().filter(|_| !self.sampler.due()) {
+        let (mut watermark, mut shown, mut served) = (self.watermark(), self.shown, 0);
+        let Some(mut out) = self.outbox.direct() else { return false };
+        for (key, hash) in input.gets().take(self.sampler.left()) {
             let variant = Variant { view: self.view, id: GET_ID, key, tail: b"" };
             let found = self.cache.lookup(hash, &variant, self.now, watermark, |node| {
                 out.put(reply_of(node));
                 node.stored()
             });
             let Lookup::Hit(stored) = found else { break };
-            self.shown = self.shown.max(stored);
+            shown = shown.max(stored);
             if self.level == Level::Causal {
                 watermark = watermark.max(stored);
             }
-            self.hits += 1;
-            self.sampler.pass();
-            self.command = u32::from(command::GET.name);
-            self.next_request();
-            input.consume();
+            served += 1;
             if out.bytes() > OUTPUT_SOFT {
                 break;
             }
         }
-        self.hits > before
+        drop(out);
+        if served > 0 {
+            self.shown = shown;
+            self.hits += served as u64;
+            self.command = u32::from(command::GET.name);
+            self.sampler.pass(served);
+            input.consume_many(served);
+            self.requests_done(served);
+        }
+        served > 0
     }
 
     fn variant<'a>(&self, request: &Request<'a>, id: u16) -> Variant<'a> {
@@ -129,7 +134,7 @@ impl Session {
                     self.hits += 1;
                     match (sampled, before) {
                         (Some(node), Some(before)) => self.audit(node, before, request.arg(0), request.buf),
-                        _ => self.sampler.pass(),
+                        _ => self.sampler.pass(1),
                     }
                     return Step::Done;
                 }
