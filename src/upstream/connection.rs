@@ -137,7 +137,8 @@ struct Shared {
     told: u64,
     /// Pushes that came behind so many held replies.
     behind: VecDeque<(u64, Bytes)>,
-    subscriptions: i64,
+    /// To channels and patterns, and to shard channels: the server counts them apart.
+    subscriptions: [i64; 2],
     confirms: usize,
     /// Everything that comes is passed on as it is (MONITOR, CLIENT REPLY …).
     raw: Option<Raw>,
@@ -180,7 +181,7 @@ impl Connection {
             held: 0,
             told: 0,
             behind: VecDeque::new(),
-            subscriptions: 0,
+            subscriptions: [0; 2],
             confirms: 0,
             raw: None,
             raw_queue: VecDeque::new(),
@@ -314,7 +315,7 @@ impl Connection {
         let shared = self.shared.borrow();
         matches!(shared.phase, Phase::Up)
             && shared.awaited.is_empty()
-            && shared.subscriptions == 0
+            && !shared.is_subscribed()
             && shared.raw.is_none()
             && shared.resp3 == self.key.resp3
             && self.client_id.load(Ordering::Acquire) != handshake::NAMELESS
@@ -334,7 +335,7 @@ impl Connection {
     /// Subscriptions its session holds.
     pub fn subscriptions(&self) -> i64 {
         let shared = self.shared.borrow();
-        shared.subscriptions + shared.confirms as i64
+        shared.subscriptions.iter().sum::<i64>() + shared.confirms as i64
     }
 
     /// Ends it: the session that had it is gone.
@@ -695,7 +696,7 @@ impl Connection {
             }
             return None;
         }
-        let kind = push_kind(bytes, shared.resp3, shared.subscriptions > 0 || shared.confirms > 0);
+        let kind = push_kind(bytes, shared.resp3, shared.is_subscribed() || shared.confirms > 0);
         if let Some(kind) = kind {
             shared.note_push(kind, bytes, now);
             if shared.held > shared.told {
@@ -839,6 +840,10 @@ impl Shared {
         }
     }
 
+    fn is_subscribed(&self) -> bool {
+        self.subscriptions != [0; 2]
+    }
+
     /// Keeps count of confirmations, and of a lane whose redirect broke.
     fn note_push(&mut self, kind: &[u8], frame: &[u8], now: Time) {
         if kind == b"tracking-redir-broken" {
@@ -850,7 +855,8 @@ impl Shared {
         }
         // `sunsubscribe` may also come unasked, when a slot moves away.
         if let Some(total) = last_integer(frame) {
-            self.subscriptions = total;
+            let sharded = matches!(kind, b"ssubscribe" | b"sunsubscribe");
+            self.subscriptions[usize::from(sharded)] = total;
         }
         let Some(InFlight { expect: Expect::Confirm { kind: wanted, left, .. }, .. }) = self.awaited.front_mut() else {
             return;

@@ -225,6 +225,20 @@ def test_a_subscriber_that_does_not_read_is_closed(lab):
         assert publisher.call("PUBLISH", "flood", message) == 0
 
 
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_shard_channels_are_counted_apart(site, protocol):
+    with Connection(site.a.port, protocol) as subscriber, Connection(site.a.port) as other:
+        subscriber.call("SUBSCRIBE", "news")
+        subscriber.call("SSUBSCRIBE", "shard")
+        assert subscriber.call("UNSUBSCRIBE", "news") == [b"unsubscribe", b"news", 0]
+        for message in (b"one", b"two"):
+            assert other.call("SPUBLISH", "shard", message) == 1
+            assert subscriber.read() == [b"smessage", b"shard", message]
+        assert subscriber.call("SUNSUBSCRIBE", "shard") == [b"sunsubscribe", b"shard", 0]
+        assert subscriber.call("ECHO", "it is over") == b"it is over"
+        assert other.call("SPUBLISH", "shard", "three") == 0
+
+
 def test_a_cached_read_passes_a_write_of_another_key(redis_site):
     """A client library that sends everything over one connection nearly always has a write outstanding."""
     with Connection(redis_site.a.port) as conn:
