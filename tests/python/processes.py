@@ -43,9 +43,11 @@ def proxy_binary():
 
 
 def free_port():
-    """A port that nobody listens on, given out once, and below the range from which the kernel takes those of outgoing connections."""
+    """A port that nobody listens on, given out once, and below the range from which the kernel takes those of outgoing connections.
+    Test runs side by side (pytest-xdist's `gw0`, `gw1` …) take every n-th each."""
+    worker, workers = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     while True:
-        port = random.SystemRandom().randrange(10_000, 32_000)
+        port = random.SystemRandom().randrange(10_000 + worker, 32_000, workers)
         if port not in _given_out and _can_listen(port):
             _given_out.add(port)
             return port

@@ -3,6 +3,8 @@
 import socket
 import stat
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 import redis
@@ -25,8 +27,10 @@ class UnixConnection(Connection):
 
 
 @pytest.fixture
-def place(lab, tmp_path):
-    return Place(lab, tmp_path)
+def place(lab):
+    # not pytest's own folder: the server's CLIENT LIST cuts long paths off
+    with tempfile.TemporaryDirectory(prefix="ns-") as folder:
+        yield Place(lab, Path(folder))
 
 
 class Place:
