@@ -1,8 +1,7 @@
 """Other people's clients and applications at their real work (tests/clients/): what each prints must be the same against a bare
 server and through nearside, with the others that it meets (a writer, a publisher, a second worker) at the second proxy.
 
-By default run those that need little: the Node clients, hiredis, the Python applications. With NEARSIDE_LONG=1 all of them run,
-and one whose toolchain is missing fails instead of being skipped.
+scripts/setup brings what they need; run by hand, one whose toolchain is missing is skipped.
 """
 
 import os
@@ -26,7 +25,6 @@ if (BESIDE_PYTHON / "node").exists():
 
 pytestmark = pytest.mark.needs_proxy
 both_protocols = pytest.mark.parametrize("protocol", [2, 3])
-slow = pytest.mark.skipif(not LONG, reason="takes long to build or to run: NEARSIDE_LONG=1")
 
 
 def missing(what):
@@ -106,7 +104,6 @@ def test_hiredis(run, build):
     run(build(["cc", "-Wall", "-o", "OUT", CLIENTS / "hiredis" / "main.c", "-lhiredis", "-levent"]))
 
 
-@slow
 def test_phpredis(run):
     need("php")
     if "redis" not in subprocess.run(["php", "-m"], capture_output=True, text=True, check=True).stdout.split():
@@ -114,7 +111,6 @@ def test_phpredis(run):
     run(["php", CLIENTS / "phpredis" / "main.php"])
 
 
-@slow
 def test_redigo(run, build):
     need("go", ["/usr/share/gocode/src/github.com/gomodule/redigo"])
     run(build(["go", "build", "-o", "OUT", CLIENTS / "redigo" / "main.go"], GO))
@@ -130,6 +126,5 @@ def test_python_application(run, application):
     run([sys.executable, CLIENTS / application / "main.py"])
 
 
-@slow
 def test_celery(run):
     run([sys.executable, CLIENTS / "celery" / "main.py"])
