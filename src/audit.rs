@@ -11,8 +11,6 @@
 //!
 //! Everything else that differs is *undecided*: the key changed, or the link was lost, while the auditor looked.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -118,10 +116,7 @@ impl Audit {
         if self.one_in == 0 {
             return Sampler { left: u32::MAX };
         }
-        // A keyed hash with a new key each time, as a random number in (0, 1].
-        let random = (RandomState::new().hash_one(0) >> 11) as f64 + 1.0;
-        let uniform = random / (1u64 << 53) as f64;
-        let gap = uniform.ln() / (1.0 - 1.0 / f64::from(self.one_in)).ln();
+        let gap = crate::chance::uniform().ln() / (1.0 - 1.0 / f64::from(self.one_in)).ln();
         Sampler { left: gap.clamp(0.0, f64::from(u32::MAX)) as u32 }
     }
 
