@@ -389,6 +389,13 @@ fn told_of_itself(name: &str, args: &[Bytes]) -> Option<Reply> {
         ("info", _) => Reply::text("# Nothing\r\n"),
         ("acl", _) => Reply::List(vec![Reply::text("user default on nopass ~* &* +@all")]),
         ("command", _) => Reply::List(COMMANDS.iter().map(listed).collect()),
+        ("time", _) => {
+            let now = Time::now().0;
+            Reply::List(vec![
+                Reply::text((now / 1_000_000_000).to_string()),
+                Reply::text((now / 1000 % 1_000_000).to_string()),
+            ])
+        }
         ("select", _) => Reply::Status("OK"),
         _ => return None,
     })

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use nearside::cache::FlushCause;
 use nearside::coherence::standing::Mode;
 use nearside::config::{Address, Config, Invalidation, Level, Upstream};
 use nearside::session;
@@ -110,6 +111,8 @@ pub struct Outcome {
     pub weather: [usize; WEATHERS],
     /// Proxies that learn of changes in another way than they should.
     pub astray: usize,
+    /// How often they believed that the server's clock was set, which it never is.
+    pub clocks_set: u64,
 }
 
 /// Runs it from its beginning to its judgement.
@@ -206,6 +209,7 @@ impl World {
             unanswered,
             operations: history.ops.len(),
             weather: self.weather.get(),
+            clocks_set: sum(&|s| s.cache.stats.flushes[FlushCause::Clock as usize].load(Ordering::Relaxed)),
             astray: self.proxies.iter().filter(|proxy| proxy.is_astray()).count(),
         }
     }
