@@ -11,8 +11,6 @@
 //!
 //! Everything else that differs is *undecided*: the key changed, or the link was lost, while the auditor looked.
 
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -62,14 +60,19 @@ pub struct Before {
     watermark: Time,
 }
 
+/// What a hit has told of one key.
+pub struct Told {
+    node: Node,
+    /// Known before anything is read again: then a reply that differs is no newer one.
+    broken: Option<&'static str>,
+}
+
 /// A hit that was told.
 pub struct Sample {
-    /// The reply.
-    pub node: Node,
+    /// What it told: of one key, or of each of MGET's.
+    pub told: Vec<Told>,
     /// The command's name.
     pub command: Vec<u8>,
-    /// What the cache looked like before.
-    pub before: Before,
     /// The level it was told at.
     pub level: Level,
 }
@@ -79,10 +82,19 @@ pub struct Sample {
 pub enum Verdict {
     /// The upstream says the same.
     Same,
-    /// It says something else, and this rule was broken.
-    Stale(&'static str),
+    /// It says something else.
+    Stale(Violation),
     /// It says something else: the key has changed meanwhile, as far as is known.
     Undecided,
+}
+
+/// A rule that was broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// In words.
+    pub rule: &'static str,
+    /// For which of the keys.
+    pub key: usize,
 }
 
 /// Settings and counters of the process.
@@ -123,10 +135,7 @@ impl Audit {
         if self.one_in == 0 {
             return Sampler { left: u32::MAX };
         }
-        // A keyed hash with a new key each time, as a random number in (0, 1].
-        let random = (RandomState::new().hash_one(0) >> 11) as f64 + 1.0;
-        let uniform = random / (1u64 << 53) as f64;
-        let gap = uniform.ln() / (1.0 - 1.0 / f64::from(self.one_in)).ln();
+        let gap = crate::chance::uniform().ln() / (1.0 - 1.0 / f64::from(self.one_in)).ln();
         Sampler { left: gap.clamp(0.0, f64::from(u32::MAX)) as u32 }
     }
 
@@ -172,43 +181,77 @@ impl Audit {
     }
 }
 
-impl Sample {
-    /// Judges the hit by what the upstream has said since. `broken`: what [`Sample::broken_rule`] said.
-    pub async fn judge(&self, coherence: &Coherence, broken: Option<&'static str>, again: &[u8]) -> Verdict {
-        let read = Time::now();
-        let variant = self.node.variant();
-        let cache = &coherence.cache;
-        if same(&self.command, self.node.reply(), again) {
-            return Verdict::Same;
-        }
-        if let Some(rule) = broken {
-            return Verdict::Stale(rule);
-        }
-        if !coherence.reach(Need { time: read, lane: self.node.lane() }, PATIENCE).await {
-            return Verdict::Undecided;
-        }
-        match cache.lookup(cache.hash(variant.key), &variant, Time::now(), read, Node::seq) {
-            Lookup::Hit(seq) if seq == self.node.seq() => Verdict::Stale("no change was reported"),
-            _ => Verdict::Undecided,
-        }
+impl Told {
+    /// To be called right after the hit, with what [`Audit::before`] said before it.
+    pub fn new(node: Node, before: &Before, cache: &Cache) -> Told {
+        let broken = broken_rule(&node, before, cache);
+        Told { node, broken }
     }
 
-    /// The rule that the hit has broken, if that can be seen right after it: then a reply that differs is no newer one.
-    pub fn broken_rule(&self, cache: &Cache) -> Option<&'static str> {
-        let overtaken = |begun: u32| begun.wrapping_sub(self.node.seq()).cast_signed() > 0;
-        if self.before.written.is_some_and(overtaken) {
-            return Some("a write through this proxy was acknowledged before");
+    /// The rule that was broken, if one was; `read`: when the upstream said something else. `Err`: who knows.
+    async fn judge(&self, coherence: &Coherence, read: Time) -> Result<Option<&'static str>, ()> {
+        if self.broken.is_some() {
+            return Ok(self.broken);
         }
-        let (link, lane) = (cache.clocks.link(), cache.clocks.lane(self.node.lane())?);
-        let behind = link != Time::ZERO && link.min(lane) < self.before.watermark;
-        // The epoch last: a clock that has begun anew comes after a flush.
-        (behind && cache.epoch() == self.node.epoch()).then_some("the clocks had not reached its watermark")
+        if !coherence.reach(Need { time: read, lane: self.node.lane() }, PATIENCE).await {
+            return Err(());
+        }
+        let (variant, cache) = (self.node.variant(), &coherence.cache);
+        Ok(match cache.lookup(cache.hash(variant.key), &variant, Time::now(), read, Node::seq) {
+            Lookup::Hit(seq) if seq == self.node.seq() => Some("no change was reported"),
+            _ => None,
+        })
+    }
+}
+
+/// The rule that a hit has broken, if that can be seen right after it.
+fn broken_rule(node: &Node, before: &Before, cache: &Cache) -> Option<&'static str> {
+    let overtaken = |begun: u32| begun.wrapping_sub(node.seq()).cast_signed() > 0;
+    if before.written.is_some_and(overtaken) {
+        return Some("a write through this proxy was acknowledged before");
+    }
+    let (link, lane) = (cache.clocks.link(), cache.clocks.lane(node.lane())?);
+    let behind = link != Time::ZERO && link.min(lane) < before.watermark;
+    // The epoch last: a clock that has begun anew comes after a flush.
+    (behind && cache.epoch() == node.epoch()).then_some("the clocks had not reached its watermark")
+}
+
+impl Sample {
+    /// Judges the hit by what the upstream has said since.
+    pub async fn judge(&self, coherence: &Coherence, again: &[u8]) -> Verdict {
+        let read = Time::now();
+        let answers = self.answers(again);
+        if answers.len() != self.told.len() {
+            return Verdict::Undecided;
+        }
+        let mut verdict = Verdict::Same;
+        for (key, (told, answer)) in self.told.iter().zip(answers).enumerate() {
+            if same(&self.command, told.node.reply(), answer) {
+                continue;
+            }
+            match told.judge(coherence, read).await {
+                Ok(Some(rule)) => return Verdict::Stale(Violation { rule, key }),
+                Ok(None) => verdict = Verdict::Undecided,
+                Err(()) => return Verdict::Undecided,
+            }
+        }
+        verdict
+    }
+
+    /// What a reply says of each key.
+    fn answers<'a>(&self, reply: &'a [u8]) -> Vec<&'a [u8]> {
+        if !self.command.eq_ignore_ascii_case(b"MGET") {
+            return vec![reply];
+        }
+        elements(reply).unwrap_or_default()
     }
 
     /// The line for the log.
-    pub fn report(&self, coherence: &Coherence, rule: &str, again: &[u8]) {
-        let (now, told, cache) = (Time::now(), self.node.reply(), &coherence.cache);
-        let key = self.node.variant().key;
+    pub fn report(&self, coherence: &Coherence, violation: Violation, again: &[u8]) {
+        let Violation { rule, key } = violation;
+        let (node, again) = (&self.told[key].node, self.answers(again)[key]);
+        let (now, told, cache) = (Time::now(), node.reply(), &coherence.cache);
+        let key = node.variant().key;
         let differs = told.iter().zip(again).take_while(|(a, b)| a == b).count();
         let events: Vec<String> = describe(cache, cache.hash(key), now).collect();
         tracing::error!(
@@ -240,8 +283,8 @@ fn same(command: &[u8], told: &[u8], again: &[u8]) -> bool {
     told == again || (told.len() == again.len() && unordered(told, together) == unordered(again, together))
 }
 
-/// The elements of an aggregate, sorted, so many at a time; `None` if it is none.
-fn unordered(reply: &[u8], together: usize) -> Option<Vec<Vec<&[u8]>>> {
+/// The elements of an aggregate; `None` if it is none.
+fn elements(reply: &[u8]) -> Option<Vec<&[u8]>> {
     let (_, mut rest) = resp::split_aggregate(reply)?;
     let mut found = Vec::new();
     while !rest.is_empty() {
@@ -249,7 +292,12 @@ fn unordered(reply: &[u8], together: usize) -> Option<Vec<Vec<&[u8]>>> {
         found.push(element);
         rest = next;
     }
-    let mut groups: Vec<Vec<&[u8]>> = found.chunks(together).map(<[_]>::to_vec).collect();
+    Some(found)
+}
+
+/// The elements of an aggregate, sorted, so many at a time; `None` if it is none.
+fn unordered(reply: &[u8], together: usize) -> Option<Vec<Vec<&[u8]>>> {
+    let mut groups: Vec<Vec<&[u8]>> = elements(reply)?.chunks(together).map(<[_]>::to_vec).collect();
     groups.sort_unstable();
     Some(groups)
 }
@@ -292,12 +340,18 @@ mod tests {
             assert!(cache.fill(token, &GET, reply, times, self.lane));
         }
 
-        fn hit(&self, watermark: Time) -> Sample {
+        fn told(&self, watermark: Time, meanwhile: impl FnOnce()) -> Told {
             let cache = &self.coherence.cache;
             let before = self.audit.before(cache, cache.hash(b"k"), watermark);
             let found = cache.lookup(cache.hash(b"k"), &GET, Time::now(), Time::ZERO, Node::clone);
             let Lookup::Hit(node) = found else { panic!("it is cached") };
-            Sample { node, command: b"GET".to_vec(), before, level: Level::Bounded }
+            meanwhile();
+            Told::new(node, &before, cache)
+        }
+
+        fn hit(&self, watermark: Time) -> Sample {
+            let told = vec![self.told(watermark, || {})];
+            Sample { told, command: b"GET".to_vec(), level: Level::Bounded }
         }
 
         /// The clocks go on by themselves until the audit has ended.
@@ -309,9 +363,8 @@ mod tests {
                     self.coherence.link_pong(Time::now());
                 }
             };
-            let broken = sample.broken_rule(&self.coherence.cache);
             tokio::select! {
-                verdict = sample.judge(&self.coherence, broken, again) => verdict,
+                verdict = sample.judge(&self.coherence, again) => verdict,
                 () = beat => unreachable!(),
             }
         }
@@ -336,30 +389,47 @@ mod tests {
         let b = Bench::new();
         b.fill(b"old");
         let told = b.hit(Time::ZERO);
-        assert_eq!(told.judge(&b.coherence, None, b"new").await, Verdict::Undecided);
+        assert_eq!(told.judge(&b.coherence, b"new").await, Verdict::Undecided);
     }
 
     #[test]
     fn rules_that_can_be_seen_to_be_broken() {
         let b = Bench::new();
+        let broken = |watermark| b.told(watermark, || {}).broken;
         b.fill(b"old");
-        assert_eq!(b.hit(Time::ZERO).broken_rule(&b.coherence.cache), None);
-        assert!(b.hit(Time::NEVER).broken_rule(&b.coherence.cache).is_some(), "the clocks are behind");
+        assert_eq!(broken(Time::ZERO), None);
+        assert!(broken(Time::NEVER).is_some(), "the clocks are behind");
         let cache = &b.coherence.cache;
         let hash = cache.hash(b"k");
         let begun = cache.begun();
         cache.events.note(hash, Time::now(), Event::Written(begun));
-        assert!(b.hit(Time::ZERO).broken_rule(cache).is_some(), "a write was settled and the reply is still there");
+        assert!(broken(Time::ZERO).is_some(), "a write was settled and the reply is still there");
         let begun = cache.begun();
         cache.drop_key(hash);
         cache.events.note(hash, Time::now(), Event::Written(begun));
         b.fill(b"new");
-        assert_eq!(b.hit(Time::ZERO).broken_rule(cache), None);
+        assert_eq!(broken(Time::ZERO), None);
         b.coherence.flush(crate::cache::FlushCause::Admin);
         b.fill(b"x");
-        let told = b.hit(Time::NEVER);
-        b.coherence.flush(crate::cache::FlushCause::Admin);
-        assert_eq!(told.broken_rule(cache), None, "flushed meanwhile");
+        let told = b.told(Time::NEVER, || b.coherence.flush(crate::cache::FlushCause::Admin));
+        assert_eq!(told.broken, None, "flushed meanwhile");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn each_key_of_mget_is_looked_at() {
+        let b = Bench::new();
+        b.coherence.link_up(crate::coherence::LinkId { generation: 1, client_id: 1, mode: Mode::Tracked }, Time::now());
+        b.fill(b"$3\r\nold\r\n");
+        let told = || vec![b.told(Time::ZERO, || {}), b.told(Time::ZERO, || {})];
+        let mget = || Sample { told: told(), command: b"mget".to_vec(), level: Level::Bounded };
+        let verdict = |again: &'static [u8]| async { b.judge(&mget(), again).await };
+        assert_eq!(verdict(b"*2\r\n$3\r\nold\r\n$3\r\nold\r\n").await, Verdict::Same);
+        let stale = verdict(b"*2\r\n$3\r\nold\r\n$3\r\nnew\r\n").await;
+        assert!(matches!(stale, Verdict::Stale(Violation { key: 1, .. })), "{stale:?}");
+        assert_eq!(verdict(b"*1\r\n$3\r\nold\r\n").await, Verdict::Undecided, "no reply to this MGET");
+        let sample = mget();
+        b.coherence.key_changed(b"k", Time::now());
+        assert_eq!(b.judge(&sample, b"*2\r\n$-1\r\n$3\r\nold\r\n").await, Verdict::Undecided);
     }
 
     #[test]

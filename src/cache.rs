@@ -53,10 +53,12 @@ pub enum FlushCause {
     Acl,
     /// The server has become a replica or a master.
     Role,
+    /// The server's wall clock has been set forward, so that keys end sooner than was said.
+    Clock,
 }
 
 /// Every cause, in the order of [`Stats::flushes`].
-pub const FLUSH_CAUSES: [(FlushCause, &str); 7] = [
+pub const FLUSH_CAUSES: [(FlushCause, &str); 8] = [
     (FlushCause::LinkLost, "link_lost"),
     (FlushCause::Invalidated, "invalidated"),
     (FlushCause::Command, "command"),
@@ -64,6 +66,7 @@ pub const FLUSH_CAUSES: [(FlushCause, &str); 7] = [
     (FlushCause::SwapDb, "swapdb"),
     (FlushCause::Acl, "acl"),
     (FlushCause::Role, "role"),
+    (FlushCause::Clock, "clock"),
 ];
 
 impl FlushCause {
@@ -214,7 +217,7 @@ impl Cache {
             used: AtomicI64::new(0),
             budget,
             max_entry,
-            hasher: ahash::RandomState::new(),
+            hasher: crate::chance::hash_keys(),
             clocks: Clocks::default(),
             stats: Stats::default(),
             events: Events::default(),

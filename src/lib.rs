@@ -51,7 +51,7 @@
 //! | [`outbox`] | in which order do replies leave |
 //! | [`clock`] | as of when is the cache known to be exact |
 //! | [`resp`] | where do requests and replies begin and end |
-//! | [`transport`], [`tls`], [`buffer`], [`time`], [`sync`] | sockets, certificates and whom to believe, bytes on their way out, what time is it, what threads share |
+//! | [`transport`], [`tls`], [`buffer`], [`time`], [`chance`], [`sync`] | sockets, certificates and whom to believe, bytes on their way out, what time is it, what is left to chance, what threads share |
 //! | [`config`], [`embedded`], [`limits`], [`clients`], [`error`] | settings, the private server, open files, who is connected, why it ends |
 //!
 //! # Words
@@ -71,6 +71,7 @@ pub mod admin;
 pub mod audit;
 pub mod buffer;
 pub mod cache;
+pub mod chance;
 pub mod clients;
 pub mod clock;
 pub mod coherence;

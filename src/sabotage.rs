@@ -1,7 +1,7 @@
 //! Breaks one rule of the protocol on purpose, so that the tests can show that they would notice. Only in builds with
 //! the feature `sabotage`; such a build says so at start and must serve nobody.
 
-use std::sync::OnceLock;
+use std::cell::Cell;
 
 /// The three rules (see the crate's documentation).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,17 +14,26 @@ pub enum Rule {
     Barrier,
 }
 
-/// The rule named by `NEARSIDE_BREAK` is broken in this process. Without the feature: never, whatever the environment says.
-pub fn on(rule: Rule) -> bool {
-    if !cfg!(feature = "sabotage") {
-        return false;
-    }
-    static BROKEN: OnceLock<Option<Rule>> = OnceLock::new();
-    let broken = BROKEN.get_or_init(|| match std::env::var("NEARSIDE_BREAK").as_deref() {
+thread_local! {
+    static BROKEN: Cell<Option<Rule>> = Cell::new(named());
+}
+
+/// The rule that `NEARSIDE_BREAK` names.
+fn named() -> Option<Rule> {
+    match std::env::var("NEARSIDE_BREAK").as_deref() {
         Ok("tokens") => Some(Rule::Tokens),
         Ok("drop") => Some(Rule::Drop),
         Ok("barrier") => Some(Rule::Barrier),
         _ => None,
-    });
-    *broken == Some(rule)
+    }
+}
+
+/// Whether this rule is broken: by the environment, or by [`in_this_thread`]. Without the feature: never.
+pub fn on(rule: Rule) -> bool {
+    cfg!(feature = "sabotage") && BROKEN.get() == Some(rule)
+}
+
+/// Breaks this rule, or none, in this thread, whatever the environment says.
+pub fn in_this_thread(rule: Option<Rule>) {
+    BROKEN.set(rule);
 }

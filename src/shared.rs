@@ -9,6 +9,7 @@ use crate::clients::{Clients, Views};
 use crate::coherence::Coherence;
 use crate::config::{Config, ConfigError, Upstream};
 use crate::time::Time;
+use crate::transport::Endpoint;
 use crate::upstream::Node;
 
 /// One process's state.
@@ -38,10 +39,16 @@ pub struct Shared {
 impl Shared {
     /// Puts cache, coherence and node together. Fails if the upstream's certificates cannot be used.
     pub fn new(config: Config, upstream: Upstream) -> Result<Shared, ConfigError> {
+        let address = Endpoint::of(&upstream)?;
+        Ok(Shared::at(address, config, upstream))
+    }
+
+    /// The same, with the upstream at this address, whatever it says itself.
+    pub fn at(address: Endpoint, config: Config, upstream: Upstream) -> Shared {
         let cache = Arc::new(Cache::new(config.max_memory, config.max_entry));
         let coherence = Coherence::new(cache.clone(), config.max_staleness);
-        let node = Arc::new(Node::new(&config, &upstream, coherence)?);
-        Ok(Shared {
+        let node = Arc::new(Node::new(&config, address, coherence));
+        Shared {
             audit: Audit::new(config.audit_one_in, config.audit_per_second),
             config,
             upstream,
@@ -52,7 +59,7 @@ impl Shared {
             started: Time::now(),
             commands: AtomicU64::new(0),
             slow_readers: AtomicU64::new(0),
-        })
+        }
     }
 
     /// Adds what one session counted since it last did.

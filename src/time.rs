@@ -1,5 +1,6 @@
 //! One clock for everything that is compared: nanoseconds since boot, suspended time included.
 
+use std::cell::Cell;
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
@@ -16,6 +17,9 @@ impl Time {
 
     /// Reads the clock (one vDSO call).
     pub fn now() -> Time {
+        if cfg!(feature = "simulated") {
+            return simulated();
+        }
         let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         Time(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
     }
@@ -24,6 +28,30 @@ impl Time {
     pub fn since(self, earlier: Time) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+}
+
+/// What the clock shows when a simulation begins.
+const BEGIN: u64 = 1_000_000_000;
+
+thread_local! {
+    /// When this thread's simulation began by tokio's clock, and the latest reading.
+    static SIMULATION: Cell<Option<(tokio::time::Instant, u64)>> = const { Cell::new(None) };
+}
+
+/// tokio's clock. While it stands still each reading is a nanosecond later than the last, so that what one thread does one
+/// after another also follows one another in time.
+fn simulated() -> Time {
+    let now = tokio::time::Instant::now();
+    let (began, last) = SIMULATION.get().unwrap_or((now, 0));
+    let passed = u64::try_from((now - began).as_nanos()).unwrap_or(u64::MAX);
+    let reading = passed.saturating_add(BEGIN).max(last + 1);
+    SIMULATION.set(Some((began, reading)));
+    Time(reading)
+}
+
+/// The next reading in this thread begins another simulation.
+pub fn begin_simulation() {
+    SIMULATION.set(None);
 }
 
 impl Add<Duration> for Time {

@@ -1,4 +1,4 @@
-//! Sockets of both sides: TCP, unix and TLS, one type.
+//! Sockets of both sides: TCP, unix, TLS, and pipes within the process, one type.
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
@@ -8,8 +8,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::mpsc;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
@@ -19,6 +20,8 @@ use crate::tls;
 
 /// Idle time after which the kernel probes a silent peer.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Bytes that a pipe within the process holds.
+const PIPE: usize = 64 * 1024;
 
 /// One connection.
 pub enum Stream {
@@ -28,26 +31,43 @@ pub enum Stream {
     Unix(UnixStream),
     /// TLS over TCP.
     Tls(Box<Tls>),
+    /// A pipe within the process.
+    Memory(DuplexStream),
 }
 
 /// Where the upstream is and how it is reached. Made once, so that its certificates are read once.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    address: Address,
+    place: Place,
     tls: Option<Arc<tls::Connector>>,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Address(Address),
+    Memory { name: String, listener: mpsc::Sender<DuplexStream> },
 }
 
 impl Endpoint {
     /// The upstream's; fails if its certificates cannot be used.
     pub fn of(upstream: &Upstream) -> Result<Endpoint, ConfigError> {
-        Ok(Endpoint { address: upstream.address.clone(), tls: tls::connector(upstream)?.map(Arc::new) })
+        let place = Place::Address(upstream.address.clone());
+        Ok(Endpoint { place, tls: tls::connector(upstream)?.map(Arc::new) })
+    }
+
+    /// Within this process: who reads what `listener` sends is the other end of each connection.
+    pub fn memory(name: String, listener: mpsc::Sender<DuplexStream>) -> Endpoint {
+        Endpoint { place: Place::Memory { name, listener }, tls: None }
     }
 }
 
 /// The address.
 impl std::fmt::Display for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.address.fmt(f)
+        match &self.place {
+            Place::Address(address) => address.fmt(f),
+            Place::Memory { name, .. } => f.write_str(name),
+        }
     }
 }
 
@@ -112,7 +132,7 @@ impl Stream {
         let socket = match self {
             Stream::Tcp(s) => socket2::SockRef::from(s),
             Stream::Tls(tls) => socket2::SockRef::from(tls.stream.get_ref().0),
-            Stream::Unix(_) => return Ok(()),
+            Stream::Unix(_) | Stream::Memory(_) => return Ok(()),
         };
         socket.set_tcp_user_timeout(Some(limit))
     }
@@ -129,9 +149,12 @@ impl Stream {
     pub async fn connect(to: &Endpoint, limit: Duration) -> io::Result<Stream> {
         let reached = Cell::new(false);
         let connect = async {
-            let stream = match &to.address {
-                Address::Tcp(host, port) => Stream::tcp(TcpStream::connect((host.as_str(), *port)).await?)?,
-                Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
+            let stream = match &to.place {
+                Place::Address(Address::Tcp(host, port)) => {
+                    Stream::tcp(TcpStream::connect((host.as_str(), *port)).await?)?
+                }
+                Place::Address(Address::Unix(path)) => Stream::Unix(UnixStream::connect(path).await?),
+                Place::Memory { listener, .. } => Stream::pipe(listener)?,
             };
             reached.set(true);
             match (stream, &to.tls) {
@@ -152,6 +175,12 @@ impl Stream {
         }
     }
 
+    fn pipe(listener: &mpsc::Sender<DuplexStream>) -> io::Result<Stream> {
+        let (near, far) = tokio::io::duplex(PIPE);
+        listener.try_send(far).map_err(|_| io::ErrorKind::ConnectionRefused)?;
+        Ok(Stream::Memory(near))
+    }
+
     /// The server's side of a TLS handshake, in `limit` at the most.
     pub async fn accept_tls(self, config: Arc<ServerConfig>, limit: Duration) -> io::Result<Stream> {
         let Stream::Tcp(socket) = self else { return Ok(self) };
@@ -169,6 +198,7 @@ impl Stream {
             Stream::Tcp(s) => Pin::new(s).poll_read(cx, &mut space),
             Stream::Unix(s) => Pin::new(s).poll_read(cx, &mut space),
             Stream::Tls(s) => s.poll_read(cx, &mut space),
+            Stream::Memory(s) => Pin::new(s).poll_read(cx, &mut space),
         };
         let n = space.filled().len();
         poll.map_ok(|()| {
@@ -197,7 +227,7 @@ impl Stream {
         }
         match self {
             Stream::Tls(s) => s.poll_flush(cx),
-            Stream::Tcp(_) | Stream::Unix(_) => Poll::Ready(Ok(())),
+            Stream::Tcp(_) | Stream::Unix(_) | Stream::Memory(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -206,6 +236,7 @@ impl Stream {
             Stream::Tcp(s) => Pin::new(s).poll_write(cx, slice),
             Stream::Unix(s) => Pin::new(s).poll_write(cx, slice),
             Stream::Tls(s) => s.poll_write(cx, &[IoSlice::new(slice)]),
+            Stream::Memory(s) => Pin::new(s).poll_write(cx, slice),
         }
     }
 
@@ -214,6 +245,7 @@ impl Stream {
             Stream::Tcp(s) => Pin::new(s).poll_write_vectored(cx, slices),
             Stream::Unix(s) => Pin::new(s).poll_write_vectored(cx, slices),
             Stream::Tls(s) => s.poll_write(cx, slices),
+            Stream::Memory(s) => Pin::new(s).poll_write_vectored(cx, slices),
         }
     }
 

@@ -21,7 +21,7 @@ use bytes::Bytes;
 
 use crate::coherence::Coherence;
 use crate::command::Table;
-use crate::config::{Config, ConfigError, Invalidation, Level, ScriptKeys, Upstream};
+use crate::config::{Config, Invalidation, Level, ScriptKeys, Upstream};
 use crate::transport::Endpoint;
 use connection::{Connection, Role};
 
@@ -118,10 +118,10 @@ pub struct Node {
 }
 
 impl Node {
-    /// The node at `upstream`.
-    pub fn new(config: &Config, upstream: &Upstream, coherence: Coherence) -> Result<Node, ConfigError> {
-        Ok(Node {
-            address: Endpoint::of(upstream)?,
+    /// The node at this address.
+    pub fn new(config: &Config, address: Endpoint, coherence: Coherence) -> Node {
+        Node {
+            address,
             coherence,
             table: ArcSwap::from_pointee(Table::empty(config.script_keys)),
             version: ArcSwap::from_pointee("unknown".into()),
@@ -142,7 +142,7 @@ impl Node {
             watch_interval: (config.max_staleness / 2).min(Duration::from_secs(1)),
             reconnect_max: config.reconnect_max,
             max_dedicated: config.max_dedicated,
-        })
+        }
     }
 
     /// Whether changes of this key are reported. To be asked after a token was taken, as [`Coherence::generation`] is: if
@@ -160,8 +160,7 @@ impl Node {
     /// How long to wait after so many failures: doubling from 10 ms, with jitter so that proxies do not come in step.
     pub fn backoff(&self, failures: u32) -> Duration {
         let full = Duration::from_millis(10).saturating_mul(1 << failures.min(16)).min(self.reconnect_max);
-        let jitter = ahash::RandomState::new().hash_one(failures) % 512;
-        full.mul_f64(0.5 + jitter as f64 / 1024.0)
+        full.mul_f64(0.5 + crate::chance::uniform() / 2.0)
     }
 }
 

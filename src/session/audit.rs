@@ -2,27 +2,46 @@
 
 use super::Session;
 use super::local::ask;
-use crate::audit::{Before, Sample, Verdict, says_nothing};
+use crate::audit::{Before, Sample, Told, Verdict, says_nothing};
 use crate::cache::entry::Node;
+use crate::command::Request;
+
+/// An MGET of more keys is not audited: the next hit is, in its place.
+const MOST_KEYS: usize = 256;
 
 impl Session {
-    /// Told: `node`. The rest goes on behind the session's back.
-    pub(super) fn audit(&mut self, node: Node, before: Before, command: &[u8], request: &[u8]) {
+    /// If the next hit is to be audited: what the cache looks like before it, for each of its keys.
+    pub(super) fn before_hit(&self, hashes: &[u64]) -> Option<Vec<Before>> {
+        let before = |hash: &u64| self.shared.audit.before(&self.cache, *hash, self.owed());
+        (self.sampler.due() && hashes.len() <= MOST_KEYS).then(|| hashes.iter().map(before).collect())
+    }
+
+    /// A hit was told. `nodes`: what it showed, if [`Session::before_hit`] wanted to know.
+    pub(super) fn after_hit(&mut self, before: Option<Vec<Before>>, nodes: Vec<Node>, request: &Request<'_>) {
+        match before {
+            Some(before) => self.audit(&before, nodes, request),
+            None if !self.sampler.due() => self.sampler.pass(1),
+            None => {}
+        }
+    }
+
+    /// The rest goes on behind the session's back.
+    fn audit(&mut self, before: &[Before], nodes: Vec<Node>, request: &Request<'_>) {
         self.sampler = self.shared.audit.sampler();
-        let sample = Sample { node, command: command.to_vec(), before, level: self.level };
-        let broken = sample.broken_rule(&self.cache);
+        let told = nodes.into_iter().zip(before).map(|(node, before)| Told::new(node, before, &self.cache));
+        let sample = Sample { told: told.collect(), command: request.arg(0).to_vec(), level: self.level };
         if !self.shared.audit.may_begin(self.now) {
             return;
         }
-        let again = ask(&self.lane, request);
+        let again = ask(&self.lane, request.buf);
         let shared = self.shared.clone();
         tokio::task::spawn_local(async move {
             let coherence = &shared.node.coherence;
             let verdict = match tokio::time::timeout(shared.config.upstream_timeout, again).await {
                 Ok(again) if !says_nothing(&again) => {
-                    let verdict = sample.judge(coherence, broken, &again).await;
-                    if let Verdict::Stale(rule) = verdict {
-                        sample.report(coherence, rule, &again);
+                    let verdict = sample.judge(coherence, &again).await;
+                    if let Verdict::Stale(violation) = verdict {
+                        sample.report(coherence, violation, &again);
                     }
                     Some(verdict)
                 }

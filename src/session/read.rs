@@ -123,7 +123,7 @@ impl Session {
         let overtake = self.is_kept() && !self.bypass && self.may_overtake(hash);
         if overtake {
             let outbox = &self.outbox;
-            let before = self.sampler.due().then(|| self.shared.audit.before(&self.cache, hash, self.owed()));
+            let before = self.before_hit(&[hash]);
             let found = self.cache.lookup(hash, &variant, self.now, self.watermark(), |node| {
                 outbox.put(reply_of(node));
                 (node.stored(), before.is_some().then(|| node.clone()))
@@ -132,10 +132,7 @@ impl Session {
                 Lookup::Hit((stored, sampled)) => {
                     self.shown = self.shown.max(stored);
                     self.hits += 1;
-                    match (sampled, before) {
-                        (Some(node), Some(before)) => self.audit(node, before, request.arg(0), request.buf),
-                        _ => self.sampler.pass(1),
-                    }
+                    self.after_hit(before, sampled.into_iter().collect(), request);
                     return Step::Done;
                 }
                 Lookup::Behind(need) if self.worth_waiting() => return self.wait_for(need),
@@ -222,10 +219,12 @@ impl Session {
     fn read_many(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
         let hashes: Vec<u64> = (1..request.len()).map(|i| self.hash(request, i)).collect();
         if self.is_kept() && !self.bypass && hashes.iter().all(|h| self.may_overtake(*h)) {
-            match self.snapshot(request, &hashes) {
-                Lookup::Hit(reply) => {
+            let before = self.before_hit(&hashes);
+            match self.snapshot(request, &hashes, before.is_some()) {
+                Lookup::Hit((reply, nodes)) => {
                     self.outbox.put(Piece::Slice(&reply));
                     self.hits += 1;
+                    self.after_hit(before, nodes, request);
                     return Step::Done;
                 }
                 Lookup::Behind(need) if self.worth_waiting() => return self.wait_for(need),
@@ -259,18 +258,20 @@ impl Session {
     }
 
     /// All of MGET's keys as of one instant: every entry was filled before the time that link and lanes prove, so all
-    /// of them held then.
-    fn snapshot(&mut self, request: &Request<'_>, hashes: &[u64]) -> Lookup<Vec<u8>> {
+    /// of them held then. With the reply, if it is `sampled`, what it was made of.
+    fn snapshot(&mut self, request: &Request<'_>, hashes: &[u64], sampled: bool) -> Lookup<(Vec<u8>, Vec<Node>)> {
         // Read first: whatever is found afterwards has survived everything acknowledged before this time.
         let mut proven = self.cache.clocks.link();
         let watermark = self.watermark();
         let mut reply = format!("*{}\r\n", hashes.len()).into_bytes();
         let mut youngest = Time::ZERO;
         let mut slowest = None;
+        let mut nodes = Vec::new();
         for (i, hash) in hashes.iter().enumerate() {
             let variant = Variant { view: self.view, id: GET_ID, key: request.arg(i + 1), tail: b"" };
             let found = self.cache.lookup(*hash, &variant, self.now, watermark, |node| {
                 reply.extend_from_slice(node.reply());
+                nodes.extend(sampled.then(|| node.clone()));
                 (node.stored(), node.lane())
             });
             let (stored, lane) = match found {
@@ -289,7 +290,7 @@ impl Session {
             Some(lane) if youngest > proven => Lookup::Behind(Need { time: youngest, lane }),
             _ => {
                 self.shown = self.shown.max(youngest);
-                Lookup::Hit(reply)
+                Lookup::Hit((reply, nodes))
             }
         }
     }

@@ -49,6 +49,11 @@ impl Refusal {
     }
 }
 
+/// Whether an error is one of the moment: asked again later, the server may well do it.
+pub fn is_passing(reply: &[u8]) -> bool {
+    [&b"-BUSY"[..], b"-LOADING", b"-MASTERDOWN"].iter().any(|word| reply.starts_with(word))
+}
+
 impl From<io::Error> for Refusal {
     fn from(e: io::Error) -> Self {
         Refusal::Io(e)

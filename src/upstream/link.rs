@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::handshake::{Refusal, Wire, hello, integer};
+use super::handshake::{Refusal, Wire, hello, integer, is_passing};
 use super::probe::{self, CHANNEL, Ears};
 use super::{ConnectionKey, Node, watch};
 use crate::buffer::OutBuf;
@@ -137,6 +137,9 @@ fn refuse_error(reply: bytes::Bytes) -> Result<bytes::Bytes, Refusal> {
 /// The server's command table and version.
 async fn learn(node: &Node, wire: &mut Wire) -> Result<(), Refusal> {
     let reply = wire.ask(&["COMMAND"]).await?;
+    if is_passing(&reply) {
+        return Err(Refusal::Server(reply));
+    }
     match Table::from_command_reply(&reply, node.script_keys) {
         Ok(table) => node.table.store(Arc::new(table)),
         Err(e) => tracing::warn!("COMMAND gave no table ({e}): every unknown command waits for a barrier"),

@@ -1,10 +1,11 @@
 //! Which way of learning what changes does this server do? Asked each time the link opens, on the link itself, and without
-//! touching a key: what is asked for is switched on, looked at, and left on or switched off again.
+//! touching a key: what is asked for is switched on, looked at, and left on or switched off again. A server that cannot
+//! answer now (`-BUSY` …) has not said that it does not: the link is opened anew.
 
-use std::io;
+use bytes::Bytes;
 
 use super::Node;
-use super::handshake::Wire;
+use super::handshake::{Refusal, Wire, is_passing};
 use crate::coherence::standing::Mode;
 use crate::config::Invalidation;
 use crate::resp;
@@ -26,9 +27,11 @@ pub struct Ears {
 
 /// Why a mode cannot be had.
 type Refused = String;
+/// The inner error says why there is none; the outer one, that it cannot be asked now.
+type Verdict<T> = Result<Result<T, Refused>, Refusal>;
 
-/// Takes the mode that is configured, or the first that works. The inner error says why there is none.
-pub async fn listen(node: &Node, wire: &mut Wire, id: i64) -> io::Result<Result<Ears, Refused>> {
+/// Takes the mode that is configured, or the first that works.
+pub async fn listen(node: &Node, wire: &mut Wire, id: i64) -> Verdict<Ears> {
     Ok(match node.invalidation {
         Invalidation::Off => Err("invalidation = \"off\"".into()),
         Invalidation::Tracked => tracked(wire, id).await?,
@@ -42,7 +45,7 @@ pub async fn listen(node: &Node, wire: &mut Wire, id: i64) -> io::Result<Result<
 }
 
 /// Tracks for itself and looks at it; lanes will do the same.
-async fn tracked(wire: &mut Wire, id: i64) -> io::Result<Result<Ears, Refused>> {
+async fn tracked(wire: &mut Wire, id: i64) -> Verdict<Ears> {
     let number = id.to_string();
     let steps: [&[&str]; 4] = [
         &["CLIENT", "TRACKING", "ON", "REDIRECT", &number, "OPTIN"],
@@ -59,7 +62,7 @@ async fn tracked(wire: &mut Wire, id: i64) -> io::Result<Result<Ears, Refused>> 
 }
 
 /// By messages to itself, so that the server's limit for subscribers holds; else by pushes, for servers without REDIRECT.
-async fn broadcast(wire: &mut Wire, id: i64, prefixes: &[String]) -> io::Result<Result<Ears, Refused>> {
+async fn broadcast(wire: &mut Wire, id: i64, prefixes: &[String]) -> Verdict<Ears> {
     let number = id.to_string();
     let command = |redirect: bool| {
         let mut words = vec!["CLIENT", "TRACKING", "ON"];
@@ -71,7 +74,7 @@ async fn broadcast(wire: &mut Wire, id: i64, prefixes: &[String]) -> io::Result<
         resp::encode(&words)
     };
     wire.send(&command(true)).await?;
-    let refused = match judge("CLIENT TRACKING ON REDIRECT … BCAST", &wire.reply().await?) {
+    let refused = match judge("CLIENT TRACKING ON REDIRECT … BCAST", &wire.reply().await?)? {
         Ok(()) => match accepted(wire, &["SUBSCRIBE", CHANNEL]).await? {
             Ok(()) => return Ok(Ok(Ears { mode: Mode::Broadcast, resp3: false })),
             Err(why) => why,
@@ -80,7 +83,7 @@ async fn broadcast(wire: &mut Wire, id: i64, prefixes: &[String]) -> io::Result<
     };
     if accepted(wire, &["HELLO", "3"]).await?.is_ok() {
         wire.send(&command(false)).await?;
-        if judge("CLIENT TRACKING ON BCAST", &wire.reply().await?).is_ok() {
+        if judge("CLIENT TRACKING ON BCAST", &wire.reply().await?)?.is_ok() {
             return Ok(Ok(Ears { mode: Mode::Broadcast, resp3: true }));
         }
     }
@@ -88,9 +91,9 @@ async fn broadcast(wire: &mut Wire, id: i64, prefixes: &[String]) -> io::Result<
 }
 
 /// The server must be told by its operator to notify: its configuration is not ours to change.
-async fn keyspace(wire: &mut Wire) -> io::Result<Result<Ears, Refused>> {
+async fn keyspace(wire: &mut Wire) -> Verdict<Ears> {
     let reply = wire.ask(&["CONFIG", "GET", "notify-keyspace-events"]).await?;
-    if let Err(why) = judge("CONFIG GET notify-keyspace-events", &reply) {
+    if let Err(why) = judge("CONFIG GET notify-keyspace-events", &reply)? {
         return Ok(Err(format!(
             "keyspace: {why}; without it nobody knows whether the server notifies: grant +config|get"
         )));
@@ -118,15 +121,18 @@ pub fn notifies(reply: &[u8]) -> Result<(), Refused> {
     ))
 }
 
-async fn accepted(wire: &mut Wire, command: &[&str]) -> io::Result<Result<(), Refused>> {
+async fn accepted(wire: &mut Wire, command: &[&str]) -> Verdict<()> {
     let reply = wire.ask(command).await?;
-    Ok(judge(&command.join(" "), &reply))
+    judge(&command.join(" "), &reply)
 }
 
-fn judge(command: &str, reply: &[u8]) -> Result<(), Refused> {
+fn judge(command: &str, reply: &[u8]) -> Verdict<()> {
     match reply {
-        [b'-' | b'!', text @ ..] => Err(format!("{command} is answered by {}", String::from_utf8_lossy(text).trim())),
-        _ => Ok(()),
+        passing if is_passing(passing) => Err(Refusal::Server(Bytes::copy_from_slice(passing))),
+        [b'-' | b'!', text @ ..] => {
+            Ok(Err(format!("{command} is answered by {}", String::from_utf8_lossy(text).trim())))
+        }
+        _ => Ok(Ok(())),
     }
 }
 

@@ -1,5 +1,5 @@
-//! What no invalidation announces: SWAPDB, a changed ACL, a server that has changed its role; and in mode `keyspace`, FLUSHALL,
-//! FLUSHDB and a server that no longer notifies. Looked at on a connection of its own, twice within `max_staleness`; whatever differs from the last look flushes the cache.
+//! What no invalidation announces: SWAPDB, a changed ACL, a server that has changed its role or whose wall clock was set
+//! forward; and in mode `keyspace`, FLUSHALL, FLUSHDB and a server that no longer notifies. Looked at on a connection of its own, twice within `max_staleness`; whatever differs from the last look flushes the cache.
 //!
 //! Accepted window: between two looks, a reply cached before the change may still be served (SWAPDB through this proxy
 //! flushes at once). So `linearizable` does not hold across another client's SWAPDB, and a right that was withdrawn is
@@ -8,10 +8,11 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::handshake::{Wire, hello};
+use super::handshake::{Refusal, Wire, hello, is_passing};
 use super::{ConnectionKey, Node, probe};
 use crate::cache::FlushCause;
 use crate::config::Invalidation;
@@ -20,7 +21,7 @@ use crate::time::Time;
 use crate::transport::Stream;
 
 /// A server whose ACL we may not read: everything is flushed this often, so that no right is outlived for longer.
-const ACL_BLIND: std::time::Duration = std::time::Duration::from_secs(5);
+const ACL_BLIND: Duration = Duration::from_secs(5);
 
 /// Commands that change everything and are announced by nothing: SWAPDB ever, the others in mode `keyspace`.
 const SILENT: [&str; 3] = ["cmdstat_swapdb:", "cmdstat_flushall:", "cmdstat_flushdb:"];
@@ -34,6 +35,18 @@ pub struct Look {
     notifies: bool,
     role: Option<String>,
     acl: Acl,
+    ahead: Option<Ahead>,
+}
+
+/// By how much the server's wall clock is ahead of ours, in nanoseconds. A key that came with a time to live ends by the
+/// server's clock, the reply that is kept by ours: if the server's is set forward, the key ends first, and whether that
+/// is reported is left to chance. Nothing is wrong if it is set back: the reply ends first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ahead {
+    /// By the latest look.
+    least: i128,
+    /// By the look that allows the least.
+    most: i128,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,7 +59,31 @@ enum Acl {
     Hidden,
 }
 
+/// What our user may not look at.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Hidden {
+    acl: bool,
+    time: bool,
+}
+
+fn warn_of(hidden: Hidden) {
+    if hidden.acl {
+        tracing::warn!(
+            "the upstream's user may not say ACL LIST: the cache is flushed every {ACL_BLIND:?} instead of when a right changes; grant +acl|list"
+        );
+    }
+    if hidden.time {
+        tracing::warn!(
+            "the upstream's user may not say TIME: if the server's wall clock is set forward, replies outlive their keys; grant +time"
+        );
+    }
+}
+
 impl Look {
+    fn hidden(&self) -> Hidden {
+        Hidden { acl: self.acl == Acl::Hidden, time: self.ahead.is_none() }
+    }
+
     /// Whether the server says that it is a replica.
     pub fn is_replica(&self) -> bool {
         self.role.as_ref().is_some_and(|role| role.contains("role:slave"))
@@ -79,9 +116,17 @@ async fn watch(node: &Node, key: &ConnectionKey, last: &mut Option<Look>, failur
         wire.ask(&["CLIENT", "SETNAME", "nearside-watch"]).await
     };
     tokio::time::timeout(limit, greeted).await??;
-    let mut blind_since = Time::now();
+    let (mut blind, mut blind_since) = (Hidden::default(), Time::now());
     loop {
-        let look = tokio::time::timeout(limit, look(&mut wire, node)).await??;
+        let mut look = match tokio::time::timeout(limit, look(&mut wire, node)).await? {
+            Ok(look) => look,
+            // What is known is still what was last seen: it is compared with what the server says when it can.
+            Err(Refusal::Server(_)) => {
+                tokio::time::sleep(node.watch_interval).await;
+                continue;
+            }
+            Err(Refusal::Io(e)) => return Err(e),
+        };
         *failures = 0;
         // What the link has seen before anything was cached.
         let first = node.first_look.swap(None);
@@ -89,40 +134,68 @@ async fn watch(node: &Node, key: &ConnectionKey, last: &mut Option<Look>, failur
             *last = first.map(|look| Look::clone(&look));
         }
         if let Some(last) = last {
-            compare(node, last, &look);
+            compare(node, last, &mut look);
         }
         if look.acl == Acl::Hidden && Time::now().since(blind_since) >= ACL_BLIND {
             blind_since = Time::now();
             node.coherence.flush(FlushCause::Acl);
         }
-        if last.as_ref().is_none_or(|l| l.acl != Acl::Hidden) && look.acl == Acl::Hidden {
-            tracing::warn!(
-                "the upstream's user may not say ACL LIST: the cache is flushed every {ACL_BLIND:?} instead of when a right changes; grant +acl|list"
-            );
+        if blind != look.hidden() {
+            blind = look.hidden();
+            warn_of(blind);
         }
         *last = Some(look);
         tokio::time::sleep(node.watch_interval).await;
     }
 }
 
-/// One look, on a connection that is not subscribed.
-pub async fn look(wire: &mut Wire, node: &Node) -> io::Result<Look> {
+/// One look, on a connection that is not subscribed. Refused if the server cannot answer now: half a look is none.
+pub async fn look(wire: &mut Wire, node: &Node) -> Result<Look, Refusal> {
     let keyspace = node.invalidation == Invalidation::Keyspace;
     let mut questions = resp::own(&["INFO", "commandstats"]);
     questions.extend(resp::own(&["INFO", "replication"]));
     questions.extend(resp::own(&["ACL", "LIST"]));
+    questions.extend(resp::own(&["TIME"]));
     if keyspace {
         questions.extend(resp::own(&["CONFIG", "GET", "notify-keyspace-events"]));
     }
+    let sent = Time::now();
     wire.send(&questions).await?;
     let (stats, replication, acl) = (wire.reply().await?, wire.reply().await?, wire.reply().await?);
+    let ahead = Ahead::read(&wire.reply().await?, sent, Time::now());
+    let notifies = if keyspace { Some(wire.reply().await?) } else { None };
+    let replies = [&stats, &replication, &acl].into_iter().chain(&notifies);
+    if let Some(passing) = replies.into_iter().find(|reply| is_passing(reply)) {
+        return Err(Refusal::Server(passing.clone()));
+    }
     let commands: &[&str] = if keyspace { &SILENT } else { &SILENT[..1] };
     Ok(Look {
         silent: lines(&stats, commands, Some(',')),
         role: lines(&replication, &["role:", "master_replid:"], None),
         acl: Acl::read(acl),
-        notifies: !keyspace || probe::notifies(&wire.reply().await?).is_ok(),
+        ahead,
+        notifies: notifies.is_none_or(|reply| probe::notifies(&reply).is_ok()),
     })
+}
+
+impl Ahead {
+    /// Of a reply to TIME that was asked at `sent` and came at `came`. `None`: we may not ask.
+    fn read(reply: &[u8], sent: Time, came: Time) -> Option<Ahead> {
+        let (_, rest) = resp::split_aggregate(reply)?;
+        let (seconds, rest) = resp::split_bulk(rest)?;
+        let (micros, _) = resp::split_bulk(rest)?;
+        let number = |text| resp::parse_i64(text).map(i128::from);
+        let server = number(seconds)? * 1_000_000_000 + number(micros)? * 1_000;
+        Some(Ahead { least: server - i128::from(came.0), most: server - i128::from(sent.0) })
+    }
+
+    /// What is known after another look; and whether the clock was certainly set forward by more than `tolerance` since
+    /// the look at which it was furthest behind.
+    fn then(old: Option<Ahead>, new: Option<Ahead>, tolerance: Duration) -> (Option<Ahead>, bool) {
+        let (Some(old), Some(new)) = (old, new) else { return (new.or(old), false) };
+        let jumped = new.least > old.most + tolerance.as_nanos() as i128;
+        (Some(if jumped { new } else { Ahead { most: old.most.min(new.most), ..new } }), jumped)
+    }
 }
 
 impl Acl {
@@ -130,7 +203,7 @@ impl Acl {
         match &reply[..] {
             [b'*', ..] => Acl::Known(reply),
             [b'-', rest @ ..] if rest.starts_with(b"NOPERM") => Acl::Hidden,
-            // BUSY, LOADING: nothing is known to have changed; an unknown command: nothing can.
+            // An unknown command: there is nothing that could change.
             _ => Acl::Absent,
         }
     }
@@ -144,7 +217,8 @@ fn lines(reply: &[u8], wanted: &[&str], end: Option<char>) -> Option<String> {
     Some(text.lines().filter(|l| wanted.iter().any(|w| l.starts_with(w))).map(cut).collect::<Vec<_>>().join(" "))
 }
 
-fn compare(node: &Node, old: &Look, new: &Look) {
+/// Flushes if something differs; `new` then knows what of `old` is still true.
+fn compare(node: &Node, old: &Look, new: &mut Look) {
     let changed = |a: &Option<String>, b: &Option<String>| matches!((a, b), (Some(a), Some(b)) if a != b);
     let coherence = &node.coherence;
     if !new.notifies {
@@ -163,6 +237,12 @@ fn compare(node: &Node, old: &Look, new: &Look) {
         coherence.flush(FlushCause::Role);
         // Other levels can be kept now.
         node.distrusted.store(true, Ordering::Release);
+    }
+    let (ahead, jumped) = Ahead::then(old.ahead, new.ahead, node.watch_interval / 2);
+    new.ahead = ahead;
+    if jumped {
+        tracing::warn!("the upstream's wall clock has been set forward, or runs faster than ours: cache flushed");
+        coherence.flush(FlushCause::Clock);
     }
     if let (Acl::Known(a), Acl::Known(b)) = (&old.acl, &new.acl)
         && a != b
@@ -187,8 +267,34 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_server_has_not_changed_its_acl() {
-        assert_eq!(Acl::read(Bytes::from_static(b"-BUSY Redis is busy\r\n")), Acl::Absent);
+    fn a_clock_that_was_set_forward_is_seen_and_a_slow_answer_is_none() {
+        let ms = |n: i64| i128::from(n) * 1_000_000;
+        let at = |reply: &str, sent: i64, came: i64| {
+            Ahead::read(reply.as_bytes(), Time(ms(sent) as u64), Time(ms(came) as u64))
+        };
+        let time = |seconds: &str| format!("*2\r\n${}\r\n{seconds}\r\n$1\r\n0\r\n", seconds.len());
+        let first = at(&time("100"), 50_000, 50_001);
+        assert_eq!(first, Some(Ahead { least: ms(49_999), most: ms(50_000) }));
+        assert_eq!(at("-NOPERM x\r\n", 1, 2), None);
+        let then = |old, new| Ahead::then(old, new, Duration::from_millis(250));
+        assert_eq!(then(first, at(&time("101"), 51_000, 51_001)), (first, false));
+        let slow = at(&time("102"), 51_000, 53_000);
+        assert!(!then(first, slow).1, "the answer was on its way for two seconds");
+        assert!(then(first, at(&time("102"), 51_000, 51_700)).1);
+        let back = then(first, at(&time("40"), 51_000, 51_001));
+        assert!(!back.1 && then(back.0, at(&time("102"), 52_000, 52_001)).1, "back and forth");
+        let drifts = (1..=3).fold((first, false), |(old, jumped), n| {
+            let new = at(&time(&(100 + n).to_string()), 50_000 + 900 * n, 50_001 + 900 * n);
+            let (next, jump) = then(old, new);
+            (next, jumped || jump)
+        });
+        assert!(drifts.1, "no step is large, but their sum is");
+        assert_eq!(then(first, None), (first, false));
+    }
+
+    #[test]
+    fn a_server_without_an_acl_is_not_one_that_hides_it() {
+        assert_eq!(Acl::read(Bytes::from_static(b"-ERR unknown command\r\n")), Acl::Absent);
         assert_eq!(Acl::read(Bytes::from_static(b"-NOPERM x\r\n")), Acl::Hidden);
     }
 }

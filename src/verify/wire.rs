@@ -35,6 +35,11 @@ impl Target {
         Ok(Target { endpoint, upstream })
     }
 
+    /// There, as `upstream` says.
+    pub fn at(endpoint: Endpoint, upstream: Upstream) -> Target {
+        Target { endpoint, upstream }
+    }
+
     /// The address, without user and password.
     pub fn name(&self) -> String {
         self.endpoint.to_string()

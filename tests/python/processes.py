@@ -131,14 +131,14 @@ class Child:
 class Server(Child):
     """A redis-server or valkey-server that keeps nothing on disk unless told to."""
 
-    def __init__(self, folder, kind="redis", port=None, options=()):
+    def __init__(self, folder, kind="redis", port=None, options=(), env=None):
         self.kind = kind
         self.port = port or free_port()
         self.folder = Path(folder)
         debug = () if kind == "redis6.2" else ("--enable-debug-command", "yes")
         argv = [SERVER_BINARIES[kind](), "--port", self.port, "--bind", "127.0.0.1", "--dir", self.folder,
                 "--save", "", "--appendonly", "no", *debug, *options]
-        super().__init__(argv, self.folder / f"{kind}-{self.port}.log")
+        super().__init__(argv, self.folder / f"{kind}-{self.port}.log", env)
         self.wait_ready()
 
     def wait_ready(self):

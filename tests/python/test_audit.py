@@ -88,6 +88,44 @@ def test_a_broken_rule_is_counted_and_logged(lab, rule, slow, level, seed):
     assert all("hot" in line and "the key's last events: " in line and "filled" in line for line in lines), lines
 
 
+def changed_behind(rule, conn, past, value):
+    """A change of `hot` that a proxy without this rule forgets; the next MGET is a hit all the same."""
+    if rule == "drop":
+        conn.call("SET", "hot", value)
+    else:
+        past.call("SET", "hot", value)
+
+
+def is_hit(site, conn, keys):
+    before = site.a.stats()["hits"]
+    conn.call("MGET", *keys)
+    return site.a.stats()["hits"] > before
+
+
+@pytest.mark.skipif(not SABOTAGE_BIN, reason="NEARSIDE_SABOTAGE_BIN is not set")
+@pytest.mark.parametrize(("rule", "level"), [("drop", "bounded"), ("barrier", "linearizable"), (None, "linearizable")])
+def test_a_stale_key_of_an_mget_is_counted_and_logged(lab, rule, level):
+    """All reads are MGETs, of which one key in three changes; the report comes late. With every rule kept there is nothing to find."""
+    env = {"NEARSIDE_BREAK": rule} if rule else {}
+    site = lab.site("redis", relayed=True, settings={**SETTINGS, **EVERYTHING}, binary=SABOTAGE_BIN, env=env)
+    keys = ("cold", "hot", "still")
+    site.server.call("MSET", "cold", "c", "hot", 0, "still", "s")
+    with Connection(site.a.ports[level]) as conn, site.server.connect() as past:
+        for value in range(1, 6):
+            wait_until(lambda: is_hit(site, conn, keys), "the snapshot is cached, and proven")
+            site.relay.delay("link", 0.2)
+            changed_behind(rule, conn, past, value)
+            told = conn.call("MGET", *keys)
+            assert rule is None or told == [b"c", b"%d" % (value - 1), b"s"], "the rule is not missed"
+            site.relay.delay("link", 0)
+            time.sleep(0.3)
+    found = audited(site)
+    lines = complaints(site)
+    assert found["checked"] >= 5 and len(lines) == found["stale"], found
+    assert (found["stale"] > 0) == (rule is not None), lines
+    assert all("MGET hot at" in line and "the key's last events: " in line for line in lines), lines
+
+
 def test_what_no_server_reports_is_found(lab):
     """SWAPDB past the proxy: no invalidation, and until the watch sees it, old answers."""
     site = lab.site("redis", settings=EVERYTHING)

@@ -104,6 +104,26 @@ def test_swapdb_before_the_first_look(lab):
         assert conn.call("GET", "k") == b"one"
 
 
+# Keeps the server busy for ARGV[1] milliseconds.
+SPIN = "local function ms() local t = redis.call('TIME'); return t[1] * 1000 + t[2] / 1000 end; " \
+       "local begun = ms(); while ms() - begun < tonumber(ARGV[1]) do end; return 1"
+
+
+def test_swapdb_before_a_script_that_keeps_the_server_busy(lab):
+    """The watch is refused its looks meanwhile: what it sees afterwards is compared with what it saw before."""
+    site = lab.site("redis", settings=SETTINGS, server_options=("--busy-reply-threshold", "1"))
+    with Connection(site.a.port) as conn, site.server.connect() as past:
+        past.pipeline([("SET", "k", "zero"), ("SELECT", 1), ("SET", "k", "one"), ("SELECT", 0)])
+        assert cached(conn, "GET", "k") == b"zero"
+        time.sleep(MAX_STALENESS)  # the watch has looked
+        past.pipeline([("SWAPDB", 0, 1), ("EVAL", SPIN, 0, int(3000 * MAX_STALENESS))])
+        ended = time.monotonic()
+        assert_never_after(ended + MAX_STALENESS, b"zero", conn, "GET", "k", until=ended + 1)
+        assert conn.call("GET", "k") == b"one"
+    stats = site.a.stats()
+    assert stats["flushes_swapdb"] == 1 and stats["flushes_link_lost"] == 0, stats
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_flushdb_of_another_database(lab, kind):
     """It is reported as everything: nothing wrong is served, of either database."""
@@ -373,3 +393,93 @@ def test_a_write_into_a_black_hole_is_answered(lab, island):
         assert 1.5 < took < ANSWER_BOUND, took
         assert conn.call("SET", "k", "w") == b"OK", "by another lane"
     assert proxy.stats()["flushes_link_lost"] == 0, "the link has lived on"
+
+
+# --- the wall clock is set ---
+
+FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+HOUR = 3600
+
+
+class WallClock:
+    """The wall clock of one process, to be set while it runs; the clocks that only go forward stay as they are."""
+
+    def __init__(self, folder):
+        self.file = Path(folder) / f"wall-clock-{time.monotonic_ns()}"
+        self.env = {
+            "LD_PRELOAD": str(FAKETIME[0]),
+            "FAKETIME_TIMESTAMP_FILE": str(self.file),
+            "FAKETIME_NO_CACHE": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+        }
+        self.set(0)
+
+    def set(self, seconds):
+        """So many seconds from the true time."""
+        new = self.file.with_suffix(".new")
+        new.write_text(f"{seconds:+d}s\n")
+        new.replace(self.file)
+
+
+def logged_hours(proxy):
+    """The hours that the lines of its log were written at, by its wall clock."""
+    return set(re.findall(r"T(\d\d):\d\d:\d\d", proxy.read_log()))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_proxys_wall_clock_is_set_forward_and_back(lab, level):
+    """Writers go past the proxy; keys with and without a time to live. Nothing is staler than allowed, nothing outlives its key."""
+    server = lab.server("redis")
+    server.call("DEBUG", "SET-ACTIVE-EXPIRE", 0)  # nobody reports the end of a key
+    wall = WallClock(lab.folder)
+    proxy = lab.proxy(server.port, settings={**AUDITED, "log": "debug"}, env=wall.env)
+    allowed = 0 if level == "linearizable" else MAX_STALENESS
+    with Connection(proxy.ports[level]) as conn, server.connect() as past:
+        for round_, offset in enumerate([HOUR, -HOUR]):
+            mortal, lasting = f"mortal:{round_}", f"lasting:{round_}"
+            past.pipeline([("SET", mortal, "old", "PX", 1500), ("SET", lasting, "old")])
+            ends = time.monotonic() + 1.5 + SLACK
+            cached(conn, "GET", mortal), cached(conn, "GET", lasting)
+            hits = proxy.stats()["hits"]
+            wall.set(offset)
+            assert conn.pipeline([("GET", mortal), ("GET", lasting)]) == [b"old"] * 2
+            assert proxy.stats()["hits"] == hits + 2, "what was kept before the clock was set is still kept"
+            past.call("SET", lasting, "new")
+            acked = time.monotonic()
+            assert_never_after(acked + allowed, b"old", conn, "GET", lasting, until=acked + MAX_STALENESS + 0.1)
+            cached(conn, "GET", mortal)
+            assert_never_after(ends, b"old", conn, "GET", mortal, until=ends + 0.2)
+        with Connection(proxy.port):
+            pass  # a line for the log
+    assert len(logged_hours(proxy)) > 1, "the wall clock was not set at all"
+    assert proxy.stats()["audit_stale"] == 0
+
+
+@pytest.mark.parametrize("level", ["bounded", "linearizable"])
+def test_the_servers_wall_clock_is_set_forward_and_back(lab, level):
+    """A key ends by its server's wall clock, and here nobody reports it. The proxy looks at that clock."""
+    wall = WallClock(lab.folder)
+    server = lab.server("valkey", env=wall.env)  # Debian's Redis and libfaketime wait for each other at the start
+    server.call("DEBUG", "SET-ACTIVE-EXPIRE", 0)
+    proxy = lab.proxy(server.port, settings=SETTINGS)
+    with Connection(proxy.ports[level]) as conn, server.connect() as past:
+        for round_, (before, after) in enumerate([(0, HOUR), (HOUR, -HOUR), (-HOUR, 2 - HOUR)]):
+            wall.set(before)
+            time.sleep(MAX_STALENESS)  # so that the watch has looked
+            key = f"k:{round_}"
+            past.pipeline([("SET", key, "old", "PX", 1500), ("SET", "lasting", "old")])
+            cached(conn, "GET", key), cached(conn, "GET", "lasting")
+            wall.set(after)
+            jumped = time.monotonic()
+            offset = int(past.call("TIME")[0]) - time.time()
+            assert abs(offset - after) < 2, "the server's wall clock was not set"
+            if after > before:  # nobody looks at the server before the bound: that would end the key, and report it
+                bound = jumped + MAX_STALENESS
+                assert_never_after(bound, b"old", conn, "GET", key, until=bound + 0.3)
+            assert conn.call("GET", key) == past.call("GET", key) == (None if after > before else b"old")
+            past.call("SET", "lasting", "new")
+            acked = time.monotonic()
+            bound = acked + (0 if level == "linearizable" else MAX_STALENESS)
+            assert_never_after(bound, b"old", conn, "GET", "lasting", until=acked + MAX_STALENESS + 0.1)
+    stats = proxy.stats()
+    assert stats["flushes_clock"] == 2 and stats["flushes_link_lost"] == 0, stats
