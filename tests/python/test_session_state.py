@@ -82,6 +82,19 @@ def test_kill_by_number_address_and_self(redis_site):
         assert other.read_to_end() == b""
 
 
+def test_what_the_server_said_before_it_closed_arrives(redis_site):
+    """Each piece of an unlooked-at session waits for a barrier; the server's end may be seen meanwhile."""
+    redis_site.server.call("SET", "large", b"x" * 3_000_000)
+    for _ in range(10):
+        with Connection(redis_site.a.port) as conn:
+            assert conn.call("CLIENT", "NO-EVICT", "ON") == b"OK"
+            conn.send_raw(encode("GET", "large") + encode("QUIT"))
+            assert len(conn.read()) == 3_000_000
+            assert conn.read() == b"OK"
+            with pytest.raises(ConnectionError):
+                conn.read()
+
+
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_names_and_numbers_are_the_clients_own(site, protocol):
     with Connection(site.a.port, protocol=protocol) as one, Connection(site.a.port) as two:
