@@ -238,6 +238,16 @@ def test_a_subscriber_that_does_not_read_is_closed(lab):
         assert publisher.call("PUBLISH", "flood", message) == 0
 
 
+@pytest.mark.parametrize("kept_by", [("CLIENT", "NO-EVICT", "ON"), ("CLIENT", "TRACKING", "ON")], ids=["unlooked", "tracking"])
+def test_a_large_reply_is_no_message(lab, kept_by):
+    """What keeps a connection of its own is no subscriber: the server has no limit for its replies either."""
+    site = lab.site(settings={"client_output_buffer_limit_pubsub": "1mb"})
+    site.server.call("SET", "large", b"x" * 20_000_000)
+    with Connection(site.a.port, protocol=3) as conn:
+        assert conn.call(*kept_by) == b"OK"
+        assert len(conn.call("GET", "large")) == 20_000_000
+
+
 def test_a_cached_read_passes_a_write_of_another_key(redis_site):
     """A client library that sends everything over one connection nearly always has a write outstanding."""
     with Connection(redis_site.a.port) as conn:
