@@ -283,8 +283,9 @@ impl Session {
             return Some("the proxy stops");
         }
         let config = &self.shared.config;
-        let fed = self.lent.as_ref().is_some_and(Lent::is_fed);
-        let (limit, setting) = if fed {
+        // Others on a connection of their own may ask for large replies, as anybody may.
+        let told = self.lent.as_ref().is_some_and(Lent::is_told);
+        let (limit, setting) = if told {
             (config.client_output_buffer_limit_pubsub, "client_output_buffer_limit_pubsub")
         } else {
             (config.client_output_buffer_limit, "client_output_buffer_limit")

@@ -51,13 +51,55 @@ impl Server {
         Client { stream, buf: Vec::new() }
     }
 
+    fn said(&self) -> Said {
+        Said { name: self.name.clone(), reply: self.client().ask_raw("COMMAND").0 }
+    }
+
     fn table(&self, script_keys: ScriptKeys) -> Table {
-        let (raw, _) = self.client().ask_raw("COMMAND");
-        Table::from_command_reply(&raw, script_keys).unwrap()
+        self.said().table(script_keys)
     }
 
     fn commands(&self) -> Vec<Listed> {
-        let Frame::Array(entries) = self.client().ask("COMMAND") else { panic!("no array") };
+        self.said().commands()
+    }
+}
+
+/// What a server said to COMMAND: one that runs, or one that is kept in `tests/commands`, a line a command, whose bytes
+/// are the server's own with a tab in the place of each end of a line. The lines before are comments.
+struct Said {
+    name: String,
+    reply: Vec<u8>,
+}
+
+impl Said {
+    fn read(path: &str) -> Said {
+        let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let entries: String = lines.iter().map(|line| line.replace('\t', "\r\n") + "\r\n").collect();
+        let reply = format!("*{}\r\n{entries}", lines.len());
+        Said { name: path.into(), reply: reply.into_bytes() }
+    }
+
+    /// The lines for such a file, sorted: a server lists its commands in the order of its hash table.
+    fn lines(&self) -> String {
+        let (mut rest, mut lines) =
+            (&self.reply[self.reply.iter().position(|b| *b == b'\n').unwrap() + 1..], Vec::new());
+        while let Some((_, len)) = decode(rest).unwrap() {
+            let entry = String::from_utf8(rest[..len].to_vec()).unwrap();
+            assert!(!entry.contains('\t') && !entry.replace("\r\n", "").contains('\n'), "{entry}");
+            lines.push(entry.strip_suffix("\r\n").unwrap().replace("\r\n", "\t") + "\n");
+            rest = &rest[len..];
+        }
+        lines.sort_by_cached_key(|line| line.split('\t').nth(2).map(str::to_owned));
+        lines.concat()
+    }
+
+    fn table(&self, script_keys: ScriptKeys) -> Table {
+        Table::from_command_reply(&self.reply, script_keys).unwrap()
+    }
+
+    fn commands(&self) -> Vec<Listed> {
+        let Some((Frame::Array(entries), _)) = decode(&self.reply).unwrap() else { panic!("no array") };
         let mut all = Vec::new();
         for entry in &entries {
             let listed = Listed::of(entry);
@@ -69,6 +111,15 @@ impl Server {
         }
         all
     }
+}
+
+/// What the servers say that are not at hand everywhere.
+const KEPT: &[&str] = &["tests/commands/redis-8.2.txt"];
+
+/// Runs `check` on what every server at hand says, and on what others said.
+fn on_every_table(check: impl Fn(&Said)) {
+    on_every_server(|server| check(&server.said()));
+    KEPT.iter().for_each(|path| check(&Said::read(path)));
 }
 
 /// Runs `check` on every server at hand.
@@ -304,7 +355,7 @@ const EXCEPTIONS: &[(&str, &str)] = &[
 
 #[test]
 fn each_command_has_its_fate() {
-    on_every_server(|server| {
+    on_every_table(|server| {
         let table = server.table(ScriptKeys::Any);
         let old = !server.commands().iter().any(|c| c.name == "lcs");
         for (request, fate) in FATES {
@@ -317,7 +368,7 @@ fn each_command_has_its_fate() {
 
 #[test]
 fn a_subcommand_that_the_server_does_not_list_is_left_to_its_error() {
-    on_every_server(|server| {
+    on_every_table(|server| {
         let all = server.commands();
         let listed = all.iter().any(|c| c.name.starts_with("client|"));
         let known = all.iter().any(|c| c.name == "client|setinfo");
@@ -328,7 +379,7 @@ fn a_subcommand_that_the_server_does_not_list_is_left_to_its_error() {
 
 #[test]
 fn declared_keys_of_scripts_can_be_believed() {
-    on_every_server(|server| {
+    on_every_table(|server| {
         let table = server.table(ScriptKeys::Declared);
         assert_eq!(told(&table, "EVAL s 1 a b"), "Alone Keys w[3] r[]");
         assert_eq!(told(&table, "EVAL s x a b"), "Alone Unknown w[] r[]");
@@ -337,7 +388,7 @@ fn declared_keys_of_scripts_can_be_believed() {
 
 #[test]
 fn the_whole_table_of_the_server_is_planned_safely() {
-    on_every_server(|server| {
+    on_every_table(|server| {
         let table = server.table(ScriptKeys::Any);
         for command in server.commands() {
             let request = command.shortest();
@@ -667,7 +718,7 @@ fn every_key_that_the_server_finds_is_found() {
 
 #[test]
 fn the_compatibility_page_names_every_command_once() {
-    on_every_server(|server| {
+    on_every_table(|server| {
         let page = server.table(ScriptKeys::Any).compatibility();
         let rows = page.lines().skip(2).map(|line| line.split('|').nth(2).unwrap());
         let shown: Vec<&str> = rows.flat_map(|list| list.trim().split(", ")).collect();
@@ -698,4 +749,23 @@ fn readme_shows_the_compatibility_table() {
         return;
     }
     assert_eq!(shown, table, "run this test with NEARSIDE_UPDATE_README=1");
+}
+
+/// `NEARSIDE_KEEP=program` writes the first of [`KEPT`] anew from this server.
+#[test]
+fn what_is_kept_is_read_as_it_was_said() {
+    let Ok(program) = std::env::var("NEARSIDE_KEEP") else {
+        for path in KEPT {
+            let said = Said::read(path);
+            let text = std::fs::read_to_string(path).unwrap();
+            assert!(said.commands().len() > 300 && text.ends_with(&said.lines()), "{path}");
+        }
+        return;
+    };
+    let server = Server::start(&program);
+    let info = text(&server.client().ask("INFO server"));
+    let version = info.lines().find(|line| line.starts_with("redis_version:")).unwrap();
+    let head = "# What COMMAND says: a line a command, tabs for the ends of lines. Made anew by\n\
+                # NEARSIDE_KEEP=program cargo test --test command_table what_is_kept\n";
+    std::fs::write(KEPT[0], format!("{head}# {version}\n{}", server.said().lines())).unwrap();
 }

@@ -90,12 +90,17 @@ impl Lent {
     }
 
     /// The server sends it what it has not asked for each time: messages, pushes, what others do.
-    pub(super) fn is_fed(&self) -> bool {
+    fn is_fed(&self) -> bool {
         self.tracking || self.listens()
     }
 
     fn listens(&self) -> bool {
-        self.raw || self.monitoring || self.connection.subscriptions() > 0
+        self.raw || self.is_told()
+    }
+
+    /// Most of what it gets is what others say or do.
+    pub(super) fn is_told(&self) -> bool {
+        self.monitoring || self.connection.subscriptions() > 0
     }
 
     /// It waits for somebody else to do something, for as long as it takes.

@@ -497,11 +497,11 @@ impl Connection {
             self.node.error(&format!("the connection was lost ({why}); the outcome of this command is unknown"));
         let unsent = self.node.error(&format!("the connection was lost ({why}) before this command was sent"));
         shared.out.clear();
-        shared.raw_queue.clear();
         shared.armed = 0;
         shared.pings = 0;
         shared.phase = if again { Phase::Opening } else { Phase::Closed(unsent.clone()) };
-        let session = shared.session.take();
+        // What the server said before it closed is told first: `pass_on` then tells of the loss.
+        let session = if shared.raw_queue.is_empty() { shared.session.take() } else { None };
         let mut failed = Vec::new();
         for item in awaited {
             let start = item.start;
@@ -787,12 +787,16 @@ impl Connection {
                 let mut shared = connection.shared.borrow_mut();
                 let Some((_, bytes)) = shared.raw_queue.pop_front() else { return };
                 let (session, raw) = (shared.session.clone(), shared.raw);
+                let over = shared.raw_queue.is_empty() && matches!(shared.phase, Phase::Closed(_));
                 drop(shared);
                 if raw == Some(Raw::Swapping) {
                     connection.node.coherence.flush(crate::cache::FlushCause::Command);
                 }
                 if let Some(session) = session {
                     session.push(Piece::Bytes(bytes));
+                    if over {
+                        session.break_off();
+                    }
                 }
             }
         });

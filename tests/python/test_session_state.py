@@ -82,6 +82,19 @@ def test_kill_by_number_address_and_self(redis_site):
         assert other.read_to_end() == b""
 
 
+def test_what_the_server_said_before_it_closed_arrives(redis_site):
+    """Each piece of an unlooked-at session waits for a barrier; the server's end may be seen meanwhile."""
+    redis_site.server.call("SET", "large", b"x" * 3_000_000)
+    for _ in range(10):
+        with Connection(redis_site.a.port) as conn:
+            assert conn.call("CLIENT", "NO-EVICT", "ON") == b"OK"
+            conn.send_raw(encode("GET", "large") + encode("QUIT"))
+            assert len(conn.read()) == 3_000_000
+            assert conn.read() == b"OK"
+            with pytest.raises(ConnectionError):
+                conn.read()
+
+
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_names_and_numbers_are_the_clients_own(site, protocol):
     with Connection(site.a.port, protocol=protocol) as one, Connection(site.a.port) as two:
@@ -237,6 +250,16 @@ def test_shard_channels_are_counted_apart(site, protocol):
         assert subscriber.call("SUNSUBSCRIBE", "shard") == [b"sunsubscribe", b"shard", 0]
         assert subscriber.call("ECHO", "it is over") == b"it is over"
         assert other.call("SPUBLISH", "shard", "three") == 0
+
+
+@pytest.mark.parametrize("kept_by", [("CLIENT", "NO-EVICT", "ON"), ("CLIENT", "TRACKING", "ON")], ids=["unlooked", "tracking"])
+def test_a_large_reply_is_no_message(lab, kept_by):
+    """What keeps a connection of its own is no subscriber: the server has no limit for its replies either."""
+    site = lab.site(settings={"client_output_buffer_limit_pubsub": "1mb"})
+    site.server.call("SET", "large", b"x" * 20_000_000)
+    with Connection(site.a.port, protocol=3) as conn:
+        assert conn.call(*kept_by) == b"OK"
+        assert len(conn.call("GET", "large")) == 20_000_000
 
 
 def test_a_cached_read_passes_a_write_of_another_key(redis_site):

@@ -1,21 +1,32 @@
 """scripts/suites: other people's test suites, bare and through nearside. What passes bare must pass through."""
 
 import argparse
+import os
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import known
-from processes import SERVER_BINARIES, Proxy, Server
-from redis_py_suite import RedisPySuite
+from client_suites import Hiredis, PhpRedis, Redigo, RedisPm
+from processes import SERVER_BINARIES
+from pytest_suites import PYTEST_SUITES
 from redis_suite import RedisSuite
 from result import Result
+from target import target
+
+SUITES = {
+    "redis": RedisSuite,
+    "hiredis": Hiredis,
+    "phpredis": PhpRedis,
+    "redigo": Redigo,
+    "redis-pm": RedisPm,
+    **PYTEST_SUITES,
+}
 
 parser = argparse.ArgumentParser(prog="scripts/suites", description=__doc__)
-parser.add_argument("--suite", choices=["redis", "redis-py"], required=True, help="whose suite")
+parser.add_argument("--suite", choices=SUITES, required=True, help="whose suite")
 parser.add_argument("--source", type=Path, required=True, help=argparse.SUPPRESS)
 parser.add_argument("--out", type=Path, required=True, help=argparse.SUPPRESS)
 parser.add_argument("--server", choices=sorted(SERVER_BINARIES), default="redis", help="behind the proxy [redis]")
@@ -47,19 +58,10 @@ class Row:
 def run_once(suite, unit, args, side, turn="", threads="auto"):
     """The unit over a fresh server, bare or through a fresh proxy."""
     log = args.out / f"{unit.replace('/', '.')}.{side}{turn}.log"
-    with tempfile.TemporaryDirectory() as folder:
-        parts = [Server(folder, args.server, options=suite.OPTIONS)]
-        try:
-            if side == "through":
-                parts.append(Proxy(folder, parts[0].port, settings={"threads": threads}))
-            result = suite.run(unit, parts[-1].port, log)
-            for proxy in parts[1:]:
-                log.with_suffix(".proxy.log").write_text(proxy.read_log())
-                result.panics = proxy.panics()
-            return result
-        finally:
-            for part in reversed(parts):
-                part.kill()
+    with target(suite, side, args.server, threads, log) as where:
+        result = suite.run(unit, where, log)
+    result.panics = where.panics
+    return result
 
 
 def run_both(suite, unit, args):
@@ -82,12 +84,22 @@ def run_both(suite, unit, args):
     return row
 
 
+def in_own_network(suite):
+    """A suite that knows one port only gets a network of its own: this program again, in a namespace."""
+    if not suite.PORT or os.environ.get("NEARSIDE_SUITE_NETWORK"):
+        return
+    inside = ["sh", "-c", 'ip link set lo up && exec "$@"', "sh", sys.executable, *sys.argv]
+    os.execvpe("unshare", ["unshare", "--map-root-user", "--net", *inside], {**os.environ, "NEARSIDE_SUITE_NETWORK": "own"})
+
+
 def main():
     args = parser.parse_args()
+    in_own_network(SUITES[args.suite])
     args.out.mkdir(parents=True, exist_ok=True)
-    suite = {"redis": RedisSuite, "redis-py": RedisPySuite}[args.suite](args.source)
+    suite = SUITES[args.suite].of(args.source)
     print(f"{'unit':<34}{'bare':>8}{'through':>9}{'time':>10}", flush=True)
-    with ThreadPoolExecutor(args.jobs) as pool:
+    # a port of its own is there once
+    with ThreadPoolExecutor(1 if suite.PORT else args.jobs) as pool:
         rows = list(pool.map(lambda unit: run_both(suite, unit, args), args.units or (suite.QUICK if args.quick else suite.units())))
     lacks = [reason for row in rows for _, reason in row.lacks]
     panics = [line for row in rows for line in row.through.panics]

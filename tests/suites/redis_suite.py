@@ -17,6 +17,8 @@ class RedisSuite:
 
     # what the suite's tests ask of a server that is theirs alone
     OPTIONS = ("--enable-protected-configs", "yes", "--enable-module-command", "yes")
+    PORT = None
+    STARTS_SERVERS = False
     # a minute's worth, of what a proxy can get wrong and little of what only a clock can
     QUICK = [f"unit/{name}" for name in ("protocol", "keyspace", "info-command", "type/incr", "type/hash", "type/stream-cgroups", "quit", "multi",
                                          "pubsub", "scripting", "functions", "introspection", "tracking", "bitfield")]
@@ -24,11 +26,16 @@ class RedisSuite:
     def __init__(self, source):
         self.source = Path(source).resolve()
 
+    @classmethod
+    def of(cls, source):
+        return cls(source)
+
     def units(self):
         done = subprocess.run(["./runtest", "--list-tests"], cwd=self.source, capture_output=True, text=True, check=True)
         return done.stdout.split()
 
-    def run(self, unit, port, log):
+    def run(self, unit, target, log):
+        port = target.port
         # `--durable`: an exception in one test does not end the others
         argv = ["./runtest", "--host", "127.0.0.1", "--port", str(port), "--single", unit, "--durable",
                 "--baseport", str(port), "--timeout", "120"]

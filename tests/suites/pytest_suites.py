@@ -1,0 +1,89 @@
+"""Test suites of Python packages (from their source distributions), as far as they need one server: no cluster, no modules, no TLS."""
+
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as xml
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from result import Result
+
+UNIT_TIMEOUT = 600
+# What needs a cluster, Sentinel, a module or somebody's cloud, or is about no server at all.
+REDIS_PY_ELSEWHERE = ("cluster", "sentinel", "bloom", "json", "search", "timeseries", "ssl", "scenario", "multidb", "maint_", "auth", "credential",
+                      "observability", "http", "himport", "vsets", "event", "backoff", "background", "crc", "parsers", "driver_info", "graph")
+REDIS_PY_MARKS = "not onlycluster and not redismod and not ssl and not replica and not cp_integration and not multidb_integration"
+
+
+@dataclass
+class PytestSuite:
+    """One source tree; a unit is a file of tests."""
+
+    patterns: tuple = ("tests/test_*.py",)
+    # words of file names that are left out
+    elsewhere: tuple = ()
+    # how it is told where the server is: by arguments and variables with `{port}`, or it knows one port only, or it starts servers itself
+    argv: tuple = ()
+    env: dict = field(default_factory=dict)
+    PORT: int = None
+    STARTS_SERVERS: bool = False
+    OPTIONS: tuple = ("--enable-module-command", "yes")
+    QUICK: tuple = ()
+    source: Path = None
+
+    def of(self, source):
+        self.source = Path(source).resolve()
+        return self
+
+    def units(self):
+        files = [file for pattern in self.patterns for file in sorted(self.source.glob(pattern))]
+        names = [str(file.relative_to(self.source)) for file in files]
+        return [name for name in names if not any(word in Path(name).name for word in self.elsewhere)]
+
+    def run(self, unit, target, log):
+        report = log.with_suffix(".xml").resolve()
+        report.unlink(missing_ok=True)
+        argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", unit, f"--junitxml={report}",
+                *(word.format(port=target.port) for word in self.argv)]
+        env = {**os.environ, "PYTHONPATH": str(self.source), **{name: word.format(port=target.port) for name, word in self.env.items()}}
+        if target.program:
+            env["PATH"] = f"{target.program.parent}:{env['PATH']}"
+        with log.open("wb") as out:
+            try:
+                subprocess.run(argv, cwd=self.source, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=UNIT_TIMEOUT, env=env, check=False)
+            except subprocess.TimeoutExpired:
+                return Result()
+        return parse(report) if report.exists() else Result()
+
+
+def parse(report):
+    result = Result(Counter())
+    for case in xml.parse(report).iter("testcase"):
+        name = f"{case.get('classname')}::{case.get('name')}"
+        if any(case.find(word) is not None for word in ("failure", "error")):
+            result.failed.append(name)
+        elif case.find("skipped") is None:
+            result.passed[name] += 1
+    return result
+
+
+PYTEST_SUITES = {
+    "redis-py": PytestSuite(
+        patterns=("tests/test_*.py", "tests/test_asyncio/test_*.py"), elsewhere=REDIS_PY_ELSEWHERE,
+        argv=("-m", REDIS_PY_MARKS, "--redis-url", "redis://127.0.0.1:{port}/0"),
+        QUICK=tuple(f"tests/test_{name}.py" for name in ("pipeline", "lock", "monitor", "function", "scripting"))),
+    "valkey-py": PytestSuite(
+        patterns=("tests/test_*.py", "tests/test_asyncio/test_*.py"), elsewhere=REDIS_PY_ELSEWHERE,
+        argv=("-m", "not onlycluster and not valkeymod and not ssl and not replica", "--valkey-url", "valkey://127.0.0.1:{port}/0")),
+    "rq": PytestSuite(PORT=6379),
+    "django-redis": PytestSuite(PORT=6379, argv=("-o", "addopts=", "-n0")),
+    "python-redis-lock": PytestSuite(elsewhere=("django",), STARTS_SERVERS=True),
+    "huey": PytestSuite(patterns=("huey/tests/test_*.py",), elsewhere=("postgres", "sql"), PORT=6379),
+    "walrus": PytestSuite(patterns=("walrus/tests/*.py",), elsewhere=("__init__", "base"), env={"WALRUS_REDIS_PORT": "{port}"}),
+    "kombu": PytestSuite(patterns=("t/integration/test_redis*.py",), env={"REDIS_HOST": "127.0.0.1", "REDIS_6379_TCP": "{port}"}),
+    "fakeredis": PytestSuite(
+        patterns=("test/test_*.py", "test/test_mixins/test_*.py", "test/test_hypothesis/test_*.py", "test/test_async/test_*.py"),
+        argv=("--hypothesis-seed=1",), PORT=6390),
+}
