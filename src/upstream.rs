@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use crate::coherence::Coherence;
 use crate::command::Table;
@@ -115,6 +116,8 @@ pub struct Node {
     pub watch_interval: Duration,
     reconnect_max: Duration,
     max_dedicated: usize,
+    /// Turns at opening a dedicated connection; see [`OPENING`].
+    opening: Semaphore,
 }
 
 impl Node {
@@ -142,6 +145,7 @@ impl Node {
             watch_interval: (config.max_staleness / 2).min(Duration::from_secs(1)),
             reconnect_max: config.reconnect_max,
             max_dedicated: config.max_dedicated,
+            opening: Semaphore::new(OPENING),
         }
     }
 
@@ -179,6 +183,9 @@ pub struct Pool {
     scripts: Rc<Cell<usize>>,
 }
 
+/// Dedicated connections that are opened at once, far fewer than a server's backlog holds (511): when thousands of clients
+/// begin to wait together, none of their connections is thrown away to come again a second later.
+const OPENING: usize = 128;
 /// Idle dedicated connections kept per key and thread.
 const IDLE: usize = 16;
 /// Of these, how many are opened before they are needed, once one was.

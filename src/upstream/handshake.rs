@@ -95,7 +95,11 @@ fn greeting(key: &ConnectionKey) -> (Vec<u8>, usize) {
 /// Connects and greets, in `connect_timeout` at the most.
 pub async fn open(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Opened, Refusal> {
     let limit = node.connect_timeout;
-    match tokio::time::timeout(limit, greet(node, key, role)).await {
+    let work = async {
+        let _turn = if role == Role::Dedicated { node.opening.acquire().await.ok() } else { None };
+        greet(node, key, role).await
+    };
+    match tokio::time::timeout(limit, work).await {
         Ok(result) => result,
         Err(_) => Err(Refusal::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")))),
     }

@@ -189,15 +189,12 @@ def test_thousands_of_clients_block_up_to_the_stated_limit(lab):
     try:
         poll = select.poll()
         blocked = lambda: int(re.search(rb"blocked_clients:(\d+)", server.call("INFO", "clients"))[1])
-        # not more at a time than a server that listens with a backlog of 511 can take
-        for _ in range((limit + more) // 320):
-            for _ in range(320):
-                conn = Connection(proxy.port, timeout=60)
-                conn.send("BLPOP", "list", 0)
-                poll.register(conn.sock, select.POLLIN)
-                waiting.append(conn)
-            wait_until(lambda: blocked() + len(poll.poll(0)) == len(waiting), "all wait or are refused", timeout=60)
-        assert len(waiting) == limit + more
+        # far more at a time than a server that listens with a backlog of 511 can take
+        waiting.extend(Connection(proxy.port, timeout=60) for _ in range(limit + more))
+        for conn in waiting:
+            poll.register(conn.sock, select.POLLIN)
+            conn.send("BLPOP", "list", 0)
+        wait_until(lambda: blocked() + len(poll.poll(0)) == limit + more, "all wait or are refused", timeout=60)
         with Connection(server.port) as other:
             # one for each, those that were refused too
             for start in range(0, limit + more, 512):
@@ -210,6 +207,26 @@ def test_thousands_of_clients_block_up_to_the_stated_limit(lab):
         for conn in waiting:
             conn.close()
     wait_until(lambda: proxy.stats()["clients"] <= 1 and proxy.stats()["dedicated"] <= 64, "they are given back", timeout=30)
+
+
+def test_many_who_begin_to_wait_at_once_do_not_fill_the_servers_backlog(lab):
+    """A connection for which a listener has no room is tried again after 1 s and after 3 s: longer than a client would wait."""
+    server = lab.server()
+    proxy = lab.proxy(server.port)
+    waiting = [Connection(proxy.port, timeout=20) for _ in range(1500)]
+    try:
+        server.freeze()
+        for conn in waiting:
+            conn.send("BLPOP", "list", 0)
+        time.sleep(1.3)
+        server.thaw()
+        with Connection(server.port) as other:
+            other.call("RPUSH", "list", *range(1500))
+        assert {type(conn.read()) for conn in waiting} == {list}
+    finally:
+        server.thaw()
+        for conn in waiting:
+            conn.close()
 
 
 def test_scripts_of_declared_keys_wait_for_nothing(lab):
