@@ -7,10 +7,8 @@ use nearside::command::{Keys, Request, Table};
 use nearside::config::ScriptKeys;
 use nearside::resp::{Scanner, encode};
 
-/// What a server says of these commands (6.2 and later).
-const COMMAND: &[u8] = b"*2\r\n\
-    *7\r\n$3\r\nset\r\n:-3\r\n*2\r\n+write\r\n+denyoom\r\n:1\r\n:1\r\n:1\r\n*0\r\n\
-    *7\r\n$7\r\nhgetall\r\n:2\r\n*1\r\n+readonly\r\n:1\r\n:1\r\n:1\r\n*0\r\n";
+mod common;
+use common::COMMAND;
 
 fn plan(c: &mut Criterion) {
     let table = Table::from_command_reply(COMMAND, ScriptKeys::Any).expect("a table");

@@ -1,5 +1,5 @@
 //! The load that redis-benchmark cannot make: reads and writes mixed, keys by Zipf's law or one after another, and the
-//! latency of the reads.
+//! latency of the reads (of the writes, if there is nothing else).
 //!
 //! `load ADDRESS OPTION=VALUE …`; prints `requests seconds p50_us p99_us p999_us` (latency of a whole pipeline).
 
@@ -32,7 +32,7 @@ struct Plan {
 #[derive(Default)]
 struct Seen {
     sent: u64,
-    reads_us: Vec<u32>,
+    spans_us: Vec<u32>,
 }
 
 fn main() -> io::Result<()> {
@@ -49,8 +49,8 @@ fn main() -> io::Result<()> {
     })?;
     let mut seen = seen.borrow_mut();
     let seconds = started.elapsed().as_secs_f64();
-    seen.reads_us.sort_unstable();
-    let at = |share: f64| seen.reads_us.get((seen.reads_us.len() as f64 * share) as usize).copied().unwrap_or(0);
+    seen.spans_us.sort_unstable();
+    let at = |share: f64| seen.spans_us.get((seen.spans_us.len() as f64 * share) as usize).copied().unwrap_or(0);
     println!("{} {seconds:.3} {} {} {}", seen.sent, at(0.5), at(0.99), at(0.999));
     Ok(())
 }
@@ -145,8 +145,8 @@ async fn client(n: u64, plan: Rc<Plan>, seen: Rc<RefCell<Seen>>) -> io::Result<(
         let started = Instant::now();
         stream.write_all(&output).await?;
         replies(&mut stream, &mut input, count).await?;
-        if reads > 0 {
-            seen.borrow_mut().reads_us.push(started.elapsed().as_micros() as u32);
+        if reads > 0 || plan.writes >= 100.0 {
+            seen.borrow_mut().spans_us.push(started.elapsed().as_micros() as u32);
         }
     }
 }

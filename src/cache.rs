@@ -109,6 +109,8 @@ pub struct Cache {
     seq: AtomicU32,
     queues: Box<[Mutex<Queues>]>,
     live: Box<[AtomicI64]>,
+    /// Bytes by shard; [`Cache::used`] is their sum.
+    held: Box<[AtomicI64]>,
     used: AtomicI64,
     budget: u64,
     max_entry: usize,
@@ -214,6 +216,7 @@ impl Cache {
             seq: AtomicU32::new(1),
             queues: (0..SHARDS).map(|_| Mutex::default()).collect(),
             live: (0..SHARDS).map(|_| AtomicI64::new(0)).collect(),
+            held: (0..SHARDS).map(|_| AtomicI64::new(0)).collect(),
             used: AtomicI64::new(0),
             budget,
             max_entry,
@@ -452,8 +455,10 @@ impl Cache {
     }
 
     fn account(&self, hash: u64, bytes: i64, replies: i64) {
+        let shard = hash as usize % SHARDS;
         self.used.fetch_add(bytes, Ordering::Relaxed);
-        self.live[hash as usize % SHARDS].fetch_add(replies, Ordering::Relaxed);
+        self.held[shard].fetch_add(bytes, Ordering::Relaxed);
+        self.live[shard].fetch_add(replies, Ordering::Relaxed);
     }
 
     fn forget(&self, hash: u64, nodes: &[Node]) {
@@ -472,13 +477,22 @@ impl Cache {
             let live = self.live[own].load(Ordering::Relaxed).max(0) as usize;
             queues.compact(live, |i| self.probe(i, false));
         }
-        for shard in (0..SHARDS).map(|n| (own + n) % SHARDS) {
+        let first = self.fuller(&item);
+        for shard in (0..SHARDS).map(|n| (first + n) % SHARDS) {
             while self.used.load(Ordering::Relaxed) > self.budget as i64 {
                 if !self.evict_from(shard) {
                     break;
                 }
             }
         }
+    }
+
+    /// Whichever holds more: the item's own shard, or one that takes turns with all others. If each made room in its own, a
+    /// shard whose keys are written often would lose, at each write, one place to whoever fills next, and in the end all.
+    fn fuller(&self, item: &Item) -> usize {
+        let (own, other) = (item.hash as usize % SHARDS, item.seq as usize % SHARDS);
+        let held = |shard: usize| self.held[shard].load(Ordering::Relaxed);
+        if held(other) > held(own) { other } else { own }
     }
 
     fn evict_from(&self, shard: usize) -> bool {

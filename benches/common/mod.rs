@@ -9,6 +9,11 @@ use nearside::clock::LaneStamp;
 use nearside::command::GET_ID;
 use nearside::time::Time;
 
+/// What a server says of these commands (6.2 and later).
+pub const COMMAND: &[u8] = b"*2\r\n\
+    *7\r\n$3\r\nset\r\n:-3\r\n*2\r\n+write\r\n+denyoom\r\n:1\r\n:1\r\n:1\r\n*0\r\n\
+    *7\r\n$7\r\nhgetall\r\n:2\r\n*1\r\n+readonly\r\n:1\r\n:1\r\n:1\r\n*0\r\n";
+
 /// When everything here happens.
 pub const NOW: Time = Time(1_000);
 
@@ -26,8 +31,14 @@ impl Bench {
         let lane = cache.clocks.open_lane(NOW).expect("a lane");
         cache.clocks.advance_link(NOW);
         cache.clocks.advance_lane(lane, NOW);
-        let reply = format!("${value}\r\n{}\r\n", "x".repeat(value)).into_bytes();
-        Bench { cache, lane, reply }
+        let mut bench = Bench { cache, lane, reply: Vec::new() };
+        bench.answer_with(value);
+        bench
+    }
+
+    /// From here on values have this many bytes.
+    pub fn answer_with(&mut self, value: usize) {
+        self.reply = format!("${value}\r\n{}\r\n", "x".repeat(value)).into_bytes();
     }
 
     /// Holding the replies to GET of the keys 0 .. `keys`.
@@ -38,15 +49,20 @@ impl Bench {
     }
 
     pub fn begin(&self, key: &[u8]) -> FillToken {
-        match self.cache.begin(self.cache.hash(key), &get(key)) {
-            Begin::Lead(token) => token,
-            Begin::Join(_) => panic!("nobody else reads"),
-        }
+        lead(&self.cache, &get(key))
     }
 
     pub fn fill(&self, key: &[u8]) -> bool {
         let times = FillTimes { sent: NOW, stored: NOW, deadline: Time::NEVER };
         self.cache.fill(self.begin(key), &get(key), &self.reply, times, self.lane)
+    }
+}
+
+/// The right to store the reply.
+pub fn lead(cache: &Arc<Cache>, variant: &Variant<'_>) -> FillToken {
+    match cache.begin(cache.hash(variant.key), variant) {
+        Begin::Lead(token) => token,
+        Begin::Join(_) => panic!("nobody else reads"),
     }
 }
 

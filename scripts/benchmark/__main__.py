@@ -2,21 +2,46 @@
 
 import argparse
 import shlex
+import sys
 import tempfile
 from pathlib import Path
 
 import cases
+import curves
+import hour
+import promise
 from servers import Bench
 
 parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
 parser.add_argument("--long", action="store_true", help="also values of 1 KiB and 64 KiB and 1000 connections; far longer")
 parser.add_argument("--rounds", type=int, default=2, help="how often each cell is measured, in turn with the others [2]")
 parser.add_argument("--out", type=Path, default=Path("docs/bench"), help="where the results go [docs/bench]")
+parser.add_argument("--curves", action="store_true", help="instead: how the cost grows with entries, connections and proxies")
+parser.add_argument("--promise", action="store_true", help="instead: what each level costs, by the distance of the upstream")
+parser.add_argument("--hour", action="store_true", help="instead: full load that evicts all the time; fails if memory is not bounded")
+parser.add_argument("--seconds", type=int, default=3600, help="how long --hour goes on [3600]")
+parser.add_argument("--memory", default="64mb", help="max_memory of --hour [64mb]")
 parser.add_argument("--programs", type=Path, required=True, help=argparse.SUPPRESS)
+
+
+def instead(args):
+    """One of the parts that is not of the usual run; the exit code."""
+    command = shlex.join(["scripts/bench", *sys.argv[3:]])
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(args.programs.resolve(), scratch)
+        try:
+            if args.hour:
+                return 0 if hour.run(bench, args.seconds, args.memory, Path(f"hour-{args.memory}.csv")) else 1
+            (promise if args.promise else curves).run(bench, args.rounds, command, args.out)
+        finally:
+            bench.stop()
+    return 0
 
 
 def main():
     args = parser.parse_args()
+    if args.hour or args.promise or args.curves:
+        return instead(args)
     # here, so that --help needs no matplotlib
     import report
 
@@ -36,6 +61,7 @@ def main():
             bench.stop()
         found.versions = bench.versions
     report.write(found, args.out)
+    return 0
 
 
-main()
+sys.exit(main())

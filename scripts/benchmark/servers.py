@@ -1,5 +1,6 @@
 """The programs under test: started on ports of their own, asked, measured from /proc, and ended."""
 
+import copy
 import os
 import shutil
 import signal
@@ -25,6 +26,12 @@ class Server:
         with open(log, "wb") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
         self.wait()
+
+    def at(self, port):
+        """The same process at another of its ports."""
+        other = copy.copy(self)
+        other.port = port
+        return other
 
     def wait(self):
         deadline = time.monotonic() + 10
@@ -111,15 +118,29 @@ class Bench:
         program = shutil.which("valkey-server") or shutil.which("valkey-server", path=".venv/bin")
         return self.redis("valkey-server", program) if program else None
 
-    def nearside(self, label, upstream, threads="1", memory="1gb"):
+    def nearside(self, label, upstream, threads="1", memory="1gb", settings=""):
         self.versions["nearside"] = version(self.programs / "nearside")
         port = free_port()
-        flags = ["--listen", f"127.0.0.1:{port}", "--upstream", f"redis://127.0.0.1:{upstream}"]
+        file = self.scratch / f"{port}.toml"
+        file.write_text(settings)
+        flags = ["--config", file, "--listen", f"127.0.0.1:{port}", "--upstream", f"redis://127.0.0.1:{upstream}"]
         flags += ["--max-memory", memory] + (["--threads", threads] if threads else [])
         server = self.start(label, [self.programs / "nearside", *flags], port)
         while server.info("nearside", "nearside_link:").get("nearside_link") != "up":
             time.sleep(0.05)
         return server
+
+    def levels(self, upstream):
+        """A nearside with a listener for each level: three servers to be loaded, that are one process."""
+        ports = {level: free_port() for level in ("bounded", "causal", "linearizable")}
+        listeners = "".join(f'[[listen]]\naddress = "127.0.0.1:{port}"\nconsistency = "{level}"\n' for level, port in ports.items())
+        settings = self.scratch / "levels.toml"
+        settings.write_text(listeners)
+        command = [self.programs / "nearside", "--config", settings, "--upstream", f"redis://127.0.0.1:{upstream}"]
+        first = self.start("nearside", command, ports["bounded"])
+        while first.info("nearside", "nearside_link:").get("nearside_link") != "up":
+            time.sleep(0.05)
+        return first, {level: first.at(port) for level, port in ports.items()}
 
     def nutcracker(self, upstream):
         self.versions["nutcracker"] = version("nutcracker").removeprefix("This is ")

@@ -32,13 +32,39 @@ pub enum Probe {
     },
 }
 
+/// What weighs more than this many times the mean is not worth a place in the main queue for having come back once: so many
+/// others would have to go for it.
+const HEAVY: u64 = 2;
+
+#[derive(Default)]
+struct Queue {
+    items: VecDeque<Item>,
+    /// What they weigh, nearly: see [`Queue::lost`].
+    bytes: u64,
+}
+
+impl Queue {
+    fn push(&mut self, item: Item, weight: u64) {
+        self.items.push_back(item);
+        self.bytes += weight;
+    }
+
+    /// The item just taken out was gone. Nobody knows what it weighed: the mean is taken for it, so that the sum stays
+    /// right in the long run, and zero when nothing is left.
+    fn lost(&mut self) {
+        self.bytes -= self.bytes / (self.items.len() as u64 + 1);
+    }
+
+    fn took(&mut self, weight: u64) {
+        self.bytes = self.bytes.saturating_sub(weight);
+    }
+}
+
 /// The queues of one shard.
 #[derive(Default)]
 pub struct Queues {
-    small: VecDeque<Item>,
-    small_bytes: u64,
-    main: VecDeque<Item>,
-    main_bytes: u64,
+    small: Queue,
+    main: Queue,
     ghosts: VecDeque<u64>,
     ghost_set: HashSet<u64, IdentityState>,
 }
@@ -46,40 +72,32 @@ pub struct Queues {
 impl Queues {
     /// A new item of `weight` bytes.
     pub fn push(&mut self, item: Item, weight: u64) {
-        let key = ghost(&item);
-        if self.ghost_set.remove(&key) {
-            self.main.push_back(item);
-            self.main_bytes += weight;
-        } else {
-            self.small.push_back(item);
-            self.small_bytes += weight;
-        }
+        let came_back = self.ghost_set.remove(&ghost(&item));
+        let heavy = weight.saturating_mul(self.queued() as u64) > HEAVY * (self.small.bytes + self.main.bytes);
+        let queue = if came_back && !heavy { &mut self.main } else { &mut self.small };
+        queue.push(item, weight);
     }
 
     /// The next item to throw out, with `probe` as the owner's knowledge; `None` if nothing is left.
     pub fn victim(&mut self, mut probe: impl FnMut(&Item) -> Probe) -> Option<Item> {
         loop {
-            let from_small = !self.small.is_empty()
-                && (self.main.is_empty() || self.small_bytes * 10 >= self.small_bytes + self.main_bytes);
-            if from_small {
-                let item = self.small.pop_front()?;
-                let Probe::Live { weight, hits } = probe(&item) else { continue };
-                self.small_bytes = self.small_bytes.saturating_sub(weight);
-                if hits == 0 {
-                    self.remember(&item);
-                    return Some(item);
-                }
-                self.main.push_back(item);
-                self.main_bytes += weight;
-            } else {
-                let item = self.main.pop_front()?;
-                let Probe::Live { weight, hits } = probe(&item) else { continue };
-                if hits == 0 {
-                    self.main_bytes = self.main_bytes.saturating_sub(weight);
-                    return Some(item);
-                }
-                self.main.push_back(item);
+            let from_small = !self.small.items.is_empty()
+                && (self.main.items.is_empty() || self.small.bytes * 10 >= self.small.bytes + self.main.bytes);
+            let queue = if from_small { &mut self.small } else { &mut self.main };
+            let item = queue.items.pop_front()?;
+            let Probe::Live { weight, hits } = probe(&item) else {
+                queue.lost();
+                continue;
+            };
+            queue.took(weight);
+            if hits > 0 {
+                self.main.push(item, weight);
+                continue;
             }
+            if from_small {
+                self.remember(&item);
+            }
+            return Some(item);
         }
     }
 
@@ -96,7 +114,7 @@ impl Queues {
 
     /// Items queued, those that are gone included.
     pub fn queued(&self) -> usize {
-        self.small.len() + self.main.len()
+        self.small.items.len() + self.main.items.len()
     }
 
     /// Throws out what is gone, once that is half of the queue. `live` is how many the owner still has here.
@@ -104,9 +122,9 @@ impl Queues {
         if self.queued() <= 2 * live + 64 {
             return;
         }
-        for (queue, bytes) in [(&mut self.small, &mut self.small_bytes), (&mut self.main, &mut self.main_bytes)] {
+        for Queue { items, bytes } in [&mut self.small, &mut self.main] {
             *bytes = 0;
-            queue.retain(|item| match probe(item) {
+            items.retain(|item| match probe(item) {
                 Probe::Gone => false,
                 Probe::Live { weight, .. } => {
                     *bytes += weight;
@@ -152,7 +170,39 @@ mod tests {
         queues.push(item(1), 10);
         assert_eq!(queues.victim(|_| Probe::Live { weight: 10, hits: 0 }), Some(item(1)));
         queues.push(item(1), 10);
-        assert_eq!((queues.small.len(), queues.main.len()), (0, 1));
+        assert_eq!((queues.small.items.len(), queues.main.items.len()), (0, 1));
+    }
+
+    #[test]
+    fn a_heavy_ghost_comes_back_into_the_small_queue() {
+        let mut queues = Queues::default();
+        queues.push(item(1), 1000);
+        assert_eq!(queues.victim(|_| Probe::Live { weight: 1000, hits: 0 }), Some(item(1)));
+        (2..10).for_each(|n| queues.push(item(n), 10));
+        queues.push(item(1), 1000);
+        assert_eq!((queues.small.items.len(), queues.main.items.len()), (9, 0));
+    }
+
+    /// What was invalidated weighs nothing any more: else the small queue seemed ever larger, and newcomers went at once
+    /// while the main queue kept what nobody reads.
+    #[test]
+    fn what_is_gone_leaves_no_weight_behind() {
+        let mut queues = Queues::default();
+        for n in 0..100 {
+            queues.push(item(n), 10);
+        }
+        // Each has been read again when it is first looked at, so the main queue gets them.
+        let mut seen = HashSet::new();
+        assert!(queues.victim(|i| Probe::Live { weight: 10, hits: u8::from(seen.insert(i.seq)) }).is_some());
+        assert!(queues.main.items.len() > 80);
+        for round in 0..100 {
+            (0..5).for_each(|n| queues.push(item(1_000 + round * 5 + n), 10));
+            // Those of the small queue were invalidated meanwhile: one of the main queue has to go.
+            let probe = |i: &Item| if i.seq < 1_000 { Probe::Live { weight: 10, hits: 0 } } else { Probe::Gone };
+            let victim = queues.victim(probe);
+            assert!(victim.is_none_or(|i| i.seq < 100));
+            assert!(queues.small.bytes <= 10 * queues.small.items.len() as u64, "{} bytes", queues.small.bytes);
+        }
     }
 
     #[test]

@@ -1,0 +1,158 @@
+"""scripts/bench --curves: does the cost of one request stay what it is as entries, connections and proxies grow?"""
+
+import statistics
+import time
+
+from cases import say
+
+ENTRIES = [10**n for n in range(3, 8)]
+CONNECTIONS = [1, 10, 100, 1000, 9900]
+PROXIES = [0, 1, 2, 4, 8]
+PIPELINES = (1, 16, 100)
+#: Of one measurement, by pipeline: short, because the machine is shared; CPU time does not depend on who else works.
+REQUESTS = {1: 30_000, 16: 200_000, 100: 400_000}
+WRITES = 20_000
+
+
+def per_request(bench, server, requests, **options):
+    cpu = server.cpu()
+    bench.load(server, requests=requests, **options)
+    return (server.cpu() - cpu) / requests * 1e6
+
+
+def entries(bench, rounds):
+    """CPU microseconds of a cached GET of a random key, by how many there are and by pipeline."""
+    redis = bench.redis()
+    # else the server forgets who has read what, and reports keys that have not changed
+    redis.ask("CONFIG", "SET", "tracking-table-max-keys", "0")
+    near = bench.nearside("nearside", redis.port, memory="8gb")
+    found, weight, bare = {}, {}, near.rss()
+    for count in ENTRIES:
+        say(f"{count:,} entries")
+        sweep = {"requests": count, "keys": count, "dist": "sequential", "pipeline": 100, "connections": 8}
+        bench.load(redis, writes=100, **sweep)
+        # once to fill, once more for what came between
+        bench.load(near, **sweep)
+        bench.load(near, **sweep)
+        held = int(near.info("nearside", "nearside_entries:")["nearside_entries"])
+        if held < count * 0.999:
+            raise SystemExit(f"only {held} of {count} keys are cached")
+        weight[count] = (near.rss() - bare) / count
+        for p in PIPELINES:
+            times = [per_request(bench, near, REQUESTS[p], pipeline=p, connections=50, keys=count) for _ in range(rounds)]
+            found[count, p] = statistics.median(times)
+    bench.stop(near, redis)
+    return found, weight
+
+
+def connections(bench, rounds):
+    """The same by the number of clients, over 10,000 keys; with one pipeline that each sends in turn."""
+    redis, keys = bench.redis(), 10_000
+    near = bench.nearside("nearside", redis.port, settings="maxclients = 10100\n")
+    sweep = {"requests": keys, "keys": keys, "dist": "sequential", "pipeline": 100, "connections": 8}
+    bench.load(redis, writes=100, **sweep)
+    bench.load(near, **sweep)
+    bench.load(near, **sweep)
+    found = {}
+    for count in CONNECTIONS:
+        say(f"{count:,} connections")
+        for p in PIPELINES[:2]:
+            # each connection asks often, so that coming and going weighs little
+            requests = max(REQUESTS[p], 40 * p * count)
+            times = [per_request(bench, near, requests, pipeline=p, connections=count, keys=keys) for _ in range(rounds)]
+            found[count, p] = statistics.median(times)
+    bench.stop(near, redis)
+    return found
+
+
+def proxies(bench, rounds):
+    """CPU microseconds of the upstream for a write of a key that so many proxies have cached; the write's p50 and p99; the
+    proxies' CPU for it, all together."""
+    redis, keys = bench.redis(), WRITES
+    sweep = {"requests": keys, "keys": keys, "dist": "sequential"}
+    bench.load(redis, writes=100, pipeline=100, **sweep)
+    near, found = [], {}
+    for count in PROXIES:
+        say(f"{count} proxies")
+        near += [bench.nearside(f"nearside {n}", redis.port) for n in range(len(near), count)]
+        rows = []
+        for _ in range(rounds):
+            for proxy in near:
+                # twice: what was reported while it was read is not kept
+                for _ in range(2):
+                    bench.load(proxy, pipeline=100, connections=8, **sweep)
+                cached = int(proxy.info("nearside", "nearside_entries:")["nearside_entries"])
+                if cached < keys * 0.99:
+                    raise SystemExit(f"only {cached} of {keys} keys are cached")
+            time.sleep(0.2)
+            before, others = redis.cpu(), sum(proxy.cpu() for proxy in near)
+            _, _, p50, p99, _ = bench.load(redis, writes=100, connections=1, **sweep)
+            cpu = (redis.cpu() - before) / keys * 1e6
+            rows.append((cpu, p50, p99, (sum(proxy.cpu() for proxy in near) - others) / keys * 1e6))
+        found[count] = tuple(map(statistics.median, zip(*rows, strict=True)))
+    bench.stop(*near, redis)
+    return found
+
+
+def plot(report, by_entries, by_connections, by_proxies, path):
+    figure, axes = report.plt.subplots(1, 3, figsize=(12, 3.6))
+    colors = ("#c0392b", "#0b6e4f", "#7f6bb3")
+    for axis, found, name in ((axes[0], by_entries, "entries"), (axes[1], by_connections, "connections")):
+        for p, color in zip(PIPELINES, colors, strict=True):
+            points = [(count, us) for (count, pipeline), us in found.items() if pipeline == p]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", color=color, label=f"pipeline of {p}")
+        axis.set(xscale="log", yscale="log", xlabel=name)
+        axis.set_title("CPU of nearside, µs per cached GET", fontsize=10)
+        axis.legend(fontsize=8, frameon=False)
+    counts = list(by_proxies)
+    axes[2].plot(counts, [row[0] for row in by_proxies.values()], marker="o", color=colors[0], label="CPU of the upstream")
+    axes[2].plot(counts, [row[3] for row in by_proxies.values()], marker="o", color=colors[1], label="CPU of all proxies")
+    axes[2].set_title("µs per write of a key that all have cached", fontsize=10)
+    axes[2].set_xlabel("proxies")
+    axes[2].legend(fontsize=8, frameon=False)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_ylim(bottom=0) if axis is axes[2] else None
+    report.save(figure, path)
+
+
+def run(bench, rounds, command, out):
+    import report
+
+    by_proxies, by_connections = proxies(bench, rounds), connections(bench, rounds)
+    by_entries, weight = entries(bench, rounds)
+    plot(report, by_entries, by_connections, by_proxies, out / "curves.svg")
+    micro = lambda found, count, p: f"{found[count, p]:.2f}" if (count, p) in found else ""  # noqa: E731
+    first = [[f"{n:,}", *(micro(by_entries, n, p) for p in PIPELINES), f"{weight[n]:.0f}"] for n in ENTRIES]
+    second = [[f"{n:,}", *(micro(by_connections, n, p) for p in PIPELINES[:2])] for n in CONNECTIONS]
+    third = [[n, *(f"{value:.1f}" for value in row)] for n, row in by_proxies.items()]
+    names = [f"P{p}, µs" for p in PIPELINES]
+    text = f"""# As work grows
+
+Written by `{command}`; do not edit, but for the last section, which is kept. {rounds} rounds, medians. CPU time of the process, all its threads;
+values of 64 bytes. On {report.machine()}; the load comes from the same machine.
+
+![CPU as work grows](curves.svg)
+
+## Entries
+
+A cached GET of a random key, one thread, 50 connections.
+
+{report.table(["entries", *names, "RSS per entry, B"], first)}
+## Connections
+
+A cached GET, one thread, 10,000 keys.
+
+{report.table(["connections", *names[:2]], second)}
+## Proxies on one upstream
+
+Every proxy has cached every key; a client writes them one after another, past all proxies: the upstream reports each to each.
+
+{report.table(["proxies", "upstream CPU, µs a write", "write p50, µs", "write p99, µs", "CPU of all proxies, µs a write"], third)}
+"""
+    page = out / "CURVES.md"
+    mark = "## Where a curve bends, and why\n"
+    kept = page.read_text().partition(mark)[2] if page.exists() else ""
+    page.write_text(text + mark + kept)
+    print(text)

@@ -1,0 +1,135 @@
+"""scripts/bench --promise: what each level costs, by the distance of the upstream, and what the proxy asks of the upstream
+beside the reads it passes on."""
+
+import re
+import time
+from pathlib import Path
+
+from cases import say, warm
+
+LEVELS = ("bounded", "causal", "linearizable")
+DISTANCES = (0, 300, 1000)
+KEYS = 10_000
+#: Enough to keep the proxy busy, and few enough that what they wait for is the proxy and not each other.
+MANY, FEW = 50, 8
+#: Which connection says what; what clients ask passes on lanes too.
+KINDS = {"ping": "link and lanes: PING", "info": "watch: INFO", "acl|list": "watch: ACL LIST", "client|caching": "fills: CLIENT CACHING",
+         "pttl": "fills: PTTL", "get": "fills and audits: GET"}  # fmt: skip
+
+
+def calls(redis):
+    return {name: n for name, n in redis.calls().items() if name in KINDS}
+
+
+def difference(before, after):
+    return {name: n - before.get(name, 0) for name, n in after.items() if n > before.get(name, 0)}
+
+
+def waits(near):
+    return int(near.info("nearside", "nearside_clock_waits:")["nearside_clock_waits"])
+
+
+def level(bench, door, redis, requests):
+    """Of reads at one level, with one write in a hundred: a second, microseconds, waits and commands upstream a thousand."""
+    options = {"writes": 1, "dist": "zipf", "keys": KEYS}
+    _, _, p50, p99, _ = bench.load(door, requests=requests // 4, connections=FEW, **options)
+    waited, asked, cpu = waits(door), calls(redis), redis.cpu()
+    _, seconds, *_ = bench.load(door, requests=requests, connections=MANY, **options)
+    pings = difference(asked, calls(redis)).get("ping", 0)
+    return {"rate": requests / seconds, "p50": p50, "p99": p99, "waits": (waits(door) - waited) / requests * 1000,
+            "pings": pings / requests * 1000, "cpu": (redis.cpu() - cpu) / requests * 1e6}  # fmt: skip
+
+
+def distance(bench, us, rounds, requests):
+    """The levels in turn, round after round; the median of the rounds by throughput."""
+    say(f"an upstream {us} µs away")
+    redis = bench.redis()
+    bench.load(redis, requests=KEYS, keys=KEYS, dist="sequential", pipeline=100, writes=100)
+    relay = bench.relay(redis.port, us) if us else redis
+    near, doors = bench.levels(relay.port)
+    warm(bench, near, KEYS)
+    found = {name: [] for name in LEVELS}
+    for _ in range(rounds):
+        for name in LEVELS:
+            found[name].append(level(bench, doors[name], redis, requests))
+    bench.stop(near, *({relay, redis}))
+    return {name: sorted(rows, key=lambda row: row["rate"])[len(rows) // 2] for name, rows in found.items()}
+
+
+def upstream(bench, seconds):
+    """Commands a second, or for each of something, that are the proxy's own."""
+    say("what the upstream is asked")
+    redis = bench.redis()
+    bench.load(redis, requests=KEYS, keys=KEYS, dist="sequential", pipeline=100, writes=100)
+    near, doors = bench.levels(redis.port)
+    rows, units = {}, {}
+
+    def phase(name, work, unit):
+        before, started = calls(redis), time.monotonic()
+        n = work()
+        n = n or time.monotonic() - started
+        rows[name] = {kind: count / n for kind, count in difference(before, calls(redis)).items()}
+        units[name] = unit
+
+    def reads(level, pipeline, count):
+        bench.load(doors[level], requests=count, connections=MANY, pipeline=pipeline, keys=KEYS)
+
+    phase("nobody asks", lambda: time.sleep(seconds), "second")
+    phase("each key read for the first time", lambda: (warm_once(bench, near), KEYS)[1], "fill")
+    warm(bench, near, KEYS)
+    phase("hits, bounded", lambda: reads("bounded", 1, 200_000), "second")
+    phase("hits, linearizable", lambda: reads("linearizable", 1, 50_000), "second")
+    bench.stop(near, redis)
+    return rows, units
+
+
+def warm_once(bench, near):
+    bench.load(near, requests=KEYS, keys=KEYS, dist="sequential", pipeline=16, connections=8)
+
+
+def plot(found, path):
+    import report
+
+    figure, axes = report.plt.subplots(1, 2, figsize=(9, 3.6))
+    for axis, (what, name, unit) in zip(axes, (("rate", f"reads a second, {MANY} clients", 1000), ("p50", f"p50, and p99 (dash), ms, {FEW} clients", 1000)), strict=True):
+        for i, (level_, color) in enumerate(zip(LEVELS, ("#0b6e4f", "#d9a441", "#c0392b"), strict=True)):
+            at = [n + i * 0.27 for n in range(len(found))]
+            bars = axis.bar(at, [rows[level_][what] / unit for rows in found.values()], 0.25, color=color, label=level_)
+            axis.bar_label(bars, fmt="%.1f", fontsize=7)
+            if what == "p50":
+                axis.scatter(at, [rows[level_]["p99"] / unit for rows in found.values()], marker="_", color=color)
+        axis.set_xticks([n + 0.27 for n in range(len(found))], [f"{us / 1000} ms away" for us in found])
+        axis.set_title(name + (" (thousands)" if what == "rate" else ""), fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(fontsize=8, frameon=False)
+    report.save(figure, path)
+
+
+def write(found, rows, units, command, out):
+    import report
+
+    plot(found, out / "promise.svg")
+    head = ["upstream away", "level", "reads a second", "p50, ms", "p99, ms", "waits for a clock in 1000", "PINGs upstream in 1000", "upstream CPU, µs a request"]
+    body = [[f"{us / 1000} ms", name, f"{row['rate']:,.0f}", f"{row['p50'] / 1000:.2f}", f"{row['p99'] / 1000:.2f}", f"{row['waits']:.1f}",
+             f"{row['pings']:.1f}", f"{row['cpu']:.2f}"] for us, levels in found.items() for name, row in levels.items()]  # fmt: skip
+    asked = [[name, units[name], *(f"{row.get(kind, 0):.2f}" for kind in KINDS)] for name, row in rows.items()]
+    text = f"""Written by `{command}`, on {report.machine()}, load average {report.os.getloadavg()[0]:.1f} (the bench makes about 3 of it, so compare the levels, not
+the throughput). One request at a time; {FEW} clients for p50 and p99, {MANY} for the rest; Zipf 0.99 over {KEYS:,} keys, one request in a hundred is a write.
+
+![What each level costs](docs/bench/promise.svg)
+
+{report.table(head, body)}
+What the upstream is asked for beside what clients ask, by its own count (`INFO commandstats`):
+
+{report.table(["", "commands for each", *KINDS.values()], asked)}"""
+    page = Path("COHERENCE.md")
+    mark = "<!-- promise: {} -->\n"
+    between = re.compile(re.escape(mark.format("generated")) + ".*" + re.escape(mark.format("end")), re.DOTALL)
+    page.write_text(between.sub(lambda _: mark.format("generated") + text + mark.format("end"), page.read_text()))
+    print(text)
+
+
+def run(bench, rounds, command, out):
+    found = {us: distance(bench, us, rounds, 40_000) for us in DISTANCES}
+    rows, units = upstream(bench, 5)
+    write(found, rows, units, command, out)
