@@ -146,7 +146,7 @@ impl Fill {
                 self.read.keys[n - 2].ttl = ttl;
                 self.spoiled |= ttl.is_none();
             }
-            _ => self.spoiled |= !fields_live_on(self.read.field_ttl, bytes),
+            _ => self.spoiled |= !fields_live_on(self.read.field_ttl, bytes, &self.reply),
         }
         self.step += 1;
         let last = self.step == 2 + keys + usize::from(self.read.field_ttl != FieldTtl::No);
@@ -238,19 +238,25 @@ fn says_missing(reply: &[u8]) -> bool {
     true
 }
 
-/// Whether no field the reply depends on has a time to live: the answer to the question that [`Fill::write`] asked.
-fn fields_live_on(question: FieldTtl, answer: &[u8]) -> bool {
+/// Whether no field the reply depends on has a time to live: the answer to the question that [`Fill::write`] asked. A field
+/// that is not there, and that the reply has, ended between the two.
+fn fields_live_on(question: FieldTtl, answer: &[u8], reply: &[u8]) -> bool {
     match question {
         FieldTtl::No => true,
         FieldTtl::Named { .. } => {
             let Some((_, mut rest)) = resp::split_aggregate(answer) else { return false };
+            // HMGET says something of each field, the others of one.
+            let mut told = resp::split_aggregate(reply).map_or(reply, |(_, elements)| elements);
             while let Some(len) = resp::value_len(rest).filter(|n| *n > 0) {
-                if !matches!(&rest[..len], b":-1\r\n" | b":-2\r\n") {
-                    return false;
+                let Some(of_field) = resp::value_len(told).filter(|n| *n > 0) else { return false };
+                match &rest[..len] {
+                    b":-1\r\n" => {}
+                    b":-2\r\n" if says_missing(&told[..of_field]) => {}
+                    _ => return false,
                 }
-                rest = &rest[len..];
+                (rest, told) = (&rest[len..], &told[of_field..]);
             }
-            true
+            told.is_empty()
         }
         FieldTtl::Whole => {
             let Some((text, _)) = resp::split_bulk(answer) else { return false };
@@ -292,15 +298,22 @@ mod tests {
 
     #[test]
     fn a_hash_with_mortal_fields_is_seen() {
-        let whole = |text: &str| fields_live_on(FieldTtl::Whole, format!("${}\r\n{text}\r\n", text.len()).as_bytes());
+        let whole =
+            |text: &str| fields_live_on(FieldTtl::Whole, format!("${}\r\n{text}\r\n", text.len()).as_bytes(), b"");
         assert!(whole("# Keyspace\r\n"));
         assert!(whole("# Keyspace\r\ndb0:keys=1,expires=0,avg_ttl=0,subexpiry=0\r\n"));
         assert!(whole("# Keyspace\r\ndb0:keys=1,expires=0,avg_ttl=0,keys_with_volatile_items=0\r\n"));
         assert!(!whole("# Keyspace\r\ndb0:keys=1,expires=0,avg_ttl=0,subexpiry=3\r\n"));
         assert!(!whole("# Keyspace\r\ndb0:keys=1,expires=0,avg_ttl=0\r\n"), "a server that does not tell");
         let named = FieldTtl::Named { fields: 2 };
-        assert!(fields_live_on(named, b"*2\r\n:-1\r\n:-2\r\n"));
-        assert!(!fields_live_on(named, b"*2\r\n:-1\r\n:1790000000000\r\n"));
-        assert!(!fields_live_on(named, b"-NOPERM\r\n"));
+        let one_of_two = b"*2\r\n$1\r\na\r\n$-1\r\n";
+        assert!(fields_live_on(named, b"*2\r\n:-1\r\n:-2\r\n", one_of_two));
+        assert!(!fields_live_on(named, b"*2\r\n:-2\r\n:-1\r\n", one_of_two), "it ended in between");
+        assert!(!fields_live_on(named, b"*2\r\n:-1\r\n:1790000000000\r\n", one_of_two));
+        assert!(!fields_live_on(named, b"-NOPERM\r\n", one_of_two));
+        let one = FieldTtl::Named { fields: 1 };
+        assert!(fields_live_on(one, b"*1\r\n:-2\r\n", b":0\r\n"));
+        assert!(!fields_live_on(one, b"*1\r\n:-2\r\n", b":1\r\n"), "HSTRLEN of a field that ended in between");
+        assert!(!fields_live_on(one, b"*1\r\n:-2\r\n", b"$1\r\na\r\n"));
     }
 }

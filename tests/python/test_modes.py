@@ -257,6 +257,8 @@ def test_a_replica_gives_bounded_until_it_is_promoted(lab, kind):
     master = lab.server(kind)
     site = lab.site(kind, settings=SETTINGS, server_options=("--replicaof", "127.0.0.1", master.port))
     wait_until(lambda: site.server.info("replication")["master_link_status"] == "up", "the replica follows")
+    # The sync gave it another replication id, for which the link is opened anew.
+    wait_until(lambda: site.a.stats()["flushes_role"], "the proxy has noticed")
     assert_caches(site.a)
     assert_refused(site.a, "linearizable", "the upstream is a replica")
     site.server.call("REPLICAOF", "NO", "ONE")
