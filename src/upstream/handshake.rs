@@ -90,7 +90,16 @@ fn greeting(key: &ConnectionKey) -> (Vec<u8>, usize) {
 /// Connects and greets, in `connect_timeout` at the most.
 pub async fn open(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Opened, Refusal> {
     let limit = node.connect_timeout;
-    match tokio::time::timeout(limit, greet(node, key, role)).await {
+    let greeted = async {
+        match greet(node, key, role).await {
+            // Who chose the database is gone: then it is for the present user to select.
+            Err(Refusal::Server(_)) if key.via.is_some() => {
+                greet(node, &ConnectionKey { via: None, ..key.clone() }, role).await
+            }
+            other => other,
+        }
+    };
+    match tokio::time::timeout(limit, greeted).await {
         Ok(result) => result,
         Err(_) => Err(Refusal::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")))),
     }
