@@ -95,11 +95,17 @@ fn greeting(key: &ConnectionKey) -> (Vec<u8>, usize) {
 /// Connects and greets, in `connect_timeout` at the most.
 pub async fn open(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Opened, Refusal> {
     let limit = node.connect_timeout;
-    let work = async {
+    let greeted = async {
         let _turn = if role == Role::Dedicated { node.opening.acquire().await.ok() } else { None };
-        greet(node, key, role).await
+        match greet(node, key, role).await {
+            // Who chose the database is gone: then it is for the present user to select.
+            Err(Refusal::Server(_)) if key.via.is_some() => {
+                greet(node, &ConnectionKey { via: None, ..key.clone() }, role).await
+            }
+            other => other,
+        }
     };
-    match tokio::time::timeout(limit, work).await {
+    match tokio::time::timeout(limit, greeted).await {
         Ok(result) => result,
         Err(_) => Err(Refusal::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")))),
     }

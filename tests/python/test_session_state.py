@@ -179,6 +179,20 @@ class TestUsers:
         conn.call("AUTH", "bob", password)
         return conn
 
+    def test_a_database_outlives_the_user_who_chose_it(self, user):
+        with self.bob(user) as conn:
+            conn.call("SELECT", 3)
+            conn.call("AUTH", "default", "any")
+            conn.call("SET", "k", "three")
+            user.server.call("ACL", "DELUSER", "bob")
+            user.server.call("ACL", "SETUSER", "carol", "reset", "on", "nopass", "~*", "+get", "+select")
+            assert conn.call("AUTH", "carol", "any") == b"OK"
+            assert conn.call("GET", "k") == b"three"
+            assert conn.call("AUTH", "default", "other") == b"OK"
+            assert conn.call("PING") == b"PONG"
+            assert conn.call("GET", "k") == b"three"
+            assert conn.call("ACL", "DELUSER", "carol") == 1
+
     def test_a_right_withdrawn_is_not_outlived_by_cached_replies(self, user):
         user.server.call("SET", "k", "v")
         with self.bob(user) as bob:

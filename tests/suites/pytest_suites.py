@@ -74,6 +74,7 @@ PYTEST_SUITES = {
         patterns=("tests/test_*.py", "tests/test_asyncio/test_*.py"), elsewhere=REDIS_PY_ELSEWHERE,
         argv=("-m", REDIS_PY_MARKS, "--redis-url", "redis://127.0.0.1:{port}/0"),
         QUICK=tuple(f"tests/test_{name}.py" for name in ("pipeline", "lock", "monitor", "function", "scripting"))),
+    # with `--server valkey`: it asks for the server's valkey_version
     "valkey-py": PytestSuite(
         patterns=("tests/test_*.py", "tests/test_asyncio/test_*.py"), elsewhere=REDIS_PY_ELSEWHERE,
         argv=("-m", "not onlycluster and not valkeymod and not ssl and not replica", "--valkey-url", "valkey://127.0.0.1:{port}/0")),
