@@ -32,7 +32,10 @@ def instead(args):
         try:
             if args.hour:
                 return 0 if hour.run(bench, args.seconds, args.memory, Path(f"hour-{args.memory}.csv")) else 1
-            (promise if args.promise else curves).run(bench, args.rounds, command, args.out)
+            if args.promise:
+                promise.run(bench, args.rounds, command, args.out)
+            else:
+                curves.run(bench, args.rounds, command, args.out, args.long)
         finally:
             bench.stop()
     return 0

@@ -5,7 +5,9 @@ import time
 
 from cases import say
 
-ENTRIES = [10**n for n in range(3, 8)]
+ENTRIES = [10**n for n in range(3, 7)]
+#: With --long: some 5 GB, and minutes.
+MOST_ENTRIES = 10**7
 CONNECTIONS = [1, 10, 100, 1000, 9900]
 PROXIES = [0, 1, 2, 4, 8]
 PIPELINES = (1, 16, 100)
@@ -20,14 +22,14 @@ def per_request(bench, server, requests, **options):
     return (server.cpu() - cpu) / requests * 1e6
 
 
-def entries(bench, rounds):
+def entries(bench, rounds, counts):
     """CPU microseconds of a cached GET of a random key, by how many there are and by pipeline."""
     redis = bench.redis()
     # else the server forgets who has read what, and reports keys that have not changed
     redis.ask("CONFIG", "SET", "tracking-table-max-keys", "0")
     near = bench.nearside("nearside", redis.port, memory="8gb")
     found, weight, bare = {}, {}, near.rss()
-    for count in ENTRIES:
+    for count in counts:
         say(f"{count:,} entries")
         sweep = {"requests": count, "keys": count, "dist": "sequential", "pipeline": 100, "connections": 8}
         bench.load(redis, writes=100, **sweep)
@@ -41,6 +43,7 @@ def entries(bench, rounds):
         for p in PIPELINES:
             times = [per_request(bench, near, REQUESTS[p], pipeline=p, connections=50, keys=count) for _ in range(rounds)]
             found[count, p] = statistics.median(times)
+            say(f"  P{p}: {found[count, p]:.2f} µs")
     bench.stop(near, redis)
     return found, weight
 
@@ -58,9 +61,10 @@ def connections(bench, rounds):
         say(f"{count:,} connections")
         for p in PIPELINES[:2]:
             # each connection asks often, so that coming and going weighs little
-            requests = max(REQUESTS[p], 40 * p * count)
+            requests = max(REQUESTS[p], 20 * p * count)
             times = [per_request(bench, near, requests, pipeline=p, connections=count, keys=keys) for _ in range(rounds)]
             found[count, p] = statistics.median(times)
+            say(f"  P{p}: {found[count, p]:.2f} µs")
     bench.stop(near, redis)
     return found
 
@@ -90,6 +94,7 @@ def proxies(bench, rounds):
             cpu = (redis.cpu() - before) / keys * 1e6
             rows.append((cpu, p50, p99, (sum(proxy.cpu() for proxy in near) - others) / keys * 1e6))
         found[count] = tuple(map(statistics.median, zip(*rows, strict=True)))
+        say(f"  upstream {found[count][0]:.1f} µs a write")
     bench.stop(*near, redis)
     return found
 
@@ -117,14 +122,15 @@ def plot(report, by_entries, by_connections, by_proxies, path):
     report.save(figure, path)
 
 
-def run(bench, rounds, command, out):
+def run(bench, rounds, command, out, long=False):
     import report
 
+    counts = [*ENTRIES, MOST_ENTRIES] if long else ENTRIES
     by_proxies, by_connections = proxies(bench, rounds), connections(bench, rounds)
-    by_entries, weight = entries(bench, rounds)
+    by_entries, weight = entries(bench, rounds, counts)
     plot(report, by_entries, by_connections, by_proxies, out / "curves.svg")
     micro = lambda found, count, p: f"{found[count, p]:.2f}" if (count, p) in found else ""  # noqa: E731
-    first = [[f"{n:,}", *(micro(by_entries, n, p) for p in PIPELINES), f"{weight[n]:.0f}"] for n in ENTRIES]
+    first = [[f"{n:,}", *(micro(by_entries, n, p) for p in PIPELINES), f"{weight[n]:.0f}"] for n in counts]
     second = [[f"{n:,}", *(micro(by_connections, n, p) for p in PIPELINES[:2])] for n in CONNECTIONS]
     third = [[n, *(f"{value:.1f}" for value in row)] for n, row in by_proxies.items()]
     names = [f"P{p}, µs" for p in PIPELINES]
