@@ -16,7 +16,6 @@ from processes import free_port, proxy_binary, wait_until, accepts
 
 SERVER = os.environ["NEARSIDE_SUITE_SERVER"]
 LOGS = Path(os.environ["NEARSIDE_SUITE_LOGS"])
-THREADS = os.environ["NEARSIDE_SUITE_THREADS"]
 
 
 def settings(argv):
@@ -47,7 +46,7 @@ def start_server(argv, text, inner):
 
 def start_proxy(folder, outer, port):
     config = Path(folder) / "nearside.toml"
-    lines = [f'upstream = "redis://127.0.0.1:{port}"', f"threads = {THREADS if THREADS.isdigit() else repr(THREADS)}"]
+    lines = [f'upstream = "redis://127.0.0.1:{port}"']
     if outer["port"] != "0":
         lines += ["[[listen]]", f'address = "127.0.0.1:{outer["port"]}"']
     if outer["unixsocket"]:

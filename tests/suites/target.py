@@ -10,7 +10,7 @@ import processes
 from processes import SERVER_BINARIES, Proxy, Server, free_port, proxy_binary
 
 LAUNCHER = """#!/bin/sh
-export NEARSIDE_SUITE_SERVER={server} NEARSIDE_SUITE_LOGS={logs} NEARSIDE_SUITE_THREADS={threads} NEARSIDE_BIN={proxy} PYTHONPATH={path}
+export NEARSIDE_SUITE_SERVER={server} NEARSIDE_SUITE_LOGS={logs} NEARSIDE_BIN={proxy} PYTHONPATH={path}
 exec {command} "$@"
 """
 
@@ -26,16 +26,16 @@ class Target:
 
 
 @contextmanager
-def target(suite, side, kind, threads, log):
+def target(suite, side, kind, log):
     """Both of a test's ends, fresh; `side` is `bare` or `through`. What the proxies say goes beside `log`."""
     with tempfile.TemporaryDirectory() as folder:
         make = started_by_suite if suite.STARTS_SERVERS else running
-        with make(Path(folder), suite, side, kind, threads, log) as found:
+        with make(Path(folder), suite, side, kind, log) as found:
             yield found
 
 
 @contextmanager
-def running(folder, suite, side, kind, threads, log):
+def running(folder, suite, side, kind, log):
     through = side == "through"
     port = suite.PORT or free_port()
     socket = folder / "redis.sock"
@@ -46,7 +46,7 @@ def running(folder, suite, side, kind, threads, log):
     try:
         if through:
             doors = [{"address": f"127.0.0.1:{port}"}, {"address": f"unix:{socket}"}]
-            proxy = Proxy(folder, behind, settings={"threads": threads}, doors=doors)
+            proxy = Proxy(folder, behind, doors=doors)
         found = Target(port, socket)
         yield found
         if proxy:
@@ -58,7 +58,7 @@ def running(folder, suite, side, kind, threads, log):
 
 
 @contextmanager
-def started_by_suite(folder, _suite, side, kind, threads, log):
+def started_by_suite(folder, _suite, side, kind, log):
     logs = log.with_suffix(".proxies").absolute()
     logs.mkdir(parents=True, exist_ok=True)
     for old in logs.iterdir():
@@ -66,7 +66,7 @@ def started_by_suite(folder, _suite, side, kind, threads, log):
     program = folder / "redis-server"
     server = SERVER_BINARIES[kind]()
     in_front = f"{sys.executable} {Path(__file__).with_name('in_front.py')}"
-    fields = {"server": server, "logs": logs, "threads": threads, "proxy": proxy_binary(), "path": Path(processes.__file__).parent}
+    fields = {"server": server, "logs": logs, "proxy": proxy_binary(), "path": Path(processes.__file__).parent}
     program.write_text(LAUNCHER.format(command=in_front if side == "through" else server, **fields))
     program.chmod(0o755)
     found = Target(free_port(), folder / "redis.sock", program)
