@@ -3,7 +3,6 @@ on compatibility says the same in fewer words."""
 
 MEMORY = "about the memory that the server keeps for the one connection of one client; sessions share theirs"
 SLOWLOG = "the server's slow log names the connection that a command came by, and that is a shared one"
-RACE = "counts on the order of what two connections have sent without waiting for a reply"
 
 KNOWN = {
     ("unit/querybuf", "query buffer resized correctly"): MEMORY,
@@ -11,7 +10,6 @@ KNOWN = {
     ("unit/replybufsize", "verify reply buffer limits"): MEMORY,
     ("unit/slowlog", "SLOWLOG - logged entry sanity check"): SLOWLOG,
     ("unit/slowlog", "SLOWLOG - can clean older entries"): SLOWLOG,
-    ("unit/pubsub", "PUBLISH/SUBSCRIBE after UNSUBSCRIBE without arguments"): RACE,
 }
 
 
