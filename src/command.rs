@@ -4,6 +4,7 @@
 //! reply (arity, flags, key specs; modules included) and `command/table.rs`, one row for each command about which the
 //! server does not say enough. What neither knows is forwarded and taken for a write of anything.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 mod build;
@@ -165,7 +166,11 @@ const NAME_MAX: usize = 64;
 
 /// Every command's plan, for one server. Built once for each COMMAND reply and never changed.
 pub struct Table {
-    specs: build::Specs,
+    specs: Vec<Spec>,
+    /// Places in `specs`, by lower-case name.
+    places: HashMap<Vec<u8>, usize, ahash::RandomState>,
+    /// The same of short names, by [`word`].
+    short: HashMap<u64, usize, ahash::RandomState>,
     /// By [`Plan::name`].
     names: Vec<String>,
     /// Whether a hash field can expire; unless the server's table says no, it can.
@@ -178,7 +183,7 @@ impl Table {
     /// other command is forwarded and taken for a write of anything.
     pub fn empty(script_keys: ScriptKeys) -> Self {
         let (specs, names) = build::specs(&[]);
-        Self { specs, names, field_ttl: true, script_keys }
+        Self::of(specs, names, true, script_keys)
     }
 
     /// Builds the table from the raw RESP2 reply to COMMAND.
@@ -189,7 +194,14 @@ impl Table {
         let entries = reply::parse(reply)?;
         let (specs, names) = build::specs(&entries);
         let field_ttl = specs.contains_key(&b"hpexpire"[..]);
-        Ok(Self { specs, names, field_ttl, script_keys })
+        Ok(Self::of(specs, names, field_ttl, script_keys))
+    }
+
+    fn of(specs: build::Specs, names: Vec<String>, field_ttl: bool, script_keys: ScriptKeys) -> Self {
+        let (found, specs): (Vec<_>, Vec<_>) = specs.into_iter().unzip();
+        let short = found.iter().enumerate().filter_map(|(place, name)| Some((word(name)?, place))).collect();
+        let places = found.into_iter().zip(0..).collect();
+        Self { specs, places, short, names, field_ttl, script_keys }
     }
 
     /// What is to be done with `request`. Clears and fills `keys`; they are complete for cached reads too.
@@ -215,20 +227,31 @@ impl Table {
     }
 
     fn find(&self, request: &Request<'_>) -> Option<&Spec> {
-        let mut name = [0; NAME_MAX];
-        let len = lower_into(&mut name, 0, request.arg(0))?;
-        let spec = self.specs.get(&name[..len])?;
+        let spec = match word(request.arg(0)) {
+            Some(word) => &self.specs[*self.short.get(&word)?],
+            None => self.named(&[request.arg(0)])?,
+        };
         if spec.subcommands == Subcommands::None || request.len() < 2 {
             return Some(spec);
         }
-        let listed = lower_into(&mut name, len + 1, request.arg(1)).and_then(|end| {
-            name[len] = b'|';
-            self.specs.get(&name[..end])
-        });
+        let listed = self.named(&[request.arg(0), b"|", request.arg(1)]);
         match spec.subcommands {
             Subcommands::All => listed,
             _ => listed.or(Some(spec)),
         }
+    }
+
+    /// By its name, in parts and in any case.
+    fn named(&self, parts: &[&[u8]]) -> Option<&Spec> {
+        let mut name = [0; NAME_MAX];
+        let mut end = 0;
+        for part in parts {
+            let target = name.get_mut(end..end + part.len())?;
+            target.copy_from_slice(part);
+            target.make_ascii_lowercase();
+            end += part.len();
+        }
+        self.places.get(&name[..end]).map(|place| &self.specs[*place])
     }
 
     /// A wrong number of arguments goes to the server, which has the words for it.
@@ -257,7 +280,8 @@ impl Table {
 
     /// What happens to every command of this server, as a Markdown table for people.
     pub fn compatibility(&self) -> String {
-        let mut names: Vec<_> = self.specs.iter().filter(|(_, s)| s.subcommands != Subcommands::All).collect();
+        let all = self.places.iter().map(|(name, place)| (name, &self.specs[*place]));
+        let mut names: Vec<_> = all.filter(|(_, s)| s.subcommands != Subcommands::All).collect();
         names.sort_unstable_by_key(|(name, _)| *name);
         let mut text = String::from("| fate | commands |\n|---|---|\n");
         for fate in Spec::FATES {
@@ -275,12 +299,11 @@ fn is_get(name: &[u8]) -> bool {
     matches!(name, [g, e, t] if g | 0x20 == b'g' && e | 0x20 == b'e' && t | 0x20 == b't')
 }
 
-/// Copies `word` in lower case to `at` and returns where it ends; `None` if it does not fit.
-fn lower_into(name: &mut [u8; NAME_MAX], at: usize, word: &[u8]) -> Option<usize> {
-    let target = name.get_mut(at..at + word.len())?;
-    target.copy_from_slice(word);
-    target.make_ascii_lowercase();
-    Some(at + word.len())
+/// A name of one to eight bytes as a number of its own, in lower case: most commands' names are so short. (A zero in front
+/// would be lost.)
+fn word(name: &[u8]) -> Option<u64> {
+    let short = name.len() <= 8 && name.first().is_some_and(|first| *first != 0);
+    short.then(|| name.iter().fold(0, |word, byte| word << 8 | u64::from(byte.to_ascii_lowercase())))
 }
 
 #[cfg(test)]

@@ -63,6 +63,7 @@ impl KeySpec {
         };
         let end = request.len();
         match self.find {
+            Find::Range { last: 0, .. } => to.push(first),
             Find::Range { last, step, limit } => to.extend((first..range_end(first, last, limit, end)).step_by(step)),
             Find::KeyNum { count, first: skip, step } => {
                 let count = if first + count < end { number(request.arg(first + count)).unwrap_or(0) } else { 0 };

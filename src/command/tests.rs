@@ -38,7 +38,7 @@ fn reads_come_first_so_that_ids_are_stable() {
 #[test]
 fn the_short_way_of_get_says_what_the_long_way_says() {
     let table = empty();
-    let spec = table.specs.get(&b"get"[..]).expect("GET has a row");
+    let spec = table.named(&[b"get"]).expect("GET has a row");
     let request = Request { buf: b"getk", args: &[0..3, 3..4], hash: None };
     assert_eq!((table.route(spec, &request), spec.id), (GET.route, GET.id));
     assert_eq!(plan_of(&table, "GET k"), (GET, vec![], vec![1]));
@@ -164,4 +164,15 @@ fn a_plan_names_its_command_as_client_list_does() {
     assert_eq!(name("mget a b"), "mget");
     assert_eq!(name("Client List"), "client|list");
     assert_eq!(name("NOSUCH"), "NULL");
+}
+
+#[test]
+fn a_short_name_is_found_only_as_it_is_spelled() {
+    let table = empty();
+    let id = |name: &str| plan_of(&table, &format!("{name} k")).0.id;
+    assert_eq!(id("StRlEn"), id("strlen"));
+    assert_ne!(id("strlen"), 0);
+    for other in ["\0strlen", "strlen\0", "str\0len", "strle", "strlenn", "strlenstrlen", "\"\"", "\0"] {
+        assert_eq!(id(other), 0, "{other:?}");
+    }
 }
