@@ -36,6 +36,8 @@ const READS_PER_TURN: usize = 16;
 /// PINGs on their way at once; who comes later shares the next.
 const PINGS: usize = 4;
 
+/// Bytes that wait for their barrier on a connection whose bytes pass unlooked at; what is above waits at the server.
+const RAW_SOFT: usize = 1 << 20;
 /// Pushes that wait for a held reply before them; with more, they wait no longer.
 const MAX_BEHIND: usize = 1024;
 
@@ -143,6 +145,8 @@ struct Shared {
     /// Everything that comes is passed on as it is (MONITOR, CLIENT REPLY …).
     raw: Option<Raw>,
     raw_queue: VecDeque<(Time, Bytes)>,
+    /// Bytes in there; above [`RAW_SOFT`] nothing more is read.
+    raw_waiting: usize,
 }
 
 /// See the module.
@@ -185,6 +189,7 @@ impl Connection {
             confirms: 0,
             raw: None,
             raw_queue: VecDeque::new(),
+            raw_waiting: 0,
         };
         let connection = Rc::new(Connection {
             key,
@@ -576,7 +581,7 @@ impl Connection {
     ) -> io::Result<()> {
         self.attend(cx);
         let mut reads = 0;
-        loop {
+        while self.shared.borrow().raw_waiting <= RAW_SOFT {
             let room = cutter.need().saturating_sub(input.len()).max(LARGE);
             match stream.poll_read(cx, input, room) {
                 Poll::Pending => break,
@@ -775,6 +780,7 @@ impl Connection {
 
     fn pass_on(self: &Rc<Self>, bytes: Bytes, now: Time) {
         let mut shared = self.shared.borrow_mut();
+        shared.raw_waiting += bytes.len();
         shared.raw_queue.push_back((now, bytes));
         if shared.raw_queue.len() > 1 {
             return;
@@ -786,6 +792,8 @@ impl Connection {
                 connection.node.coherence.barrier(at).await;
                 let mut shared = connection.shared.borrow_mut();
                 let Some((_, bytes)) = shared.raw_queue.pop_front() else { return };
+                shared.raw_waiting -= bytes.len();
+                shared.wake();
                 let (session, raw) = (shared.session.clone(), shared.raw);
                 let over = shared.raw_queue.is_empty() && matches!(shared.phase, Phase::Closed(_));
                 drop(shared);

@@ -367,3 +367,18 @@ def test_reads_while_the_server_is_busy(stormy_site, level):
             assert took < ANSWER_BOUND
         killer.call("SCRIPT", "KILL")
     assert_well_after(site)
+
+
+def test_what_waits_for_a_slow_link_waits_at_the_server(lab):
+    """Of a session whose bytes pass unlooked at, each piece waits for a barrier."""
+    site = lab.site(relayed=True)
+    site.server.call("SET", "large", b"x" * 200_000_000)
+    with Connection(site.a.port, timeout=30) as conn:
+        assert conn.call("CLIENT", "NO-EVICT", "ON") == b"OK"
+        site.relay.stall("link")
+        before = site.a.resident_bytes()
+        conn.send("GET", "large")
+        time.sleep(2)
+        assert site.a.resident_bytes() - before < 30_000_000
+        site.relay.resume("link")
+        assert len(conn.read()) == 200_000_000
