@@ -34,6 +34,7 @@ use flight::Flight;
 const SHARDS: usize = size(64, 2);
 const REVISIONS: usize = size(1 << 16, 4);
 /// A cache smaller than this is in the processor's own: asking ahead would cost more than it hides.
+#[cfg(not(feature = "shuttle"))]
 const FAR: u64 = 4 << 20;
 
 /// Why everything was flushed; label of a metric.
