@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use atomic_waker::AtomicWaker;
+use tokio::sync::Semaphore;
 
 use crate::time::Time;
 
@@ -36,6 +37,8 @@ pub struct Client {
     /// The server's number for the connection it has of its own, if it has one.
     lent: Mutex<Option<Arc<AtomicI64>>>,
     waker: AtomicWaker,
+    /// Never has a permit; closed when the connection is.
+    gone: Semaphore,
 }
 
 /// What the client says of itself.
@@ -68,6 +71,12 @@ impl Client {
     pub fn kill(&self) {
         self.killed.store(true, Ordering::Release);
         self.waker.wake();
+    }
+
+    /// Waits until its connection is closed.
+    pub async fn gone(&self) {
+        // that there will never be a permit is what is waited for
+        let _ = self.gone.acquire().await;
     }
 
     /// It got a connection of its own, or gave it back.
@@ -150,14 +159,16 @@ impl Clients {
             own_wanted: AtomicBool::new(false),
             lent: Mutex::default(),
             waker: AtomicWaker::new(),
+            gone: Semaphore::new(0),
         });
         all.insert(client.id, client.clone());
         Some(client)
     }
 
-    /// It has gone.
+    /// It has gone, and its connection is closed.
     pub fn leave(&self, client: &Client) {
         lock(&self.all).remove(&client.id);
+        client.gone.close();
     }
 
     /// Those here now, by id.

@@ -511,6 +511,7 @@ impl Session {
         if let Some(lent) = self.lent.take() {
             self.pool.discard(&lent.connection);
         }
+        drop(self.stream);
         self.shared.clients.leave(&self.client);
     }
 }

@@ -21,6 +21,8 @@ use crate::upstream::effect::Effect;
 
 /// Milliseconds from a CLIENT PAUSE in a transaction to EXEC, if nobody dawdles.
 const MULTI_TAKES: u64 = 1000;
+/// How long CLIENT KILL waits until the connections are closed.
+const CLOSED_WITHIN: Duration = Duration::from_secs(1);
 /// No connection of the server has this number.
 const NOBODY: &[u8] = b"9223372036854775807";
 
@@ -276,6 +278,15 @@ impl Asker {
         for death in deaths {
             death.await;
         }
+        // As with Redis, who hears that they are killed finds their connections closed. One that is in the midst of something
+        // may take longer than anybody should wait.
+        let others = victims.iter().map(|(client, _)| client).filter(|client| client.id != self.client.id);
+        let all_gone = async {
+            for client in others {
+                client.gone().await;
+            }
+        };
+        let _ = tokio::time::timeout(CLOSED_WITHIN, all_gone).await;
     }
 }
 

@@ -129,8 +129,8 @@ impl<'a> Facts<'a> {
     }
 
     /// When what the candidate wrote was gone at the latest, as far as `read` may know; `None` if it had no time to live,
-    /// or that is not certain.
-    pub fn deadline(&self, object: usize, candidate: &Candidate, read: Span) -> Option<Time> {
+    /// or that is not certain. That somebody gave it one elsewhere may be news to the read for as long as `staleness`.
+    pub fn deadline(&self, object: usize, candidate: &Candidate, read: &Op, staleness: Duration) -> Option<Time> {
         let Cause::Op(i) = candidate.cause else { return None };
         let written = &self.history.ops[i];
         let Action::Write(Change::Set { ttl, .. }) = &written.action else { return None };
@@ -140,9 +140,11 @@ impl<'a> Facts<'a> {
         };
         // A limit that came between the write and the read, or may have: each may be the one that counts.
         let limits = self.objects[object].limits.iter().map(|i| &self.history.ops[*i]);
-        for limit in limits.filter(|op| op.span().end > written.start && op.start < read.end) {
+        for limit in limits.filter(|op| op.span().end > written.start && op.start < read.span().end) {
             let Action::Write(Change::Expire { after, .. }) = &limit.action else { continue };
-            let gone = limit.end? + *after + EXPIRY_LATE;
+            let elsewhere = self.history.route(limit) != self.history.route(read);
+            let known = if elsewhere { staleness } else { Duration::ZERO };
+            let gone = limit.end? + *after + EXPIRY_LATE + known;
             let came_after = written.end.is_some_and(|end| end < limit.start);
             deadline = match deadline {
                 Some(deadline) => Some(deadline.max(gone)),

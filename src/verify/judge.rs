@@ -285,7 +285,8 @@ impl<'a> Judge<'a> {
         for bound in bounds.iter().filter(|bound| bound.floor.at > Time::ZERO) {
             self.check(op, bound.promise);
         }
-        let deadlines: Vec<_> = candidates.iter().map(|c| self.facts.deadline(op.object, c, span)).collect();
+        let staleness = self.staleness(op);
+        let deadlines: Vec<_> = candidates.iter().map(|c| self.facts.deadline(op.object, c, op, staleness)).collect();
         if deadlines.iter().any(Option::is_some) {
             self.check(op, Promise::Expiry);
         }
@@ -315,10 +316,18 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// How old a read may be at its level.
+    fn staleness(&self, op: &Op) -> Duration {
+        match self.level(op) {
+            Level::Linearizable => Duration::ZERO,
+            Level::Bounded | Level::Causal => self.rules.max_staleness + SLACK,
+        }
+    }
+
     fn bounds(&mut self, op: &Op, parts: u8) -> Vec<Bound> {
         let level = self.level(op);
         let route = self.history.route(op);
-        let allowed = if level == Level::Linearizable { Duration::ZERO } else { self.rules.max_staleness + SLACK };
+        let allowed = self.staleness(op);
         let object = op.object;
         let bound = |promise, floor, evidence| Bound { promise, floor, evidence };
         let mut bounds = vec![bound(Promise::Age, self.facts.acked_before(object, op.start - allowed), None)];

@@ -95,6 +95,17 @@ def test_what_the_server_said_before_it_closed_arrives(redis_site):
                 conn.read()
 
 
+def test_who_hears_that_they_are_killed_finds_them_closed(lab):
+    """A client library that looks before it sends then opens another connection, instead of failing once."""
+    site = lab.site()
+    with Connection(site.a.port) as killer:
+        for _ in range(100):
+            with Connection(site.a.port) as victim:
+                assert killer.call("CLIENT", "KILL", "ID", victim.call("CLIENT", "ID")) == 1
+                victim.sock.setblocking(False)
+                assert victim.sock.recv(1) == b""
+
+
 @pytest.mark.parametrize("protocol", [2, 3])
 def test_names_and_numbers_are_the_clients_own(site, protocol):
     with Connection(site.a.port, protocol=protocol) as one, Connection(site.a.port) as two:

@@ -219,8 +219,12 @@ fn nothing_is_read_after_its_time() {
         (0, PAST, start, end, Action::Write(change))
     };
     let with = |s: Script, (o, session, start, end, action)| s.op(o, session, start, end, action);
-    let limited = |limit| with(script(Level::Bounded).set(PAST, 0, 1, "1"), limit);
-    assert_eq!(limited(expire(10, Some(11), 20)).get(A, 60, 61, "1").breaks(), [Promise::Expiry]);
+    let limited_at = |level, limit| with(script(level).set(PAST, 0, 1, "1"), limit);
+    let limited = |limit| limited_at(Level::Bounded, limit);
+    let linearizable = limited_at(Level::Linearizable, expire(10, Some(11), 20)).get(A, 60, 61, "1").breaks();
+    assert!(linearizable.contains(&Promise::Expiry), "{linearizable:?}");
+    assert_eq!(limited(expire(10, Some(11), 20)).get(A, 60, 61, "1").breaks(), [], "it may be news to the proxy");
+    assert_eq!(limited(expire(10, Some(11), 20)).get(A, 145, 146, "1").breaks(), [Promise::Expiry]);
     assert_eq!(limited(expire(10, None, 20)).get(A, 60, 61, "1").breaks(), [], "nobody knows when it was executed");
     let longer = with(limited(expire(10, Some(11), 20)), expire(12, Some(13), 80));
     assert_eq!(longer.get(A, 60, 61, "1").breaks(), []);
