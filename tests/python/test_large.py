@@ -1,0 +1,65 @@
+"""The largest there is: values of 512 MB, the most that Redis takes, and pipelines of 10,000 commands in one write."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from wire import Connection, encode
+
+pytestmark = pytest.mark.needs_proxy
+
+LARGEST = 512 << 20
+HEAD = b"$%d\r\n" % LARGEST
+
+
+def peak_bytes(proxy):
+    """The most memory that the process ever had."""
+    status = Path(f"/proc/{proxy.process.pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+
+
+def read_exactly(sock, length):
+    whole = bytearray(length)
+    view = memoryview(whole)
+    at = 0
+    while at < length:
+        got = sock.recv_into(view[at:])
+        assert got, f"closed after {at} bytes"
+        at += got
+    return whole
+
+
+def test_a_value_of_512_mb_comes_and_goes_with_one_copy_of_it_at_most(lab):
+    server = lab.server()
+    proxy = lab.proxy(server.port)
+    value = b"0123456789abcdef" * (LARGEST // 16)
+    with Connection(proxy.port, timeout=60) as conn:
+        before = peak_bytes(proxy)
+        conn.send_raw(b"*3\r\n$3\r\nSET\r\n$5\r\nlarge\r\n" + HEAD)
+        conn.send_raw(value)
+        conn.send_raw(b"\r\n")
+        assert conn.read() == b"OK"
+        assert peak_bytes(proxy) - before < 1.2 * LARGEST
+        for _ in range(2):
+            conn.send("GET", "large")
+            assert read_exactly(conn.sock, len(HEAD)) == HEAD
+            assert read_exactly(conn.sock, LARGEST) == value
+            assert read_exactly(conn.sock, 2) == b"\r\n"
+        assert peak_bytes(proxy) - before < 1.2 * LARGEST
+        assert conn.call("STRLEN", "large") == LARGEST
+        too_large = b"$%d\r\n" % (LARGEST + 1)
+        conn.send_raw(b"*3\r\n$3\r\nSET\r\n$5\r\nlarge\r\n" + too_large)
+        assert "invalid bulk length" in str(conn.read())
+
+
+def test_ten_thousand_commands_in_one_write(site):
+    commands, expected = [], []
+    for i in range(2500):
+        commands += [("SET", f"p{i % 100}", i), ("GET", f"p{i % 100}"), ("INCR", "count"), ("GET", "same")]
+        expected += [b"OK", b"%d" % i, i + 1, b"value"]
+    with Connection(site.a.port) as conn:
+        conn.call("SET", "same", "value")
+        assert conn.pipeline(commands) == expected
+        conn.send_raw(b"".join(encode(*words) for words in commands[:8]) * 1250)
+        assert [conn.read() for _ in range(10_000)][-1] == b"value"
