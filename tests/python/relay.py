@@ -50,7 +50,7 @@ class Relay:
 
     def cut(self, role):
         """Ends this role's connections; how many there were."""
-        pairs = [pair for pair in self._pairs if pair.role == role and pair.open]
+        pairs = [pair for pair in list(self._pairs) if pair.role == role and pair.open]
         for pair in pairs:
             pair.cut()
         return len(pairs)
@@ -60,8 +60,12 @@ class Relay:
         for weather in self._weather.values():
             weather.half_open = False
             weather.flows.set()
-        for pair in self._pairs:
+        for pair in list(self._pairs):
             pair.cut()
+
+    def forget(self, pair):
+        """Both of its directions have ended, and its sockets are closed."""
+        self._pairs.remove(pair)
 
     def weather_of(self, role):
         return self._weather[role]
@@ -80,7 +84,9 @@ class Relay:
         except OSError:
             client.close()
             return
-        self._pairs.append(Pair(self, client, server))
+        pair = Pair(self, client, server)
+        self._pairs.append(pair)
+        pair.start()
 
 
 class Pair:
@@ -92,9 +98,13 @@ class Pair:
         self.open = True
         self._client = client
         self._server = server
+        self._pumps = 2
+        self._lock = threading.Lock()
         for sock in (client, server):
             sock.settimeout(None)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def start(self):
         threading.Thread(target=self._pump_requests, daemon=True).start()
         threading.Thread(target=self._pump_answers, daemon=True).start()
 
@@ -120,8 +130,16 @@ class Pair:
                     sink.sendall(data)
         except OSError:
             pass
-        if not self.relay.weather_of(self.role).half_open:
+        half_open = self.relay.weather_of(self.role).half_open
+        if not half_open:
             self.cut()
+        with self._lock:
+            self._pumps -= 1
+            over = self._pumps == 0 and not half_open
+        if over:
+            self._client.close()
+            self._server.close()
+            self.relay.forget(self)
 
     def _look_at_request(self, data):
         if self.role is None:
