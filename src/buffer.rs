@@ -32,10 +32,12 @@ pub fn equip(buf: &mut BytesMut) {
     }
 }
 
-/// Takes a buffer back for the next who needs one; what is in it is forgotten.
+/// Takes a buffer back for the next who needs one; what is in it is forgotten. What is left of a buffer whose greater part
+/// was handed on may be small and yet keep all of it.
 pub fn give_back(mut buf: BytesMut) {
     buf.clear();
-    if buf.capacity() <= SPARE_MAX && buf.try_reclaim(ROOM) {
+    let large = buf.try_reclaim(SPARE_MAX + 1);
+    if !large && buf.try_reclaim(ROOM) {
         SPARE.with_borrow_mut(|spare| {
             if spare.len() < SPARES {
                 spare.push(buf);
@@ -147,6 +149,19 @@ mod tests {
         let mut slices = OutBuf::empty_slices();
         let n = buf.slices(&mut slices);
         slices[..n].iter().flat_map(|s| s.to_vec()).collect()
+    }
+
+    #[test]
+    fn what_is_left_of_a_large_buffer_is_not_kept() {
+        let spares = || SPARE.with_borrow(Vec::len);
+        for (size, kept) in [(ROOM, 1), (SPARE_MAX, 2), (SPARE_MAX * 100, 2)] {
+            let mut buf = BytesMut::with_capacity(size);
+            buf.resize(size - 100, b'x');
+            drop(buf.split());
+            assert!(buf.capacity() <= 100);
+            give_back(buf);
+            assert_eq!(spares(), kept, "{size} bytes");
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@
 pub mod entry;
 pub mod events;
 pub mod eviction;
+pub mod fifo;
 pub mod flight;
 
 use std::sync::atomic::AtomicU64;

@@ -52,7 +52,7 @@
 //! | [`clock`] | as of when is the cache known to be exact |
 //! | [`resp`] | where do requests and replies begin and end |
 //! | [`transport`], [`tls`], [`buffer`], [`time`], [`chance`], [`sync`] | sockets, certificates and whom to believe, bytes on their way out, what time is it, what is left to chance, what threads share |
-//! | [`config`], [`embedded`], [`limits`], [`clients`], [`error`] | settings, the private server, open files, who is connected, why it ends |
+//! | [`config`], [`embedded`], [`limits`], [`memory`], [`clients`], [`error`] | settings, the private server, open files, what the allocator keeps, who is connected, why it ends |
 //!
 //! # Words
 //!
@@ -80,6 +80,7 @@ pub mod config;
 pub mod embedded;
 pub mod error;
 pub mod limits;
+pub mod memory;
 pub mod outbox;
 pub mod resp;
 pub mod sabotage;

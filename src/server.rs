@@ -22,6 +22,7 @@ use tokio_rustls::rustls::ServerConfig;
 use crate::clients::Client;
 use crate::config::{Address, Config, Level};
 use crate::error::Error;
+use crate::memory;
 use crate::session;
 use crate::shared::Shared;
 use crate::time::Time;
@@ -133,6 +134,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     if upstream.tls.as_ref().is_some_and(|tls| tls.insecure) {
         tracing::warn!("upstream_tls_insecure: whoever answers at {upstream} is believed, and gets the passwords");
     }
+    memory::give_back_soon();
     let shared = Arc::new(Shared::new(config, upstream)?);
     let (stop, stopping) = watch::channel(false);
     let mut listeners = Vec::new();
@@ -310,6 +312,7 @@ fn start_sweep(shared: &Arc<Shared>, running: Arc<AtomicBool>) -> Result<JoinHan
         let (mut swept, mut looks) = (cache.deaths(), 0);
         while running.load(Ordering::Acquire) {
             std::thread::park_timeout(SWEEP);
+            memory::give_back();
             looks += 1;
             let deaths = cache.deaths();
             if deaths != swept || looks >= SWEEPS_UNTIL_EXPIRED {

@@ -4,9 +4,10 @@
 //! Bound: as many items as there are live replies, plus those already gone that [`Queues::compact`] has not swept yet
 //! (at most as many again, and 64); the ghosts are as many as the live items.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 
 use super::entry::IdentityState;
+use super::fifo::Fifo;
 
 /// Names one cached reply. It may be gone by the time the queue comes to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,14 +39,14 @@ const HEAVY: u64 = 2;
 
 #[derive(Default)]
 struct Queue {
-    items: VecDeque<Item>,
+    items: Fifo<Item>,
     /// What they weigh, nearly: see [`Queue::lost`].
     bytes: u64,
 }
 
 impl Queue {
     fn push(&mut self, item: Item, weight: u64) {
-        self.items.push_back(item);
+        self.items.push(item);
         self.bytes += weight;
     }
 
@@ -65,7 +66,7 @@ impl Queue {
 pub struct Queues {
     small: Queue,
     main: Queue,
-    ghosts: VecDeque<u64>,
+    ghosts: Fifo<u64>,
     ghost_set: HashSet<u64, IdentityState>,
 }
 
@@ -84,7 +85,7 @@ impl Queues {
             let from_small = !self.small.items.is_empty()
                 && (self.main.items.is_empty() || self.small.bytes * 10 >= self.small.bytes + self.main.bytes);
             let queue = if from_small { &mut self.small } else { &mut self.main };
-            let item = queue.items.pop_front()?;
+            let item = queue.items.pop()?;
             let Probe::Live { weight, hits } = probe(&item) else {
                 queue.lost();
                 continue;
@@ -103,10 +104,10 @@ impl Queues {
 
     fn remember(&mut self, item: &Item) {
         if self.ghost_set.insert(ghost(item)) {
-            self.ghosts.push_back(ghost(item));
+            self.ghosts.push(ghost(item));
         }
         while self.ghosts.len() > self.queued() + 64 {
-            if let Some(old) = self.ghosts.pop_front() {
+            if let Some(old) = self.ghosts.pop() {
                 self.ghost_set.remove(&old);
             }
         }

@@ -21,7 +21,7 @@ use super::effect::{Effect, KeySet};
 use super::fill::{Fill, FillRead, Terms};
 use super::handshake;
 use super::{ConnectionKey, Node};
-use crate::buffer::{LARGE, OutBuf};
+use crate::buffer::{self, LARGE, OutBuf};
 use crate::clock::LaneStamp;
 use crate::coherence::standing::Mode;
 use crate::outbox::{Outbox, Piece, Place};
@@ -582,9 +582,18 @@ impl Connection {
         self.attend(cx);
         let mut reads = 0;
         while self.shared.borrow().raw_waiting <= RAW_SOFT {
-            let room = cutter.need().saturating_sub(input.len()).max(LARGE);
+            if input.is_empty() {
+                buffer::equip(input);
+            }
+            let room = cutter.need().saturating_sub(input.len()).max(buffer::ROOM);
             match stream.poll_read(cx, input, room) {
-                Poll::Pending => break,
+                Poll::Pending => {
+                    // While it waits it holds no memory, the least that of a large reply which has gone on to its session.
+                    if input.is_empty() {
+                        buffer::give_back(std::mem::take(input));
+                    }
+                    break;
+                }
                 Poll::Ready(Ok(0)) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the server")),
                 Poll::Ready(Ok(_)) => self.take_replies(input, cutter).map_or(Ok(()), Err)?,
                 Poll::Ready(Err(e)) => return Err(e),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from processes import wait_until
 from wire import Connection, encode
 
 pytestmark = pytest.mark.needs_proxy
@@ -51,6 +52,32 @@ def test_a_value_of_512_mb_comes_and_goes_with_one_copy_of_it_at_most(lab):
         too_large = b"$%d\r\n" % (LARGEST + 1)
         conn.send_raw(b"*3\r\n$3\r\nSET\r\n$5\r\nlarge\r\n" + too_large)
         assert "invalid bulk length" in str(conn.read())
+
+
+def resident_bytes(proxy):
+    status = Path(f"/proc/{proxy.process.pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024
+
+
+def test_nothing_of_large_values_stays_once_they_are_through(lab):
+    """Whichever lanes and sessions they came by, and whatever small follows them there."""
+    server = lab.server()
+    proxy = lab.proxy(server.port, settings={"max_memory": "16mb"})
+    length = 40 << 20
+    conns = [Connection(proxy.port, timeout=60) for _ in range(6)]
+    conns[0].call("PING")
+    before = resident_bytes(proxy)
+    for round_ in range(2):
+        for i, conn in enumerate(conns):
+            conn.send("SET", f"large:{i}", b"x" * length)
+        assert [conn.read() for conn in conns] == [b"OK"] * len(conns)
+        for i, conn in enumerate(conns):
+            conn.send("GET", f"large:{i}")
+            assert len(conn.read()) == length
+            assert conn.pipeline([("SET", f"small:{i}", "x"), ("GET", f"small:{i}")]) == [b"OK", b"x"]
+    wait_until(lambda: resident_bytes(proxy) - before < 16 << 20, "the memory is given back")
+    for conn in conns:
+        conn.close()
 
 
 def test_ten_thousand_commands_in_one_write(site):
