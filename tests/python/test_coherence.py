@@ -10,8 +10,11 @@ from workload import DIRECT, Scenario, run
 
 SECONDS = 60 if LONG else 3
 MAX_STALENESS = 0.2
-SETTINGS = {"max_staleness": "200ms", "heartbeat": "50ms"}
-LEAST_HIT_SHARE = 0.1
+# On a machine that is busy with much else, a connection may take seconds.
+SETTINGS = {"max_staleness": "200ms", "heartbeat": "50ms", "connect_timeout": "20s"}
+#: Of all reads, of which a third goes past the proxies and most follow a write.
+LEAST_HIT_SHARE = 0.05
+ENOUGH_READS = 4000
 
 
 def ports_of(site, level):
@@ -40,10 +43,19 @@ def hits(site):
     return 0 if BARE else site.a.stats()["hits"] + site.b.stats()["hits"]
 
 
-def assert_worth_something(record, hits_gained):
-    """A proxy that never answers from its cache would pass every other assertion."""
-    assert not record.errors, record.errors
-    assert BARE or hits_gained > LEAST_HIT_SHARE * len(record.reads), (hits_gained, len(record.reads))
+def run_enough(site, level, seed, seconds):
+    """Runs, more than once on a busy machine, until enough was read to say what share of it came from the cache, which is
+    returned; all of it must be coherent. A proxy that never answers from its cache would pass every other assertion."""
+    before, reads = hits(site), 0
+    for round_ in range(6):
+        writers = (f"{round_}w0", f"{round_}w1")
+        record = run(scenario_for(site, level, seed + round_, writers=writers, seconds=seconds))
+        assert_coherent(record, level)
+        assert not record.errors, record.errors
+        reads += len(record.reads)
+        if reads > ENOUGH_READS:
+            break
+    return (hits(site) - before) / reads
 
 
 @pytest.fixture(params=["redis", "valkey"])
@@ -54,10 +66,8 @@ def quick_site(request, lab):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_way_of_writing(quick_site, level, seed):
-    before = hits(quick_site)
-    record = run(scenario_for(quick_site, level, seed))
-    assert_coherent(record, level)
-    assert_worth_something(record, hits(quick_site) - before)
+    share = run_enough(quick_site, level, seed, SECONDS)
+    assert BARE or share > LEAST_HIT_SHARE
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -13,6 +13,8 @@ from workload import run
 
 SABOTAGE_BIN = os.environ.get("NEARSIDE_SABOTAGE_BIN")
 SECONDS = 4
+#: On a machine that is busy with much else, little may happen in that time.
+ROUNDS = 5
 DELAY = 0.005  # races become wide
 
 pytestmark = [pytest.mark.needs_proxy, pytest.mark.skipif(not SABOTAGE_BIN, reason="NEARSIDE_SABOTAGE_BIN is not set")]
@@ -36,9 +38,12 @@ def violations_of(lab, slow, level, seed, env):
 
 @pytest.mark.parametrize(("rule", "slow", "level"), BROKEN)
 def test_a_broken_rule_is_found_out(lab, rule, slow, level, seed):
-    violations = violations_of(lab, slow, level, seed, {"NEARSIDE_BREAK": rule})
-    print(f"without {rule}, {level}: {summary(violations, shown=3)}")
-    assert violations, f"a proxy without {rule} passed as {level}"
+    for round_ in range(ROUNDS):
+        violations = violations_of(lab, slow, level, seed + round_, {"NEARSIDE_BREAK": rule})
+        print(f"without {rule}, {level}: {summary(violations, shown=3)}")
+        if violations:
+            return
+    pytest.fail(f"a proxy without {rule} passed as {level}, {ROUNDS} times")
 
 
 @pytest.mark.parametrize("slow", ["link", "lane"])

@@ -199,7 +199,7 @@ def doors_proxy(tmp_path_factory, pki):
 
     lab = Lab(tmp_path_factory.mktemp("doors"))
     doors = [door(pki, tls_ca=pki.ours.ca, tls_auth_clients=auth) for auth in ("yes", "optional", "no")]
-    settings = {"connect_timeout": "500ms", "log": "nearside=debug,info"}
+    settings = {"connect_timeout": "2s", "log": "nearside=debug,info"}
     proxy = tls_proxy(lab, lab.server().port, pki, doors, settings=settings)
     ports = [int(one["address"].rpartition(":")[2]) for one in doors]
     proxy.auth_ports = dict(zip(("yes", "optional", "no"), ports))
@@ -256,9 +256,9 @@ def test_a_handshake_that_never_ends_is_cut_and_disturbs_nobody(doors_proxy, pki
         assert conn.call("PING") == b"PONG"
         assert doors_proxy.stats()["clients"] >= 22, "those in their handshakes count"
     assert all(conn.read_to_end() == b"" for conn in silent)
-    half.settimeout(5)
+    half.settimeout(20)
     half.recv(100)
-    assert 0.3 < time.monotonic() - began < 4
+    assert 1.5 < time.monotonic() - began < 20
     wait_until(lambda: doors_proxy.stats()["clients"] <= 1, "all of them gone")
 
 
