@@ -1,8 +1,9 @@
 //! Which share of reads is answered, beside moka with equal bytes? `cargo bench --features ratio --bench ratio`
 //!
 //! Every read that misses fills. Weights are nearside's own (allocation, table, queue), for both. moka may think after
-//! each fill, so that it is never over its budget. Traces of one's own follow as arguments: `ratio -- FILE …`; a file has
-//! a key a line, or, if its name ends in `.lis`, the ARC paper's four numbers: first block, how many, two ignored.
+//! each fill, so that it is never over its budget. Traces of one's own follow as arguments: `ratio -- FILE …`; then only they
+//! are replayed. A file has a key a line; or, if its name ends in `.lis`, the ARC paper's four numbers: first block, how many,
+//! two ignored; or, if it ends in `.csv`, libCacheSim's columns: time, key, size, others.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
@@ -29,18 +30,18 @@ fn main() {
     let files = std::env::args().skip(1).filter(|arg| !arg.starts_with("--"));
     let own: Vec<(String, Vec<Read>)> = files.map(|path| (path.clone(), from_file(&path))).collect();
     println!("| trace | reads | keys | budget | nearside | moka | difference |\n|---|---|---|---|---|---|---|");
-    let made = [
-        ("Zipf 0.99", zipf(Mix::default())),
-        ("Zipf 0.99, a scan of 20,000 keys in every 100,000 reads", zipf(Mix { scan: 20_000, ..Mix::default() })),
-        ("Zipf 0.99, scans of 100,000 keys", zipf(Mix { scan: 100_000, ..Mix::default() })),
-        ("Zipf 0.99, other keys grow popular", zipf(Mix { drift: 2_000, ..Mix::default() })),
-        ("Zipf 0.99, values of 64 B to 64 KiB", zipf(Mix { sizes: true, ..Mix::default() })),
-        ("Zipf 0.99, one in 20 is a write", zipf(Mix { writes: 20, ..Mix::default() })),
-        ("Zipf 0.7", zipf(Mix { skew: 0.7, ..Mix::default() })),
-        ("a loop over 20,000 keys, and Zipf 0.99", looped()),
+    let made: [(&str, fn() -> Vec<Read>); 8] = [
+        ("Zipf 0.99", || zipf(Mix::default())),
+        ("Zipf 0.99, a scan of 20,000 keys in every 100,000 reads", || zipf(Mix { scan: 20_000, ..Mix::default() })),
+        ("Zipf 0.99, scans of 100,000 keys", || zipf(Mix { scan: 100_000, ..Mix::default() })),
+        ("Zipf 0.99, other keys grow popular", || zipf(Mix { drift: 2_000, ..Mix::default() })),
+        ("Zipf 0.99, values of 64 B to 64 KiB", || zipf(Mix { sizes: true, ..Mix::default() })),
+        ("Zipf 0.99, one in 20 is a write", || zipf(Mix { writes: 20, ..Mix::default() })),
+        ("Zipf 0.7", || zipf(Mix { skew: 0.7, ..Mix::default() })),
+        ("a loop over 20,000 keys, and Zipf 0.99", looped),
     ];
-    for (name, trace) in made {
-        compare(name, &trace);
+    if own.is_empty() {
+        made.iter().for_each(|(name, make)| compare(name, &make()));
     }
     own.iter().for_each(|(name, trace)| compare(name.rsplit('/').next().unwrap_or(name), trace));
 }
@@ -214,6 +215,14 @@ fn from_file(path: &str) -> Vec<Read> {
     };
     if path.ends_with(".lis") {
         return text.lines().flat_map(blocks).map(|key| of(key, false)).collect();
+    }
+    if path.ends_with(".csv") {
+        let request = |line: &str| {
+            let mut columns = line.split(',').skip(1).map(|column| column.trim().parse::<u64>());
+            let (Some(Ok(key)), Some(Ok(size))) = (columns.next(), columns.next()) else { panic!("{path}: {line}") };
+            Read { size: u32::try_from(size).unwrap_or(u32::MAX), ..of(key, false) }
+        };
+        return text.lines().filter(|line| !line.starts_with('#')).map(request).collect();
     }
     let mut numbers: HashMap<&str, u64> = HashMap::new();
     let mut number = |line| {

@@ -17,8 +17,10 @@ impl Time {
 
     /// Reads the clock (one vDSO call).
     pub fn now() -> Time {
-        if cfg!(feature = "simulated") {
-            return simulated();
+        if cfg!(feature = "simulated")
+            && let Some(time) = simulated()
+        {
+            return time;
         }
         let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         Time(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
@@ -38,20 +40,20 @@ thread_local! {
     static SIMULATION: Cell<Option<(tokio::time::Instant, u64)>> = const { Cell::new(None) };
 }
 
-/// tokio's clock. While it stands still each reading is a nanosecond later than the last, so that what one thread does one
-/// after another also follows one another in time.
-fn simulated() -> Time {
+/// In a simulation, tokio's clock. While it stands still each reading is a nanosecond later than the last, so that what one
+/// thread does one after another also follows one another in time.
+fn simulated() -> Option<Time> {
+    let (began, last) = SIMULATION.get()?;
     let now = tokio::time::Instant::now();
-    let (began, last) = SIMULATION.get().unwrap_or((now, 0));
     let passed = u64::try_from((now - began).as_nanos()).unwrap_or(u64::MAX);
     let reading = passed.saturating_add(BEGIN).max(last + 1);
     SIMULATION.set(Some((began, reading)));
-    Time(reading)
+    Some(Time(reading))
 }
 
-/// The next reading in this thread begins another simulation.
+/// From here on this thread's time is tokio's, and begins anew.
 pub fn begin_simulation() {
-    SIMULATION.set(None);
+    SIMULATION.set(Some((tokio::time::Instant::now(), 0)));
 }
 
 impl Add<Duration> for Time {
