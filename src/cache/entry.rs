@@ -110,7 +110,7 @@ fn allocated(n: usize) -> usize {
 const JOINED_MAX: usize = 64 * 1024;
 /// A slot of the table: hash, pointer and control byte, about half of the slots being empty.
 const SLOT: usize = 2 * 17;
-/// A place in an eviction queue, with what the queue has grown ahead.
+/// A place in an eviction queue, and half of one among those it remembers.
 const QUEUED: usize = 24;
 
 impl Node {

@@ -2,7 +2,7 @@
 //! was thrown out of the small one. Single-threaded, no clock, no map: it asks its owner about each item.
 //!
 //! Bound: as many items as there are live replies, plus those already gone that [`Queues::compact`] has not swept yet
-//! (at most as many again, and 64); the ghosts are as many as the live items.
+//! (at most as many again, and 64); of those thrown out half as many are remembered, and 64.
 
 use std::collections::HashSet;
 
@@ -33,6 +33,11 @@ pub enum Probe {
     },
 }
 
+/// The small queue is shortened while it holds at least one in this many of all bytes. More costs loops and even popularity, less
+/// costs what is popular for a short while (docs/bench/RATIO.md has the traces).
+const SMALL: u64 = 20;
+/// So many items as live ones are remembered, divided by this. Longer memory lets a loop that does not fit push itself out.
+const REMEMBERED: usize = 2;
 /// What weighs more than this many times the mean is not worth a place in the main queue for having come back once: so many
 /// others would have to go for it.
 const HEAVY: u64 = 2;
@@ -83,7 +88,7 @@ impl Queues {
     pub fn victim(&mut self, mut probe: impl FnMut(&Item) -> Probe) -> Option<Item> {
         loop {
             let from_small = !self.small.items.is_empty()
-                && (self.main.items.is_empty() || self.small.bytes * 10 >= self.small.bytes + self.main.bytes);
+                && (self.main.items.is_empty() || self.small.bytes * SMALL >= self.small.bytes + self.main.bytes);
             let queue = if from_small { &mut self.small } else { &mut self.main };
             let item = queue.items.pop()?;
             let Probe::Live { weight, hits } = probe(&item) else {
@@ -106,7 +111,7 @@ impl Queues {
         if self.ghost_set.insert(ghost(item)) {
             self.ghosts.push(ghost(item));
         }
-        while self.ghosts.len() > self.queued() + 64 {
+        while self.ghosts.len() > self.queued() / REMEMBERED + 64 {
             if let Some(old) = self.ghosts.pop() {
                 self.ghost_set.remove(&old);
             }
