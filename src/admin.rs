@@ -76,10 +76,10 @@ pub fn fields(shared: &Shared) -> Vec<(String, String)> {
         add(&format!("flushes_{name}"), &get(&stats.flushes[cause as usize]));
     }
     let audit = &shared.audit;
-    add("audit_checked", &get(&audit.checked));
-    add("audit_stale", &get(&audit.stale));
-    add("audit_undecided", &get(&audit.undecided));
-    add("audit_skipped", &get(&audit.skipped));
+    add("audit_checked_total", &get(&audit.checked));
+    add("audit_stale_total", &get(&audit.stale));
+    add("audit_undecided_total", &get(&audit.undecided));
+    add("audit_skipped_total", &get(&audit.skipped));
     add("audit_nines", &format!("{:.2}", audit.nines()));
     fields
 }

@@ -22,7 +22,7 @@ def audited(site):
     """Of both proxies together, once no audit is on its way any more."""
     time.sleep(0.3)
     stats = [proxy.stats() for proxy in (site.a, site.b)]
-    return {name: sum(each[f"audit_{name}"] for each in stats) for name in ("checked", "stale", "undecided", "skipped")}
+    return {name: sum(each[f"audit_{name}_total"] for each in stats) for name in ("checked", "stale", "undecided", "skipped")}
 
 
 def complaints(site):
