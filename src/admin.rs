@@ -196,8 +196,8 @@ fn explain_read<'a>(
     }
     for variant in variants {
         // A linearizable read is always behind by the time of its own arrival; it then waits for one PING.
-        let watermark =
-            coherence.watermark(if level == Level::Linearizable { Level::Bounded } else { level }, now, seen);
+        let level = if level == Level::Linearizable { Level::Bounded } else { level };
+        let watermark = coherence.watermark(level, now, now, seen);
         if !shared.node.covers(variant.key) {
             return ("miss", format!("{}: outside of broadcast_prefixes", variant.key.escape_ascii()));
         }

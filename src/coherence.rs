@@ -49,6 +49,8 @@ pub struct Coherence {
     moved: Notify,
     /// When the latest PING was sent that the server answered by an error.
     refused: AtomicU64,
+    /// When the latest of the replies arrived that have waited for a barrier. What they are about may have changed any key.
+    settled: AtomicU64,
     waiting: AtomicUsize,
     /// Sessions and replies that had to wait for a clock.
     pub waits: AtomicU64,
@@ -69,6 +71,7 @@ impl Coherence {
             lane_wakers: (0..MAX_LANES).map(|_| AtomicWaker::new()).collect(),
             moved: Notify::new(),
             refused: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             waits: AtomicU64::new(0),
         }
@@ -184,9 +187,13 @@ impl Coherence {
     // --- levels ---
 
     /// The time as of which a hit must be fresh: of a request that arrived at or before `now`, in a session that has
-    /// last seen something of time `seen`.
-    pub fn watermark(&self, level: Level, now: Time, seen: Time) -> Time {
-        let bound = now - self.max_staleness;
+    /// last seen something of time `seen`. `asked`: when it arrived, or what its session said before it was answered.
+    ///
+    /// A script's write is reported to the lanes that read the key and were alive then. So once a script was answered,
+    /// a hit needs a lane that is known to have been alive later; what was answered after `asked` does not matter.
+    pub fn watermark(&self, level: Level, now: Time, asked: Time, seen: Time) -> Time {
+        let settled = Time(self.settled.load(Ordering::Acquire)).min(asked);
+        let bound = settled.max(now - self.max_staleness);
         match level {
             Level::Bounded => bound,
             Level::Causal => bound.max(seen),
@@ -203,8 +210,9 @@ impl Coherence {
         self.wait(need.time, lane, patience).await
     }
 
-    /// Waits until everything acknowledged before `t` is reflected in the cache: by the link's clock, or because
-    /// everything is void, since the link was lost or the server will not say PONG.
+    /// Waits until everything acknowledged before `t` is reflected in the cache: by the link's clock, and the watermark of
+    /// all hits that are asked for from now on; or because everything is void, since the link was lost or the server will
+    /// not say PONG.
     pub async fn barrier(&self, t: Time) {
         if crate::sabotage::on(crate::sabotage::Rule::Barrier) {
             return;
@@ -215,6 +223,7 @@ impl Coherence {
                 return self.cache.void();
             }
         }
+        self.settled.fetch_max(t.0, Ordering::AcqRel);
     }
 
     async fn wait(&self, t: Time, lane: Option<LaneStamp>, patience: Duration) -> bool {

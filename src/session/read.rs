@@ -70,11 +70,9 @@ impl Session {
     /// The time as of which a hit must be fresh.
     pub(super) fn owed(&self) -> Time {
         let coherence = &self.shared.node.coherence;
-        match self.level {
-            Level::Bounded => coherence.watermark(self.level, self.now, Time::ZERO),
-            Level::Causal => coherence.watermark(self.level, self.now, self.shown.max(self.outbox.seen())),
-            Level::Linearizable => coherence.watermark(self.level, self.arrived, Time::ZERO),
-        }
+        let answered = self.outbox.seen();
+        let now = if self.level == Level::Linearizable { self.arrived } else { self.now };
+        coherence.watermark(self.level, now, self.arrived.max(answered), self.shown.max(answered))
     }
 
     /// The way most requests go: GETs whose replies are there, one after another. The first of another kind is left to

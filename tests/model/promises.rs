@@ -137,6 +137,16 @@ fn scripts_while_the_link_dies() {
     });
 }
 
+/// What has filled the cache may have died, and nobody have heard of it, before the script's write could be reported to it.
+#[test]
+fn scripts_while_a_lane_dies() {
+    holds("scripts while a lane dies", |level| {
+        let programs = vec![client(0, 0, &[Read(0, 0), Read(0, 0)]), client(0, 1, &[Script(0)])];
+        let faults = Faults { lanes: 1, ..Faults::default() };
+        Scope { faults, ..scope(level, programs) }
+    });
+}
+
 #[test]
 fn flushes() {
     holds("flushes", |level| {

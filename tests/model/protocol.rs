@@ -223,13 +223,17 @@ impl Scope {
         }
     }
 
-    /// `Session::watermark`. At `bounded` it is long ago: the bound is longer than the scope.
-    fn watermark(&self, session: &Session) -> Time {
+    /// `Session::owed`. At `bounded` it is long ago, unless a script was answered: the bound is longer than the scope.
+    fn watermark(&self, w: &World, s: usize) -> Time {
+        let session = &w.sessions[s];
+        let arrived = session.present.map_or(1, |p| p.arrived);
+        let settled = w.proxies[self.programs[s].proxy].settled.min(arrived.max(session.seen));
+        let bound = if self.rules.settled { settled.max(1) } else { 1 };
         match self.level {
             _ if !self.rules.clock => 1,
-            Level::Bounded => 1,
-            Level::Causal => session.shown.max(session.seen).max(1),
-            Level::Linearizable => session.present.map_or(1, |p| p.arrived),
+            Level::Bounded => bound,
+            Level::Causal => session.shown.max(session.seen).max(bound),
+            Level::Linearizable => arrived,
         }
     }
 
@@ -252,7 +256,7 @@ impl Scope {
             return Found::Miss;
         }
         let floor = if self.rules.floor { floor } else { 0 };
-        let time = self.watermark(&w.sessions[s]).max(floor);
+        let time = self.watermark(w, s).max(floor);
         let lane_clock = if self.rules.lane_clock && alive { lane.clock } else { Time::MAX };
         if lane_clock.min(proxy.clock) < time { Found::Behind } else { Found::Hit(node) }
     }
@@ -321,10 +325,7 @@ impl Scope {
     /// What happens at once, and the forgetting of what can make no difference any more.
     fn settle_down(&self, w: &mut World) {
         for (s, program) in self.programs.iter().enumerate() {
-            if self.level != Level::Linearizable
-                && w.sessions[s].present.is_none()
-                && may_invoke(&w.sessions[s], program)
-            {
+            if !self.arrivals_matter() && w.sessions[s].present.is_none() && may_invoke(&w.sessions[s], program) {
                 self.invoke(w, s);
             }
         }
@@ -359,9 +360,10 @@ impl Scope {
         let id = w.sessions[s].pc;
         let op = program.ops[usize::from(id)];
         let lin = self.level == Level::Linearizable;
-        let arrived = if lin && matches!(op, Op::Read(..)) { w.now() } else { 0 };
+        let arrived = if self.arrivals_matter() && matches!(op, Op::Read(..)) { w.now() } else { 0 };
         let need = match op {
             Op::Read(key, _) | Op::Past(key) if lin => w.last_write(key, w.mark),
+            Op::Read(key, _) | Op::Past(key) => w.proxies[program.proxy].acked[usize::from(key)],
             _ => 0,
         };
         w.sessions[s].pc += 1;
@@ -468,7 +470,8 @@ impl Scope {
     fn reserve(&self, w: &mut World, s: usize, state: SlotState) {
         let session = &mut w.sessions[s];
         let Present { id, op, mut need, .. } = session.present.take().expect("a request");
-        if let (Op::Read(key, _) | Op::Past(key), true) = (op, self.level != Level::Linearizable) {
+        // It has arrived at once: what was acknowledged until now counts too.
+        if let (Op::Read(key, _) | Op::Past(key), false) = (op, self.arrivals_matter()) {
             need = w.proxies[self.programs[s].proxy].acked[usize::from(key)];
         }
         let sent = !matches!(state, SlotState::Ready(_));
@@ -484,8 +487,11 @@ impl Scope {
         }) else {
             return;
         };
-        if w.proxies[p].clock < until && self.rules.barrier_flushes {
-            w.proxies[p].epoch += 1;
+        let proxy = &mut w.proxies[p];
+        if proxy.clock >= until {
+            proxy.settled = proxy.settled.max(until);
+        } else if self.rules.barrier_flushes {
+            proxy.epoch += 1;
         }
         let now = w.now();
         self.deliver(w, s as u8, id, Some(value), now);
@@ -495,7 +501,7 @@ impl Scope {
     fn deliver(&self, w: &mut World, s: u8, id: u8, value: Option<Pos>, now: Time) {
         let s = usize::from(s);
         let session = &mut w.sessions[s];
-        if self.level == Level::Causal {
+        if self.level == Level::Causal || self.scripts_matter() {
             session.seen = session.seen.max(now);
         }
         if let Some(slot) = session.slots.iter_mut().find(|slot| slot.id == id) {
@@ -624,6 +630,17 @@ impl Scope {
     fn stored_matters(&self) -> bool {
         let mut ops = self.programs.iter().flat_map(|g| &g.ops);
         self.level == Level::Causal || ops.any(|op| matches!(op, Op::Read(_, 1..)))
+    }
+
+    /// In `broadcast` a lane's death takes nothing with it; a linearizable read is proven as of its own arrival.
+    fn scripts_matter(&self) -> bool {
+        let mut ops = self.programs.iter().flat_map(|g| &g.ops);
+        self.level != Level::Linearizable && !self.broadcast && ops.any(|op| matches!(op, Op::Script(_)))
+    }
+
+    /// When a request arrives makes a difference: elsewhere it does so at once.
+    fn arrivals_matter(&self) -> bool {
+        self.level == Level::Linearizable || self.scripts_matter()
     }
 
     // --- link ---

@@ -39,4 +39,6 @@ rules! {
     two_pings,
     /// A barrier that ends because the link is down flushes first.
     barrier_flushes,
+    /// A hit behind a script that was answered needs a lane that was alive when the script's reply came.
+    settled,
 }

@@ -77,6 +77,13 @@ fn held_replies() {
     breaks("held replies", OWN, |r| r.held = false, scope(Bounded, programs));
 }
 
+#[test]
+fn lanes_alive_behind_a_script() {
+    let programs = vec![client(0, 0, &[Read(0, 0), Read(0, 0)]), client(0, 1, &[Script(0)])];
+    let question = Scope { faults: Faults { lanes: 1, ..Faults::default() }, ..scope(Bounded, programs) };
+    breaks("lanes alive behind a script", OWN, |r| r.settled = false, question);
+}
+
 /// The order that `Coherence::generation` asks for.
 #[test]
 fn generation_after_epoch() {

@@ -211,6 +211,8 @@ pub struct Proxy {
     /// When something about the key was told last that was not stored: a fill sent before then gets it as its floor.
     pub told: [Time; KEYS],
     pub lanes: Vec<Lane>,
+    /// When the latest of the replies came that have waited for a barrier.
+    pub settled: Time,
     /// Ghost: the newest write of each key acknowledged through this proxy.
     pub acked: [Pos; KEYS],
 }
@@ -266,6 +268,7 @@ impl World {
             losing: 0,
             entries: Default::default(),
             told: [0; KEYS],
+            settled: 0,
             lanes: vec![lane.clone(); lanes_of(p)],
             acked: [0; KEYS],
         };
@@ -302,7 +305,7 @@ impl World {
     /// The latest time that a hit in proxy `p` may have to be proven as of. `stored`: when a reply arrived may become
     /// such a time.
     pub fn latest_wanted(&self, programs: &[Program], p: usize, stored: bool) -> Time {
-        let mut latest = 0;
+        let mut latest = self.proxies[p].settled;
         for (s, _) in self.sessions.iter().zip(programs).filter(|(_, program)| program.proxy == p) {
             latest = latest.max(s.shown).max(s.seen).max(s.present.map_or(0, |r| r.arrived));
             for slot in &s.slots {
@@ -385,6 +388,7 @@ impl Proxy {
 
     fn times(&mut self, f: &mut impl FnMut(&mut Time)) {
         f(&mut self.clock);
+        f(&mut self.settled);
         self.told.iter_mut().for_each(&mut *f);
         if let Some(link) = &mut self.link {
             f(&mut link.answered);

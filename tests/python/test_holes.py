@@ -24,6 +24,9 @@ SLACK = 0.01
 pytestmark = pytest.mark.needs_proxy
 
 
+SET_UNDECLARED = "return redis.call('SET', ARGV[1], ARGV[2])"
+
+
 def cached(conn, *read):
     """Reads until the cache would answer; the reply."""
     hit = lambda: b"hit" in conn.call("NEARSIDE", "EXPLAIN", *read)[0]  # noqa: E731
@@ -170,6 +173,31 @@ def test_a_lane_half_open(lab, level):
         assert_never_after(deadline, b"old", conn, "GET", "k", until=acked + 1)
         assert conn.call("GET", "k") == b"new"
     assert time.monotonic() < acked + ANSWER_BOUND
+
+
+@pytest.mark.parametrize("reading", ["GET", "MGET", "script"])
+@pytest.mark.parametrize("writing", ["script", "pinned"])
+def test_a_script_writes_what_a_lane_has_read_that_is_dead_already(lab, writing, reading):
+    """The script's write is reported to nobody, for the server has forgotten what the lane had read, and the proxy has not heard
+    of the lane's end: what the lane has filled must not be told any more."""
+    site = lab.site("redis", relayed=True, settings={**SETTINGS, "max_staleness": "5s"})
+    with Connection(site.a.port) as conn, Connection(site.a.port) as writer:
+        if writing == "pinned":
+            writer.call("CLIENT", "NO-EVICT", "off")
+        assert writer.call("EVAL", SET_UNDECLARED, 0, "other", "x") == b"OK"
+        site.server.call("SET", "k", "old")
+        assert cached(conn, "GET", "k") == b"old"
+        site.relay.half_open("lane")
+        assert site.server.kill_clients_named("nearside-lane")
+        if writing == "pinned":
+            assert writer.call("SET", "k", "new") == b"OK"
+        else:
+            assert writer.call("EVAL", SET_UNDECLARED, 0, "k", "new") == b"OK"
+        if reading == "script":
+            assert conn.call("EVAL", "return redis.call('GET', ARGV[1])", 0, "k") == b"new"
+        if reading == "MGET":
+            assert conn.call("MGET", "k") == [b"new"]
+        assert conn.call("GET", "k") == b"new"
 
 
 def test_a_link_half_open(lab):
