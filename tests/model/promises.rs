@@ -137,6 +137,16 @@ fn scripts_while_the_link_dies() {
     });
 }
 
+/// What its end leaves unreported concerns `bounded` alone: at the other levels a hit waits for the lane's clock anyway.
+#[test]
+fn scripts_while_a_lane_dies() {
+    holds_at(&[Level::Bounded], "scripts while a lane dies", |level| {
+        let programs = vec![client(0, 0, &[Read(0, 0), Read(0, 0)]), client(0, 1, &[Script(0)])];
+        let faults = Faults { lanes: 1, ..Faults::default() };
+        Scope { faults, ..scope(level, programs) }
+    });
+}
+
 #[test]
 fn flushes() {
     holds("flushes", |level| {

@@ -16,19 +16,18 @@ use nearside::shared::Shared;
 use nearside::time::{self, Time};
 use nearside::transport::{Endpoint, Stream};
 use nearside::upstream::{ConnectionKey, Pool, link, watch};
-use nearside::verify::drive::{Client, Site, Way};
+use nearside::verify::drive::{Client, Mix, Site, Way};
 use nearside::verify::history::{History, Route, Span};
 use nearside::verify::judge::{self, Findings, Rules};
 use nearside::verify::wire::Target;
-use nearside::verify::work::FieldTtls;
-use tokio::io::DuplexStream;
+use nearside::verify::work::{FieldTtls, KINDS};
 use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
 
-use super::network::Network;
+use super::network::{Arrival, Line, Network, QUIETLY};
 use super::server::Server;
 
-/// Objects in use at a time: one of each kind.
+/// The most objects in use at a time.
 const OBJECTS: usize = 6;
 const CLIENTS: usize = 8;
 const PROXIES: usize = 2;
@@ -129,6 +128,7 @@ pub fn run(seed: u64) -> Outcome {
 
 struct World {
     chance: Chance,
+    climate: Climate,
     log: Log,
     network: Rc<Network>,
     server: Rc<RefCell<Server>>,
@@ -144,7 +144,36 @@ struct Proxy {
 }
 
 /// Kinds of weather.
-pub const WEATHERS: usize = 9;
+pub const WEATHERS: usize = 12;
+
+/// Which weather there is most.
+#[derive(Clone, Copy)]
+enum Climate {
+    /// A little of each.
+    Mixed,
+    /// Reports are late, and all else flows.
+    LateReports,
+    /// Lanes end, and the proxies hear of it later.
+    QuietDeaths,
+    /// The server is busy in between two commands.
+    Blinks,
+}
+
+impl Climate {
+    const ALL: [Climate; 4] = [Climate::Mixed, Climate::LateReports, Climate::QuietDeaths, Climate::Blinks];
+
+    /// What is thrown with dice, of which half show what there is most.
+    fn dice(self, chance: &Chance) -> usize {
+        let dice = chance.below(200);
+        match self {
+            _ if dice < 100 => dice,
+            Climate::Mixed => chance.below(100),
+            Climate::LateReports => 79,
+            Climate::QuietDeaths => 82,
+            Climate::Blinks => 85,
+        }
+    }
+}
 
 /// The upstream's name, for those who ask; the endpoint says where it is.
 fn upstream() -> Upstream {
@@ -177,17 +206,23 @@ impl World {
         let log = Log::default();
         let config = config(&chance, max_staleness);
         let network = Network::new(chance.clone(), log.clone());
+        let climate = chance.any(&Climate::ALL);
         let server = Rc::new(RefCell::new(Server::new(log.clone())));
+        if chance.one_in(2) {
+            server.borrow_mut().use_threads();
+        }
         let (endpoint, dialled) = network.listen("server", true);
         spawn_local(super::server::accept(server.clone(), dialled));
         spawn_local(super::server::work(server.clone(), chance.clone()));
         let proxies = (0..PROXIES).map(|_| Proxy::start(&config, &endpoint)).collect();
         let (erased, weather) = Default::default();
-        Rc::new(World { chance, log, network, server, proxies, config, erased, weather })
+        Rc::new(World { chance, climate, log, network, server, proxies, config, erased, weather })
     }
 
     async fn run(self: Rc<World>, seed: u64) -> Outcome {
-        let site = Rc::new(Site::new(self.ways(), "k".into(), OBJECTS, FieldTtls::None));
+        let mix = self.mix();
+        let site = Site::new(self.ways(), "k".into(), mix.kinds.len(), FieldTtls::None, mix);
+        let site = Rc::new(site);
         let mut clients: Vec<Client> = (0..CLIENTS).map(|i| Client::new(&site, i, seed)).collect();
         let weather = spawn_local(self.clone().have_weather());
         let mut history = site.round(&mut clients, LENGTH).await;
@@ -214,8 +249,18 @@ impl World {
         }
     }
 
+    /// Few objects or many, much written or little, in one protocol or in both.
+    fn mix(&self) -> Mix {
+        let chance = &self.chance;
+        let kinds = (0..chance.any(&[2, 3, OBJECTS])).map(|_| chance.any(&KINDS)).collect();
+        let resp3: &[bool] = chance.any(&[&[false, true], &[false], &[true]]);
+        Mix { kinds, writes: chance.any(&[0.25, 0.1, 0.04]), resp3: resp3.to_vec() }
+    }
+
     /// Past the proxies, and through each at one level or two.
     fn ways(self: &Rc<Self>) -> Vec<Way> {
+        const LEVELS: [Level; 3] = [Level::Bounded, Level::Causal, Level::Linearizable];
+        let levels: &[Level] = self.chance.any(&[&LEVELS, &LEVELS, &LEVELS[..1], &LEVELS[..1], &LEVELS[1..2], &LEVELS[2..]]);
         let way = |name: &str, endpoint: Endpoint, level| Way {
             target: Target::at(endpoint, upstream()),
             route: Route { name: name.to_owned(), level },
@@ -226,7 +271,7 @@ impl World {
         let mut ways = vec![way("past", past, None)];
         for number in 0..PROXIES {
             for _ in 0..=number {
-                let level = self.chance.any(&[Level::Bounded, Level::Causal, Level::Linearizable]);
+                let level = self.chance.any(levels);
                 let name = format!("client of {number} {level}");
                 let (endpoint, dialled) = self.network.listen(&name, false);
                 spawn_local(self.clone().accept(number, level, dialled));
@@ -236,8 +281,8 @@ impl World {
         ways
     }
 
-    async fn accept(self: Rc<World>, number: usize, level: Level, mut dialled: mpsc::Receiver<DuplexStream>) {
-        while let Some(end) = dialled.recv().await {
+    async fn accept(self: Rc<World>, number: usize, level: Level, mut dialled: mpsc::Receiver<Arrival>) {
+        while let Some(Arrival { end, .. }) = dialled.recv().await {
             let Proxy { shared, pools } = &self.proxies[number];
             let pool = pools[self.chance.below(POOLS)].clone();
             let client = shared.clients.enter(shared.config.maxclients, "client".into(), "proxy".into());
@@ -254,8 +299,7 @@ impl World {
             let pause = -(1.0 - self.chance.share()).ln() * mean;
             tokio::time::sleep(Duration::from_secs_f64(pause)).await;
             self.server.borrow_mut().expire(&self.chance);
-            let kind = self.chance.below(100);
-            self.happen(kind);
+            self.happen(self.climate.dice(&self.chance));
         }
     }
 
@@ -263,37 +307,50 @@ impl World {
         let at = Time::now();
         let erased = || self.erased.borrow_mut().push(Span { start: at, end: Time::now() });
         let kind = match dice {
-            0..20 => self.network.break_one("server").unwrap_or_default(),
-            20..24 => self.network.break_one("client").unwrap_or_default(),
+            0..20 => self.network.break_one("server"),
+            20..24 => self.network.break_one("client"),
             24..60 => {
-                self.network.hold_one(self.chance.any(&["server", "server", "client", "past"]));
-                5
+                let place = self.chance.any(&["server", "server", "client", "past"]);
+                self.network.hold_one(place).then_some(5)
             }
             60..66 => {
                 self.server.borrow_mut().be_busy(self.chance.pause() / 4);
-                6
+                Some(6)
             }
             66..76 => {
                 self.server.borrow_mut().overflow(&self.chance);
-                7
+                Some(7)
             }
             76..78 => {
                 self.server.borrow_mut().flush();
                 erased();
-                8
+                Some(8)
             }
             78 => {
                 self.server.borrow_mut().restart();
                 self.network.break_all("server");
                 self.network.break_all("past");
                 erased();
-                8
+                Some(8)
+            }
+            79..82 => self.any_of("nearside-link").filter(|line| self.network.hold(line.clone(), false)).map(|_| 9),
+            82..85 => self.any_of("nearside-lane").and_then(|line| self.network.break_it(line, QUIETLY)).map(|_| 10),
+            85..88 => {
+                self.server.borrow_mut().be_busy_for(1 + self.chance.below(4));
+                Some(11)
             }
             _ => return self.proxies.iter().for_each(|proxy| proxy.shared.cache.sweep(Time::now())),
         };
+        let Some(kind) = kind else { return };
         let mut weather = self.weather.get();
         weather[kind] += 1;
         self.weather.set(weather);
+    }
+
+    /// One of the lines that proxies call so.
+    fn any_of(&self, name: &str) -> Option<Rc<Line>> {
+        let lines = self.server.borrow().lines(name);
+        (!lines.is_empty()).then(|| lines[self.chance.below(lines.len())].clone())
     }
 }
 
