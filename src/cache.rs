@@ -305,6 +305,7 @@ impl Cache {
             return Err(Absence::Expired);
         }
         let lane = lane.ok_or(Absence::LaneLost)?;
+        let watermark = watermark.max(self.clocks.settled());
         let time = if sabotage::on(Rule::Floors) { watermark } else { watermark.max(floor) };
         if lane.min(link) < time {
             return Err(Absence::Behind(Need { time, lane: node.lane() }));

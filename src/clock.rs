@@ -38,6 +38,7 @@ struct LaneSlot {
 pub struct Clocks {
     link: AtomicU64,
     link_wanted: AtomicU64,
+    settled: AtomicU64,
     lanes: Box<[LaneSlot]>,
     closed: AtomicU64,
 }
@@ -53,6 +54,7 @@ impl Default for Clocks {
         Clocks {
             link: AtomicU64::new(0),
             link_wanted: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
             lanes: (0..MAX_LANES).map(slot).collect(),
             closed: AtomicU64::new(0),
         }
@@ -83,6 +85,19 @@ impl Clocks {
     /// The latest time somebody waits for.
     pub fn link_wanted(&self) -> Time {
         Time(self.link_wanted.load(Ordering::Acquire))
+    }
+
+    /// The latest time up to which writes of unknown keys have been acknowledged: nothing is served that is not proven as of
+    /// then.
+    #[inline]
+    pub fn settled(&self) -> Time {
+        Time(self.settled.load(Ordering::Acquire))
+    }
+
+    /// Such a write, executed before `t`, is about to be acknowledged, and the link has reached `t`. What it changed was
+    /// reported, unless the lane that filled it had ended at the server without our having heard of it.
+    pub fn settle(&self, t: Time) {
+        self.settled.fetch_max(t.0, Ordering::AcqRel);
     }
 
     /// A lane has come up: takes a slot. `None` if all are taken; such a lane forwards but does not fill.

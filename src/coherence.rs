@@ -17,6 +17,7 @@ use crate::cache::events::Event;
 use crate::cache::{Cache, FlushCause, Need};
 use crate::clock::{Clocks, LaneStamp, MAX_LANES};
 use crate::config::Level;
+use crate::sabotage::{self, Rule};
 use crate::time::Time;
 use standing::{Mode, Standing};
 
@@ -203,10 +204,11 @@ impl Coherence {
         self.wait(need.time, lane, patience).await
     }
 
-    /// Waits until everything acknowledged before `t` is reflected in the cache: by the link's clock, or because
-    /// everything is void, since the link was lost or the server will not say PONG.
+    /// Waits until everything executed before `t` is reflected in the cache: by the link's clock, or because everything is
+    /// void, since the link was lost or the server will not say PONG. From then on hits are proven as of `t`, by their
+    /// lanes' clocks, too: of what a lane has read that is dead at the server nothing is reported to the link.
     pub async fn barrier(&self, t: Time) {
-        if crate::sabotage::on(crate::sabotage::Rule::Barrier) {
+        if sabotage::on(Rule::Barrier) {
             return;
         }
         while !self.wait(t, None, Duration::from_secs(1)).await {
@@ -214,6 +216,9 @@ impl Coherence {
                 // Whoever is told now must find nothing older, whether a lost link has flushed everything yet or not.
                 return self.cache.void();
             }
+        }
+        if !sabotage::on(Rule::Settled) {
+            self.clocks().settle(t);
         }
     }
 

@@ -122,6 +122,20 @@ fn a_hit_waits_for_the_slower_of_link_and_lane() {
 }
 
 #[test]
+fn after_a_barrier_a_hit_waits_for_its_lane() {
+    let b = bench(1 << 20);
+    b.put(&get("k"), "v");
+    b.cache.clocks.advance_link(Time(200));
+    b.cache.clocks.settle(Time(150));
+    b.cache.clocks.settle(Time(120));
+    assert_eq!(b.read(&get("k"), 1), Err("behind"), "the lane may have died before");
+    b.cache.clocks.advance_lane(b.lane, Time(149));
+    assert_eq!(b.read(&get("k"), 1), Err("behind"));
+    b.cache.clocks.advance_lane(b.lane, Time(150));
+    assert_eq!(b.read(&get("k"), 1), Ok("v".into()));
+}
+
+#[test]
 fn nothing_is_served_past_its_deadline() {
     let b = bench(1 << 20);
     const MS: u64 = 1_000_000;

@@ -288,7 +288,9 @@ impl Session {
             proven = proven.min(alive);
         }
         match slowest {
-            Some(lane) if youngest > proven && !sabotage::on(Rule::Snapshot) => Lookup::Behind(Need { time: youngest, lane }),
+            Some(lane) if youngest > proven && !sabotage::on(Rule::Snapshot) => {
+                Lookup::Behind(Need { time: youngest, lane })
+            }
             _ => {
                 self.shown = self.shown.max(youngest);
                 Lookup::Hit((reply, nodes))

@@ -187,7 +187,12 @@ struct Ping {
 
 impl Pings {
     fn new(mode: Mode) -> Pings {
-        Pings { twice: mode == Mode::Broadcast && !sabotage::on(Rule::SecondPing), waiting: VecDeque::new(), sent: Time::ZERO, answered: None }
+        Pings {
+            twice: mode == Mode::Broadcast && !sabotage::on(Rule::SecondPing),
+            waiting: VecDeque::new(),
+            sent: Time::ZERO,
+            answered: None,
+        }
     }
 
     fn send(&mut self, now: Time) {

@@ -252,7 +252,7 @@ impl Scope {
             return Found::Miss;
         }
         let floor = if self.rules.floor { floor } else { 0 };
-        let time = self.watermark(&w.sessions[s]).max(floor);
+        let time = self.watermark(&w.sessions[s]).max(floor).max(proxy.settled);
         let lane_clock = if self.rules.lane_clock && alive { lane.clock } else { Time::MAX };
         if lane_clock.min(proxy.clock) < time { Found::Behind } else { Found::Hit(node) }
     }
@@ -484,8 +484,11 @@ impl Scope {
         }) else {
             return;
         };
-        if w.proxies[p].clock < until && self.rules.barrier_flushes {
-            w.proxies[p].epoch += 1;
+        let proxy = &mut w.proxies[p];
+        if proxy.clock >= until && self.rules.settled {
+            proxy.settled = proxy.settled.max(until);
+        } else if proxy.clock < until && self.rules.barrier_flushes {
+            proxy.epoch += 1;
         }
         let now = w.now();
         self.deliver(w, s as u8, id, Some(value), now);

@@ -25,6 +25,8 @@ rules! {
     floor,
     /// The reply of a script waits for a barrier.
     held,
+    /// After such a barrier, a hit's lane must have been alive at its time.
+    settled,
     /// Whether a lane may fill is asked after the token was taken.
     generation_after_epoch,
     /// A hit does not overtake what is outstanding in its session.

@@ -77,6 +77,14 @@ fn held_replies() {
     breaks("held replies", OWN, |r| r.held = false, scope(Bounded, programs));
 }
 
+/// A script writes what a lane has read that is dead at the node: nobody is told.
+#[test]
+fn lanes_after_a_barrier() {
+    let programs = vec![client(0, 0, &[Read(0, 0), Read(0, 0)]), client(0, 1, &[Script(0)])];
+    let question = Scope { faults: Faults { lanes: 1, ..Faults::default() }, ..scope(Bounded, programs) };
+    breaks("hits proven past a barrier", OWN, |r| r.settled = false, question);
+}
+
 /// The order that `Coherence::generation` asks for.
 #[test]
 fn generation_after_epoch() {

@@ -204,6 +204,8 @@ pub struct Proxy {
     pub gene: u8,
     pub genes: u8,
     pub clock: Time,
+    /// Every hit must be proven as of this: the latest barrier.
+    pub settled: Time,
     pub link: Option<Link>,
     /// Steps of `link_lost` still to do.
     pub losing: u8,
@@ -262,6 +264,7 @@ impl World {
             gene: 1,
             genes: 1,
             clock: 1,
+            settled: 0,
             link: Some(link.clone()),
             losing: 0,
             entries: Default::default(),
@@ -302,7 +305,7 @@ impl World {
     /// The latest time that a hit in proxy `p` may have to be proven as of. `stored`: when a reply arrived may become
     /// such a time.
     pub fn latest_wanted(&self, programs: &[Program], p: usize, stored: bool) -> Time {
-        let mut latest = 0;
+        let mut latest = self.proxies[p].settled;
         for (s, _) in self.sessions.iter().zip(programs).filter(|(_, program)| program.proxy == p) {
             latest = latest.max(s.shown).max(s.seen).max(s.present.map_or(0, |r| r.arrived));
             for slot in &s.slots {
@@ -385,6 +388,7 @@ impl Proxy {
 
     fn times(&mut self, f: &mut impl FnMut(&mut Time)) {
         f(&mut self.clock);
+        f(&mut self.settled);
         self.told.iter_mut().for_each(&mut *f);
         if let Some(link) = &mut self.link {
             f(&mut link.answered);

@@ -172,6 +172,20 @@ def test_a_lane_half_open(lab, level):
     assert time.monotonic() < acked + ANSWER_BOUND
 
 
+def test_a_script_writes_what_a_half_open_lane_has_read(lab):
+    """The server reports nothing of it. Whoever reads through the proxy after the script's ack sees it, at `bounded`, too."""
+    site = lab.site("redis", relayed=True, settings=SETTINGS)
+    with Connection(site.a.port) as conn:
+        site.server.call("SET", "k", "old")
+        assert cached(conn, "GET", "k") == b"old"
+        site.relay.half_open("lane")
+        assert site.server.kill_clients_named("nearside-lane")
+        # In the other protocol, so by a lane of its own.
+        with Connection(site.a.port, protocol=3) as other:
+            other.call("EVAL", "return redis.call('SET', ARGV[1], ARGV[2])", "0", "k", "new")
+        assert conn.call("GET", "k") == b"new"
+
+
 def test_a_link_half_open(lab):
     """Closed by the server, unknown to the proxy: hits end within the bound, and the link is given up and opened anew."""
     site = lab.site("redis", relayed=True, settings=SETTINGS)

@@ -213,6 +213,11 @@ mod broken {
     }
 
     #[test]
+    fn lanes_after_a_barrier() {
+        is_found(Rule::Settled);
+    }
+
+    #[test]
     fn lanes() {
         is_found(Rule::Lanes);
     }

@@ -69,8 +69,8 @@ pub struct Server {
     fresh: BTreeSet<Bytes>,
     last_id: i64,
     busy_until: Time,
-    /// So many more commands find it busy.
-    busy_for: usize,
+    /// The next CLIENT CACHING is the last command that finds it busy.
+    blinks: bool,
     threads: bool,
     work: Rc<Notify>,
     log: Log,
@@ -86,7 +86,7 @@ impl Server {
             fresh: BTreeSet::new(),
             last_id: 0,
             busy_until: Time::ZERO,
-            busy_for: 0,
+            blinks: false,
             threads: false,
             work: Rc::default(),
             log,
@@ -100,9 +100,9 @@ impl Server {
         self.busy_until = Time::now() + length;
     }
 
-    /// A script is just about to end: so many more commands are refused, and the next one is not.
-    pub fn be_busy_for(&mut self, commands: usize) {
-        self.busy_for = commands;
+    /// A script ends just between the next CLIENT CACHING and its read.
+    pub fn blink(&mut self) {
+        self.blinks = true;
     }
 
     /// Keys whose time has come are noticed, or not yet.
@@ -205,9 +205,10 @@ impl Server {
         let name = String::from_utf8_lossy(&args[0]).to_lowercase();
         let Some(connection) = self.connections.get_mut(&id) else { return Vec::new() };
         let caching = name != "client" && std::mem::take(&mut connection.caching);
-        let busy = Time::now() < self.busy_until || self.busy_for > 0;
-        if busy && !WHILE_BUSY.contains(&&*name) {
-            self.busy_for = self.busy_for.saturating_sub(1);
+        let is_caching = || name == "client" && args.get(1).is_some_and(|word| word.eq_ignore_ascii_case(b"caching"));
+        let blinks = self.blinks && is_caching();
+        if blinks || Time::now() < self.busy_until && !WHILE_BUSY.contains(&&*name) {
+            self.blinks &= !blinks;
             return vec![connection.refuse_busy(&name)];
         }
         if let Some(queue) = connection.queue.as_mut().filter(|_| !matches!(&*name, "exec" | "discard")) {
@@ -477,7 +478,7 @@ pub async fn work(server: Rc<RefCell<Server>>, chance: Chance) {
             if left.is_zero() {
                 server.borrow_mut().end_turn();
                 work.notified().await;
-                let long = server.borrow().threads && chance.one_in(3);
+                let long = server.borrow().threads && chance.one_in(2);
                 end = if long { Time::now() + chance.pause() / 4 } else { Time::ZERO };
             } else {
                 server.borrow_mut().send_early();

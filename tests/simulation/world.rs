@@ -20,7 +20,7 @@ use nearside::verify::drive::{Client, Mix, Site, Way};
 use nearside::verify::history::{History, Route, Span};
 use nearside::verify::judge::{self, Findings, Rules};
 use nearside::verify::wire::Target;
-use nearside::verify::work::{FieldTtls, KINDS};
+use nearside::verify::work::{FieldTtls, KINDS, Kind};
 use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
 
@@ -37,6 +37,10 @@ const POOLS: usize = 2;
 const BUDGET: usize = 200_000;
 /// How long the clients work.
 const LENGTH: Duration = Duration::from_millis(2000);
+/// How slow a direction of a line is, in milliseconds.
+const SLOW_LINES: &[u64] = &[0, 1, 1, 4, 20];
+/// So that more is done while something else is late.
+const FAST_LINES: &[u64] = &[0, 0, 1, 1, 2];
 
 /// Where chance comes from in the tests' half of the world.
 #[derive(Clone)]
@@ -44,6 +48,10 @@ pub struct Chance {
     rng: Rc<RefCell<fastrand::Rng>>,
     /// The longest pause.
     longest: Duration,
+    /// How slow lines may be, in milliseconds.
+    lines: &'static [u64],
+    /// Of so many pieces, one is cut.
+    whole: usize,
 }
 
 impl Chance {
@@ -70,7 +78,7 @@ impl Chance {
 
     /// How slow a direction of a line is.
     pub fn slowness(&self) -> Duration {
-        Duration::from_millis(self.any(&[0, 1, 1, 4, 20]))
+        Duration::from_millis(self.any(self.lines))
     }
 
     /// What one piece takes.
@@ -80,7 +88,7 @@ impl Chance {
 
     /// How many bytes pass at once.
     pub fn cut(&self, most: usize) -> usize {
-        if self.one_in(8) { 1 + self.below(24) } else { most }
+        if self.one_in(self.whole) { 1 + self.below(self.any(&[24, 120])) } else { most }
     }
 }
 
@@ -155,7 +163,7 @@ enum Climate {
     LateReports,
     /// Lanes end, and the proxies hear of it later.
     QuietDeaths,
-    /// The server is busy in between two commands.
+    /// The server is busy until just before a read.
     Blinks,
 }
 
@@ -184,7 +192,13 @@ fn upstream() -> Upstream {
 fn config(chance: &Chance, max_staleness: Duration) -> Config {
     let ms = Duration::from_millis;
     Config {
-        invalidation: chance.any(&[Invalidation::Auto, Invalidation::Auto, Invalidation::Broadcast]),
+        invalidation: chance.any(&[
+            Invalidation::Auto,
+            Invalidation::Auto,
+            Invalidation::Auto,
+            Invalidation::Broadcast,
+            Invalidation::Broadcast,
+        ]),
         max_staleness,
         heartbeat: ms(chance.any(&[5, 10, 20])),
         upstream_timeout: max_staleness * 3,
@@ -201,14 +215,16 @@ fn config(chance: &Chance, max_staleness: Duration) -> Config {
 impl World {
     fn new(seed: u64) -> Rc<World> {
         let rng = Rc::new(RefCell::new(fastrand::Rng::with_seed(!seed)));
-        let max_staleness = Duration::from_millis([40, 80, 160][rng.borrow_mut().usize(0..3)]);
-        let chance = Chance { rng, longest: max_staleness * 2 };
+        let max_staleness = Duration::from_millis([40, 80, 160, 320][rng.borrow_mut().usize(0..4)]);
+        let lines = [FAST_LINES, SLOW_LINES, SLOW_LINES][rng.borrow_mut().usize(0..3)];
+        let whole = [8, 8, 2][rng.borrow_mut().usize(0..3)];
+        let chance = Chance { rng, longest: max_staleness * 2, lines, whole };
         let log = Log::default();
         let config = config(&chance, max_staleness);
         let network = Network::new(chance.clone(), log.clone());
         let climate = chance.any(&Climate::ALL);
         let server = Rc::new(RefCell::new(Server::new(log.clone())));
-        if chance.one_in(2) {
+        if !chance.one_in(3) {
             server.borrow_mut().use_threads();
         }
         let (endpoint, dialled) = network.listen("server", true);
@@ -252,7 +268,9 @@ impl World {
     /// Few objects or many, much written or little, in one protocol or in both.
     fn mix(&self) -> Mix {
         let chance = &self.chance;
-        let kinds = (0..chance.any(&[2, 3, OBJECTS])).map(|_| chance.any(&KINDS)).collect();
+        let one = chance.any(&[Kind::Pair, Kind::Pair, Kind::Text, Kind::Hash, Kind::Counter, Kind::Log]);
+        let all: &[Kind] = if chance.one_in(2) { &[one] } else { &KINDS };
+        let kinds = (0..chance.any(&[1, 2, 3, OBJECTS])).map(|_| chance.any(all)).collect();
         let resp3: &[bool] = chance.any(&[&[false, true], &[false], &[true]]);
         Mix { kinds, writes: chance.any(&[0.25, 0.1, 0.04]), resp3: resp3.to_vec() }
     }
@@ -260,7 +278,8 @@ impl World {
     /// Past the proxies, and through each at one level or two.
     fn ways(self: &Rc<Self>) -> Vec<Way> {
         const LEVELS: [Level; 3] = [Level::Bounded, Level::Causal, Level::Linearizable];
-        let levels: &[Level] = self.chance.any(&[&LEVELS, &LEVELS, &LEVELS[..1], &LEVELS[..1], &LEVELS[1..2], &LEVELS[2..]]);
+        let levels: &[Level] =
+            self.chance.any(&[&LEVELS, &LEVELS, &LEVELS[..1], &LEVELS[..1], &LEVELS[1..2], &LEVELS[2..]]);
         let way = |name: &str, endpoint: Endpoint, level| Way {
             target: Target::at(endpoint, upstream()),
             route: Route { name: name.to_owned(), level },
@@ -336,7 +355,7 @@ impl World {
             79..82 => self.any_of("nearside-link").filter(|line| self.network.hold(line.clone(), false)).map(|_| 9),
             82..85 => self.any_of("nearside-lane").and_then(|line| self.network.break_it(line, QUIETLY)).map(|_| 10),
             85..88 => {
-                self.server.borrow_mut().be_busy_for(1 + self.chance.below(4));
+                self.server.borrow_mut().blink();
                 Some(11)
             }
             _ => return self.proxies.iter().for_each(|proxy| proxy.shared.cache.sweep(Time::now())),
