@@ -69,8 +69,8 @@ pub struct Server {
     fresh: BTreeSet<Bytes>,
     last_id: i64,
     busy_until: Time,
-    /// The next CLIENT CACHING is the last command that finds it busy.
-    blinks: bool,
+    /// So many more times it is busy until just after a CLIENT CACHING.
+    blinks: usize,
     threads: bool,
     work: Rc<Notify>,
     log: Log,
@@ -86,7 +86,7 @@ impl Server {
             fresh: BTreeSet::new(),
             last_id: 0,
             busy_until: Time::ZERO,
-            blinks: false,
+            blinks: 0,
             threads: false,
             work: Rc::default(),
             log,
@@ -100,9 +100,9 @@ impl Server {
         self.busy_until = Time::now() + length;
     }
 
-    /// A script ends just between the next CLIENT CACHING and its read.
-    pub fn blink(&mut self) {
-        self.blinks = true;
+    /// A script ends just between the next CLIENT CACHING and its read, and so does the next, so many times.
+    pub fn blink(&mut self, times: usize) {
+        self.blinks = times;
     }
 
     /// Keys whose time has come are noticed, or not yet.
@@ -206,9 +206,9 @@ impl Server {
         let Some(connection) = self.connections.get_mut(&id) else { return Vec::new() };
         let caching = name != "client" && std::mem::take(&mut connection.caching);
         let is_caching = || name == "client" && args.get(1).is_some_and(|word| word.eq_ignore_ascii_case(b"caching"));
-        let blinks = self.blinks && is_caching();
+        let blinks = self.blinks > 0 && is_caching();
         if blinks || Time::now() < self.busy_until && !WHILE_BUSY.contains(&&*name) {
-            self.blinks &= !blinks;
+            self.blinks -= usize::from(blinks);
             return vec![connection.refuse_busy(&name)];
         }
         if let Some(queue) = connection.queue.as_mut().filter(|_| !matches!(&*name, "exec" | "discard")) {

@@ -205,7 +205,7 @@ fn config(chance: &Chance, max_staleness: Duration) -> Config {
         connect_timeout: max_staleness * 3,
         reconnect_max: ms(40),
         // room for everything, or for a few replies
-        max_memory: chance.any(&[1 << 20, 1 << 20, 40_000]),
+        max_memory: chance.any(&[1 << 20, 1 << 20, 40_000, 3_000]),
         audit_one_in: 8,
         audit_per_second: 1_000_000,
         ..Config::default()
@@ -268,7 +268,7 @@ impl World {
     /// Few objects or many, much written or little, in one protocol or in both.
     fn mix(&self) -> Mix {
         let chance = &self.chance;
-        let one = chance.any(&[Kind::Pair, Kind::Pair, Kind::Text, Kind::Hash, Kind::Counter, Kind::Log]);
+        let one = chance.any(&[Kind::Pair, Kind::Pair, Kind::Text, Kind::Hash, Kind::Counter, Kind::Queue]);
         let all: &[Kind] = if chance.one_in(2) { &[one] } else { &KINDS };
         let kinds = (0..chance.any(&[1, 2, 3, OBJECTS])).map(|_| chance.any(all)).collect();
         let resp3: &[bool] = chance.any(&[&[false, true], &[false], &[true]]);
@@ -355,7 +355,7 @@ impl World {
             79..82 => self.any_of("nearside-link").filter(|line| self.network.hold(line.clone(), false)).map(|_| 9),
             82..85 => self.any_of("nearside-lane").and_then(|line| self.network.break_it(line, QUIETLY)).map(|_| 10),
             85..88 => {
-                self.server.borrow_mut().blink();
+                self.server.borrow_mut().blink(1 + self.chance.below(6));
                 Some(11)
             }
             _ => return self.proxies.iter().for_each(|proxy| proxy.shared.cache.sweep(Time::now())),
