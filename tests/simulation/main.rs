@@ -158,7 +158,7 @@ mod broken {
     use super::*;
 
     /// By this many seeds each rule must have been missed.
-    const ENOUGH: u64 = 40;
+    const ENOUGH: u64 = 150;
 
     /// Whether a promise was broken, and how.
     fn broken(seed: u64) -> Option<String> {

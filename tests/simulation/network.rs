@@ -116,7 +116,11 @@ impl Network {
                 () = way.is_over() => break,
                 read = from.read(&mut buf[..most]) => read,
             };
-            let Ok(n @ 1..) = read else { break };
+            let Ok(n @ 1..) = read else {
+                // That it is over comes no sooner than anything else.
+                way.flows().await;
+                break;
+            };
             let delay = self.chance.delay(way.slowness);
             if delay.is_zero() {
                 tokio::task::yield_now().await;

@@ -476,7 +476,7 @@ pub async fn work(server: Rc<RefCell<Server>>, chance: Chance) {
         if ready.is_empty() {
             let left = end.since(Time::now());
             if left.is_zero() {
-                server.borrow_mut().end_turn();
+                end_turn(&server, &chance).await;
                 work.notified().await;
                 let long = server.borrow().threads && chance.one_in(2);
                 end = if long { Time::now() + chance.pause() / 4 } else { Time::ZERO };
@@ -497,13 +497,22 @@ pub async fn work(server: Rc<RefCell<Server>>, chance: Chance) {
         if Time::now() < end || chance.one_in(2) {
             continue;
         }
-        server.borrow_mut().end_turn();
+        end_turn(&server, &chance).await;
         if chance.share() < PAUSES {
             tokio::time::sleep(chance.pause()).await;
         } else {
             tokio::task::yield_now().await;
         }
     }
+}
+
+/// What was said in a turn may leave before the reports that are made at its end.
+async fn end_turn(server: &RefCell<Server>, chance: &Chance) {
+    if !server.borrow().fresh.is_empty() && chance.one_in(4) {
+        server.borrow_mut().send(|_| true);
+        tokio::time::sleep(chance.pause() / 8).await;
+    }
+    server.borrow_mut().end_turn();
 }
 
 async fn listen(server: Rc<RefCell<Server>>, id: i64, mut read: ReadHalf<DuplexStream>) {
