@@ -17,6 +17,7 @@ use crate::cache::events::Event;
 use crate::cache::{Cache, FlushCause, Need};
 use crate::clock::{Clocks, LaneStamp, MAX_LANES};
 use crate::config::Level;
+use crate::sabotage::{self, Rule};
 use crate::time::Time;
 use standing::{Mode, Standing};
 
@@ -214,7 +215,7 @@ impl Coherence {
     /// all hits that are asked for from now on; or because everything is void, since the link was lost or the server will
     /// not say PONG.
     pub async fn barrier(&self, t: Time) {
-        if crate::sabotage::on(crate::sabotage::Rule::Barrier) {
+        if sabotage::on(Rule::Barrier) {
             return;
         }
         while !self.wait(t, None, Duration::from_secs(1)).await {
@@ -223,7 +224,9 @@ impl Coherence {
                 return self.cache.void();
             }
         }
-        self.settled.fetch_max(t.0, Ordering::AcqRel);
+        if !sabotage::on(Rule::Settled) {
+            self.settled.fetch_max(t.0, Ordering::AcqRel);
+        }
     }
 
     async fn wait(&self, t: Time, lane: Option<LaneStamp>, patience: Duration) -> bool {
@@ -289,5 +292,22 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn behind_a_barrier_hits_are_proven_as_of_then_if_they_were_asked_for_later() {
+        let coherence = Coherence::new(Arc::new(Cache::new(1 << 20, 1 << 10)), Duration::from_nanos(100));
+        coherence.link_up(LinkId { generation: 1, client_id: 1, mode: Mode::Tracked }, Time(2000));
+        let owed = |asked| coherence.watermark(Level::Bounded, Time(1100), Time(asked), Time::ZERO);
+        assert_eq!(owed(1100), Time(1000));
+        coherence.barrier(Time(1050)).await;
+        coherence.barrier(Time(1040)).await;
+        assert_eq!([owed(1100), owed(1045), owed(900)], [Time(1050), Time(1045), Time(1000)]);
+        assert_eq!(coherence.watermark(Level::Linearizable, Time(1100), Time(1100), Time::ZERO), Time(1100));
     }
 }

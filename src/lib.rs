@@ -10,7 +10,7 @@
 //! 1. **A reply is stored only by a token that is still valid** when it arrives. An invalidation of the key, a local
 //!    write or a lost link revokes it ([`cache::FillToken`]).
 //! 2. **A write is acknowledged only when the cache reflects it**: its keys are dropped first; where its keys cannot be
-//!    known, one barrier on the link has come back first ([`upstream::effect`]).
+//!    known, one barrier on the link has come back first, and hits are proven as of then ([`upstream::effect`]).
 //! 3. **A hit is served only if the freshness clocks have passed the session's watermark** ([`clock`], [`coherence`]).
 //!
 //! | level | a hit is exact as of |

@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-/// The three rules (see the crate's documentation).
+/// The rules of COHERENCE.md, and parts of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// A fill is stored only by a valid token.
@@ -12,6 +12,18 @@ pub enum Rule {
     Drop,
     /// A hit waits for the freshness clock.
     Barrier,
+    /// Other replies of a key are proven past the telling of the latest.
+    Floors,
+    /// MGET is served only if all of its keys held at one moment.
+    Snapshot,
+    /// In mode `broadcast`, only the second of two PONGs proves something.
+    SecondPing,
+    /// What was read without CLIENT CACHING is not kept.
+    Caching,
+    /// After a barrier, a hit's lane must have been alive then.
+    Settled,
+    /// What a lane filled is void when its connection ends.
+    Lanes,
 }
 
 thread_local! {

@@ -37,7 +37,7 @@ use tokio::task::JoinHandle;
 use crate::config::{self, Level};
 use crate::resp;
 use crate::time::Time;
-use drive::{Client, Site, Way};
+use drive::{Client, Mix, Site, Way};
 use history::{History, Route};
 use judge::{Findings, Rules};
 use report::{Party, Report, Tally};
@@ -139,7 +139,7 @@ async fn drive_and_judge(options: &Options) -> Result<Report, String> {
     for way in ways.iter_mut().skip(1) {
         proxies.push(greet_proxy(way, &prefix).await?);
     }
-    let site = Rc::new(Site::new(ways, prefix.clone(), options.keys.into(), field_ttls));
+    let site = Rc::new(Site::new(ways, prefix.clone(), options.keys.into(), field_ttls, Mix::default()));
     let began = Time::now();
     let mut run = Run {
         options,

@@ -13,6 +13,7 @@ use crate::cache::{Begin, FillToken, Lookup, Need};
 use crate::command::{self, CacheRead, FieldTtl, GET_ID, Keys, Plan, Request};
 use crate::config::Level;
 use crate::outbox::Piece;
+use crate::sabotage::{self, Rule};
 use crate::time::Time;
 use crate::upstream::effect::{Effect, KeySet};
 use crate::upstream::fill::{FillKey, FillRead};
@@ -64,7 +65,7 @@ impl Session {
     }
 
     fn watermark(&self) -> Time {
-        if crate::sabotage::on(crate::sabotage::Rule::Barrier) { Time::ZERO } else { self.owed() }
+        if sabotage::on(Rule::Barrier) { Time::ZERO } else { self.owed() }
     }
 
     /// The time as of which a hit must be fresh.
@@ -285,7 +286,9 @@ impl Session {
             proven = proven.min(alive);
         }
         match slowest {
-            Some(lane) if youngest > proven => Lookup::Behind(Need { time: youngest, lane }),
+            Some(lane) if youngest > proven && !sabotage::on(Rule::Snapshot) => {
+                Lookup::Behind(Need { time: youngest, lane })
+            }
             _ => {
                 self.shown = self.shown.max(youngest);
                 Lookup::Hit((reply, nodes))

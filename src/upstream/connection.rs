@@ -26,6 +26,7 @@ use crate::clock::LaneStamp;
 use crate::coherence::standing::Mode;
 use crate::outbox::{Outbox, Piece, Place};
 use crate::resp::{self, Cutter};
+use crate::sabotage::{self, Rule};
 use crate::time::Time;
 use crate::transport::Stream;
 
@@ -448,7 +449,7 @@ impl Connection {
         shared.armed = opened.armed.unwrap_or(0);
         self.client_id.store(opened.client_id, Ordering::Release);
         if self.role == Role::Lane {
-            shared.stamp = self.node.coherence.cache.clocks.open_lane(opened.asked);
+            shared.stamp = shared.stamp.or_else(|| self.node.coherence.cache.clocks.open_lane(opened.asked));
             if shared.stamp.is_none() {
                 tracing::warn!("more than {} lanes: this one forwards but does not cache", crate::clock::MAX_LANES);
             }
@@ -491,7 +492,7 @@ impl Connection {
     fn lost(&self, why: &io::Error) -> Outcome {
         let now = Time::now();
         let mut shared = self.shared.borrow_mut();
-        if let Some(stamp) = shared.stamp.take() {
+        if let Some(stamp) = shared.stamp.take_if(|_| !sabotage::on(Rule::Lanes)) {
             // First of all: whatever this lane filled is void.
             self.node.coherence.cache.clocks.close_lane(stamp);
         }

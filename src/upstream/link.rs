@@ -25,6 +25,7 @@ use crate::coherence::standing::{Mode, Standing};
 use crate::command::Table;
 use crate::config::Invalidation;
 use crate::resp::{self, Cutter};
+use crate::sabotage::{self, Rule};
 use crate::time::Time;
 use crate::transport::Stream;
 
@@ -186,7 +187,12 @@ struct Ping {
 
 impl Pings {
     fn new(mode: Mode) -> Pings {
-        Pings { twice: mode == Mode::Broadcast, waiting: VecDeque::new(), sent: Time::ZERO, answered: None }
+        Pings {
+            twice: mode == Mode::Broadcast && !sabotage::on(Rule::SecondPing),
+            waiting: VecDeque::new(),
+            sent: Time::ZERO,
+            answered: None,
+        }
     }
 
     fn send(&mut self, now: Time) {

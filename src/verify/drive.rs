@@ -21,16 +21,30 @@ use crate::time::Time;
 
 /// A client's mean pause between two steps.
 const PAUSE: f64 = 0.002;
-/// Of all steps.
-const WRITES: f64 = 0.25;
 /// A client that could not connect, or was told an error, waits before it tries again.
 const RETRY: Duration = Duration::from_millis(20);
 /// An object with a write of unknown outcome is given up after at most this: each such write doubles what is possible.
 const TAINTED: u64 = 300;
 /// How often objects are written, against each other: some all the time, some so rarely that a bound can pass.
 const WEIGHTS: [f64; 3] = [10.0, 1.0, 0.1];
-/// Connections of a client by each way: one of each protocol.
-const BY_WAY: usize = 2;
+
+/// What clients do most.
+#[derive(Clone, Debug)]
+pub struct Mix {
+    /// What objects are, in turn.
+    pub kinds: Vec<Kind>,
+    /// How many of all steps write.
+    pub writes: f64,
+    /// The connections of a client by each way: whether each speaks RESP3.
+    pub resp3: Vec<bool>,
+}
+
+/// A little of everything.
+impl Default for Mix {
+    fn default() -> Mix {
+        Mix { kinds: KINDS.to_vec(), writes: 0.25, resp3: vec![false, true] }
+    }
+}
 
 /// One way to the data.
 pub struct Way {
@@ -57,6 +71,7 @@ pub struct Site {
     pub ways: Vec<Way>,
     prefix: String,
     field_ttls: FieldTtls,
+    mix: Mix,
     slots: Vec<Slot>,
     objects: RefCell<Vec<(Kind, String)>>,
     objects_ever: Cell<u64>,
@@ -72,10 +87,10 @@ pub struct Site {
 
 impl Site {
     /// With so many objects at a time.
-    pub fn new(ways: Vec<Way>, prefix: String, objects: usize, field_ttls: FieldTtls) -> Site {
+    pub fn new(ways: Vec<Way>, prefix: String, objects: usize, field_ttls: FieldTtls, mix: Mix) -> Site {
         let slot = |i: usize| Slot {
-            kind: KINDS[i % KINDS.len()],
-            weight: WEIGHTS[i / KINDS.len() % WEIGHTS.len()],
+            kind: mix.kinds[i % mix.kinds.len()],
+            weight: WEIGHTS[i / mix.kinds.len() % WEIGHTS.len()],
             object: Cell::new(0),
             until: Cell::new(Time::ZERO),
         };
@@ -84,6 +99,7 @@ impl Site {
             prefix,
             field_ttls,
             slots: (0..objects).map(slot).collect(),
+            mix,
             objects: RefCell::default(),
             objects_ever: Cell::new(0),
             tokens: Cell::new(0),
@@ -178,14 +194,14 @@ pub struct Client {
 impl Client {
     /// Its choices depend on the seed and its number alone.
     pub fn new(site: &Rc<Site>, number: usize, seed: u64) -> Client {
-        let sessions = (0..site.ways.len() * BY_WAY).map(|_| None).collect();
+        let sessions = (0..site.ways.len() * site.mix.resp3.len()).map(|_| None).collect();
         let rng = fastrand::Rng::with_seed(seed.wrapping_add(number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         Client { site: site.clone(), number, rng, sessions, ops: Vec::new() }
     }
 
     async fn run(mut self) -> Client {
         while Time::now() < self.site.deadline.get() {
-            if self.rng.f64() < WRITES {
+            if self.rng.f64() < self.site.mix.writes {
                 self.write_step().await
             } else {
                 self.read_step().await
@@ -198,9 +214,11 @@ impl Client {
 
     /// A connection by this way: `which` of several.
     async fn session(&mut self, way: usize) -> Option<usize> {
-        let which = way * BY_WAY + self.rng.usize(0..BY_WAY);
+        let by_way = self.site.mix.resp3.len();
+        let nth = self.rng.usize(0..by_way);
+        let which = way * by_way + nth;
         if self.sessions[which].is_none() {
-            match open(&self.site.ways[way], which % BY_WAY == 1).await {
+            match open(&self.site.ways[way], self.site.mix.resp3[nth]).await {
                 Ok(connection) => {
                     let mut sessions = self.site.sessions.borrow_mut();
                     sessions.push(way);
@@ -233,7 +251,7 @@ impl Client {
                 Some(replies)
             }
             Err(e) => {
-                self.site.lost(which / BY_WAY, &e);
+                self.site.lost(which / self.site.mix.resp3.len(), &e);
                 self.sessions[which] = None;
                 None
             }

@@ -158,15 +158,22 @@ mod broken {
     use super::*;
 
     /// By this many seeds each rule must have been missed.
-    const ENOUGH: u64 = 40;
+    const ENOUGH: u64 = 150;
+
+    /// Whether a promise was broken, and how.
+    fn broken(seed: u64) -> Option<String> {
+        let outcome = run(seed);
+        let broken: u64 = outcome.findings.broken.iter().sum();
+        (broken > 0).then(|| verdict(seed, &outcome).expect("a broken promise is a verdict"))
+    }
 
     fn is_found(rule: Rule) {
         in_this_thread(Some(rule));
-        let found = (1..=ENOUGH).find_map(|seed| {
-            let outcome = run(seed);
-            let broken: u64 = outcome.findings.broken.iter().sum();
-            (broken > 0).then(|| verdict(seed, &outcome).expect("a broken promise is a verdict"))
-        });
+        if let Some(count) = number("NEARSIDE_SIMULATIONS") {
+            let found: Vec<u64> = (1..=count).filter(|seed| broken(*seed).is_some()).collect();
+            println!("without {rule:?}: found in {} of {count} seeds, first in {:?}", found.len(), found.first());
+        }
+        let found = (1..=ENOUGH).find_map(broken);
         println!("{}", found.unwrap_or_else(|| panic!("without {rule:?}, {ENOUGH} seeds went by")));
     }
 
@@ -183,5 +190,35 @@ mod broken {
     #[test]
     fn the_barrier() {
         is_found(Rule::Barrier);
+    }
+
+    #[test]
+    fn floors() {
+        is_found(Rule::Floors);
+    }
+
+    #[test]
+    fn the_snapshot() {
+        is_found(Rule::Snapshot);
+    }
+
+    #[test]
+    fn the_second_ping() {
+        is_found(Rule::SecondPing);
+    }
+
+    #[test]
+    fn refused_caching() {
+        is_found(Rule::Caching);
+    }
+
+    #[test]
+    fn lanes_after_a_barrier() {
+        is_found(Rule::Settled);
+    }
+
+    #[test]
+    fn lanes() {
+        is_found(Rule::Lanes);
     }
 }

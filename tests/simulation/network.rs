@@ -50,8 +50,16 @@ pub struct Network {
     log: Log,
 }
 
+/// The far end of a line that somebody has dialled.
+pub struct Arrival {
+    pub end: DuplexStream,
+    pub line: Rc<Line>,
+}
+
 /// How a line breaks.
 const BREAKS: usize = 5;
+/// The upper end hears of it, and the lower one only later.
+pub const QUIETLY: usize = 3;
 
 impl Network {
     pub fn new(chance: Chance, log: Log) -> Rc<Network> {
@@ -59,7 +67,7 @@ impl Network {
     }
 
     /// A place to dial, and the ends of those who have dialled it. `refuses`: now and then nobody is there.
-    pub fn listen(self: &Rc<Self>, name: &str, refuses: bool) -> (Endpoint, mpsc::Receiver<DuplexStream>) {
+    pub fn listen(self: &Rc<Self>, name: &str, refuses: bool) -> (Endpoint, mpsc::Receiver<Arrival>) {
         let (dial, mut dialled) = mpsc::channel(BACKLOG);
         let (arrive, arrived) = mpsc::channel(BACKLOG);
         let (network, place) = (self.clone(), name.to_owned());
@@ -69,21 +77,24 @@ impl Network {
                     continue;
                 }
                 let (far, end) = tokio::io::duplex(PIPE);
-                if arrive.send(end).await.is_err() {
+                let line = network.line(&place);
+                if arrive.send(Arrival { end, line: line.clone() }).await.is_err() {
                     return;
                 }
-                network.connect(&place, near, far);
+                network.connect(line, near, far);
             }
         });
         (Endpoint::memory(name.to_owned(), dial), arrived)
     }
 
-    fn connect(self: &Rc<Self>, place: &str, near: DuplexStream, far: DuplexStream) {
+    fn line(&self, place: &str) -> Rc<Line> {
         self.dialled.set(self.dialled.get() + 1);
         let direction =
             || Direction { course: Cell::new(Course::Flows), turned: Notify::new(), slowness: self.chance.slowness() };
-        let line =
-            Rc::new(Line { name: format!("{place}#{}", self.dialled.get()), up: direction(), down: direction() });
+        Rc::new(Line { name: format!("{place}#{}", self.dialled.get()), up: direction(), down: direction() })
+    }
+
+    fn connect(self: &Rc<Self>, line: Rc<Line>, near: DuplexStream, far: DuplexStream) {
         self.lines.borrow_mut().push(line.clone());
         let ((near_read, near_write), (far_read, far_write)) = (tokio::io::split(near), tokio::io::split(far));
         let (network, upwards) = (self.clone(), line.clone());
@@ -105,7 +116,11 @@ impl Network {
                 () = way.is_over() => break,
                 read = from.read(&mut buf[..most]) => read,
             };
-            let Ok(n @ 1..) = read else { break };
+            let Ok(n @ 1..) = read else {
+                // That it is over comes no sooner than anything else.
+                way.flows().await;
+                break;
+            };
             let delay = self.chance.delay(way.slowness);
             if delay.is_zero() {
                 tokio::task::yield_now().await;
@@ -130,8 +145,11 @@ impl Network {
 
     /// Breaks one of the lines whose place begins so, in one of the ways there are.
     pub fn break_one(self: &Rc<Self>, place: &str) -> Option<usize> {
-        let line = self.any(place)?;
-        let kind = self.chance.below(BREAKS);
+        self.break_it(self.any(place)?, self.chance.below(BREAKS))
+    }
+
+    /// Breaks this one in this way; false if it was over already.
+    pub fn break_it(self: &Rc<Self>, line: Rc<Line>, kind: usize) -> Option<usize> {
         let rest = self.chance.pause();
         self.log.line(format_args!("{} breaks: {kind}, {rest:?}", line.name));
         match kind {
@@ -141,8 +159,7 @@ impl Network {
             1 => return line.up.turn(Course::Over).then_some(kind),
             // The lower end hears of it; what it had said still goes up.
             2 => return line.down.turn(Course::Over).then_some(kind),
-            // The upper end hears of it, and the lower one only later.
-            3 => {
+            QUIETLY => {
                 line.down.turn(Course::Held);
                 line.up.turn(Course::Over);
             }
@@ -165,8 +182,12 @@ impl Network {
 
     /// One direction of one line stands still for a while, and then goes on.
     pub fn hold_one(self: &Rc<Self>, place: &str) -> bool {
-        let Some(line) = self.any(place) else { return false };
-        let (up, rest) = (self.chance.one_in(2), self.chance.pause());
+        self.any(place).is_some_and(|line| self.hold(line, self.chance.one_in(2)))
+    }
+
+    /// This direction of this line does so; false if it is over.
+    pub fn hold(self: &Rc<Self>, line: Rc<Line>, up: bool) -> bool {
+        let rest = self.chance.pause();
         self.log.line(format_args!("{} is held: {up}, {rest:?}", line.name));
         let way = move |line: &Rc<Line>| if up { line.up.turn(Course::Held) } else { line.down.turn(Course::Held) };
         if !way(&line) {

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_local;
 
 use super::keyspace::{COMMANDS, Keyspace, Reply};
+use super::network::{Arrival, Line};
 use super::world::{Chance, Log};
 
 const CHANNEL: &str = "__redis__:invalidate";
@@ -39,8 +40,8 @@ struct Tracking {
     broadcast: bool,
 }
 
-#[derive(Default)]
 struct Connection {
+    line: Rc<Line>,
     name: String,
     resp3: bool,
     input: BytesMut,
@@ -68,6 +69,9 @@ pub struct Server {
     fresh: BTreeSet<Bytes>,
     last_id: i64,
     busy_until: Time,
+    /// So many more times it is busy until just after a CLIENT CACHING.
+    blinks: usize,
+    threads: bool,
     work: Rc<Notify>,
     log: Log,
 }
@@ -82,6 +86,8 @@ impl Server {
             fresh: BTreeSet::new(),
             last_id: 0,
             busy_until: Time::ZERO,
+            blinks: 0,
+            threads: false,
             work: Rc::default(),
             log,
         }
@@ -92,6 +98,11 @@ impl Server {
     /// A script runs for so long.
     pub fn be_busy(&mut self, length: Duration) {
         self.busy_until = Time::now() + length;
+    }
+
+    /// A script ends just between the next CLIENT CACHING and its read, and so does the next, so many times.
+    pub fn blink(&mut self, times: usize) {
+        self.blinks = times;
     }
 
     /// Keys whose time has come are noticed, or not yet.
@@ -133,11 +144,21 @@ impl Server {
         self.fresh.clear();
     }
 
+    /// Turns may be long from here on, and what is said to clients leaves before their end.
+    pub fn use_threads(&mut self) {
+        self.threads = true;
+    }
+
+    /// The lines of those who call themselves so.
+    pub fn lines(&self, name: &str) -> Vec<Rc<Line>> {
+        self.connections.values().filter(|c| c.name == name).map(|c| c.line.clone()).collect()
+    }
+
     // --- connections ---
 
-    fn enter(&mut self, out: Rc<Out>) -> i64 {
+    fn enter(&mut self, line: Rc<Line>, out: Rc<Out>) -> i64 {
         self.last_id += 1;
-        self.connections.insert(self.last_id, Connection { out, ..Connection::default() });
+        self.connections.insert(self.last_id, Connection::new(line, out));
         self.last_id
     }
 
@@ -184,7 +205,10 @@ impl Server {
         let name = String::from_utf8_lossy(&args[0]).to_lowercase();
         let Some(connection) = self.connections.get_mut(&id) else { return Vec::new() };
         let caching = name != "client" && std::mem::take(&mut connection.caching);
-        if Time::now() < self.busy_until && !WHILE_BUSY.contains(&&*name) {
+        let is_caching = || name == "client" && args.get(1).is_some_and(|word| word.eq_ignore_ascii_case(b"caching"));
+        let blinks = self.blinks > 0 && is_caching();
+        if blinks || Time::now() < self.busy_until && !WHILE_BUSY.contains(&&*name) {
+            self.blinks -= usize::from(blinks);
             return vec![connection.refuse_busy(&name)];
         }
         if let Some(queue) = connection.queue.as_mut().filter(|_| !matches!(&*name, "exec" | "discard")) {
@@ -309,7 +333,16 @@ impl Server {
         if !keys.is_empty() {
             listeners.iter().for_each(|link| self.tell_link(*link, &resp::encode(&keys)));
         }
-        for connection in self.connections.values_mut().filter(|c| !c.said.is_empty()) {
+        self.send(|_| true);
+    }
+
+    /// With threads, what is said to others than links leaves before the end of the turn.
+    fn send_early(&mut self) {
+        self.send(|connection| !connection.subscribed && connection.tracking.is_none_or(|t| !t.broadcast));
+    }
+
+    fn send(&mut self, who: impl Fn(&Connection) -> bool) {
+        for connection in self.connections.values_mut().filter(|c| !c.said.is_empty() && who(c)) {
             connection.out.send(&std::mem::take(&mut connection.said));
         }
     }
@@ -328,6 +361,12 @@ impl Server {
 }
 
 impl Connection {
+    fn new(line: Rc<Line>, out: Rc<Out>) -> Connection {
+        let (name, input, said) = Default::default();
+        let (resp3, caching, subscribed, spoiled) = (false, false, false, false);
+        Connection { line, name, resp3, input, said, out, tracking: None, caching, subscribed, queue: None, spoiled }
+    }
+
     /// What is not queued spoils the transaction; EXEC ends it.
     fn refuse_busy(&mut self, name: &str) -> Reply {
         const BUSY: &str = "BUSY Redis is busy running a script.";
@@ -417,11 +456,11 @@ fn listed((name, arity, write, first, last, step): &(&'static str, i64, bool, i6
 // --- its tasks ---
 
 /// Takes what `dialled` brings.
-pub async fn accept(server: Rc<RefCell<Server>>, mut dialled: mpsc::Receiver<DuplexStream>) {
-    while let Some(stream) = dialled.recv().await {
-        let (read, write) = tokio::io::split(stream);
+pub async fn accept(server: Rc<RefCell<Server>>, mut dialled: mpsc::Receiver<Arrival>) {
+    while let Some(Arrival { end, line }) = dialled.recv().await {
+        let (read, write) = tokio::io::split(end);
         let out = Rc::new(Out::default());
-        let id = server.borrow_mut().enter(out.clone());
+        let id = server.borrow_mut().enter(line, out.clone());
         spawn_local(listen(server.clone(), id, read));
         spawn_local(tell(out, write));
     }
@@ -430,11 +469,22 @@ pub async fn accept(server: Rc<RefCell<Server>>, mut dialled: mpsc::Receiver<Dup
 /// Executes for as long as the simulation lasts.
 pub async fn work(server: Rc<RefCell<Server>>, chance: Chance) {
     let work = server.borrow().work.clone();
+    // When the turn ends at the latest.
+    let mut end = Time::ZERO;
     loop {
         let ready: Vec<i64> = server.borrow().ready.iter().copied().collect();
         if ready.is_empty() {
-            server.borrow_mut().end_turn();
-            work.notified().await;
+            let left = end.since(Time::now());
+            if left.is_zero() {
+                end_turn(&server, &chance).await;
+                work.notified().await;
+                let long = server.borrow().threads && chance.one_in(2);
+                end = if long { Time::now() + chance.pause() / 4 } else { Time::ZERO };
+            } else {
+                server.borrow_mut().send_early();
+                // Whichever comes first.
+                let _ = tokio::time::timeout(left, work.notified()).await;
+            }
             continue;
         }
         let next = ready[chance.below(ready.len())];
@@ -444,16 +494,25 @@ pub async fn work(server: Rc<RefCell<Server>>, chance: Chance) {
                 break;
             }
         }
-        if chance.one_in(2) {
+        if Time::now() < end || chance.one_in(2) {
             continue;
         }
-        server.borrow_mut().end_turn();
+        end_turn(&server, &chance).await;
         if chance.share() < PAUSES {
             tokio::time::sleep(chance.pause()).await;
         } else {
             tokio::task::yield_now().await;
         }
     }
+}
+
+/// What was said in a turn may leave before the reports that are made at its end.
+async fn end_turn(server: &RefCell<Server>, chance: &Chance) {
+    if !server.borrow().fresh.is_empty() && chance.one_in(4) {
+        server.borrow_mut().send(|_| true);
+        tokio::time::sleep(chance.pause() / 8).await;
+    }
+    server.borrow_mut().end_turn();
 }
 
 async fn listen(server: Rc<RefCell<Server>>, id: i64, mut read: ReadHalf<DuplexStream>) {

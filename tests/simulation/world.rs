@@ -16,19 +16,18 @@ use nearside::shared::Shared;
 use nearside::time::{self, Time};
 use nearside::transport::{Endpoint, Stream};
 use nearside::upstream::{ConnectionKey, Pool, link, watch};
-use nearside::verify::drive::{Client, Site, Way};
+use nearside::verify::drive::{Client, Mix, Site, Way};
 use nearside::verify::history::{History, Route, Span};
 use nearside::verify::judge::{self, Findings, Rules};
 use nearside::verify::wire::Target;
-use nearside::verify::work::FieldTtls;
-use tokio::io::DuplexStream;
+use nearside::verify::work::{FieldTtls, KINDS, Kind};
 use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
 
-use super::network::Network;
+use super::network::{Arrival, Line, Network, QUIETLY};
 use super::server::Server;
 
-/// Objects in use at a time: one of each kind.
+/// The most objects in use at a time.
 const OBJECTS: usize = 6;
 const CLIENTS: usize = 8;
 const PROXIES: usize = 2;
@@ -38,6 +37,10 @@ const POOLS: usize = 2;
 const BUDGET: usize = 200_000;
 /// How long the clients work.
 const LENGTH: Duration = Duration::from_millis(2000);
+/// How slow a direction of a line is, in milliseconds.
+const SLOW_LINES: &[u64] = &[0, 1, 1, 4, 20];
+/// So that more is done while something else is late.
+const FAST_LINES: &[u64] = &[0, 0, 1, 1, 2];
 
 /// Where chance comes from in the tests' half of the world.
 #[derive(Clone)]
@@ -45,6 +48,10 @@ pub struct Chance {
     rng: Rc<RefCell<fastrand::Rng>>,
     /// The longest pause.
     longest: Duration,
+    /// How slow lines may be, in milliseconds.
+    lines: &'static [u64],
+    /// Of so many pieces, one is cut.
+    whole: usize,
 }
 
 impl Chance {
@@ -71,7 +78,7 @@ impl Chance {
 
     /// How slow a direction of a line is.
     pub fn slowness(&self) -> Duration {
-        Duration::from_millis(self.any(&[0, 1, 1, 4, 20]))
+        Duration::from_millis(self.any(self.lines))
     }
 
     /// What one piece takes.
@@ -81,7 +88,7 @@ impl Chance {
 
     /// How many bytes pass at once.
     pub fn cut(&self, most: usize) -> usize {
-        if self.one_in(8) { 1 + self.below(24) } else { most }
+        if self.one_in(self.whole) { 1 + self.below(self.any(&[24, 120])) } else { most }
     }
 }
 
@@ -129,6 +136,7 @@ pub fn run(seed: u64) -> Outcome {
 
 struct World {
     chance: Chance,
+    climate: Climate,
     log: Log,
     network: Rc<Network>,
     server: Rc<RefCell<Server>>,
@@ -144,7 +152,36 @@ struct Proxy {
 }
 
 /// Kinds of weather.
-pub const WEATHERS: usize = 9;
+pub const WEATHERS: usize = 12;
+
+/// Which weather there is most.
+#[derive(Clone, Copy)]
+enum Climate {
+    /// A little of each.
+    Mixed,
+    /// Reports are late, and all else flows.
+    LateReports,
+    /// Lanes end, and the proxies hear of it later.
+    QuietDeaths,
+    /// The server is busy until just before a read.
+    Blinks,
+}
+
+impl Climate {
+    const ALL: [Climate; 4] = [Climate::Mixed, Climate::LateReports, Climate::QuietDeaths, Climate::Blinks];
+
+    /// What is thrown with dice, of which half show what there is most.
+    fn dice(self, chance: &Chance) -> usize {
+        let dice = chance.below(200);
+        match self {
+            _ if dice < 100 => dice,
+            Climate::Mixed => chance.below(100),
+            Climate::LateReports => 79,
+            Climate::QuietDeaths => 82,
+            Climate::Blinks => 85,
+        }
+    }
+}
 
 /// The upstream's name, for those who ask; the endpoint says where it is.
 fn upstream() -> Upstream {
@@ -155,14 +192,20 @@ fn upstream() -> Upstream {
 fn config(chance: &Chance, max_staleness: Duration) -> Config {
     let ms = Duration::from_millis;
     Config {
-        invalidation: chance.any(&[Invalidation::Auto, Invalidation::Auto, Invalidation::Broadcast]),
+        invalidation: chance.any(&[
+            Invalidation::Auto,
+            Invalidation::Auto,
+            Invalidation::Auto,
+            Invalidation::Broadcast,
+            Invalidation::Broadcast,
+        ]),
         max_staleness,
         heartbeat: ms(chance.any(&[5, 10, 20])),
         upstream_timeout: max_staleness * 3,
         connect_timeout: max_staleness * 3,
         reconnect_max: ms(40),
         // room for everything, or for a few replies
-        max_memory: chance.any(&[1 << 20, 1 << 20, 40_000]),
+        max_memory: chance.any(&[1 << 20, 1 << 20, 40_000, 3_000]),
         audit_one_in: 8,
         audit_per_second: 1_000_000,
         ..Config::default()
@@ -172,22 +215,30 @@ fn config(chance: &Chance, max_staleness: Duration) -> Config {
 impl World {
     fn new(seed: u64) -> Rc<World> {
         let rng = Rc::new(RefCell::new(fastrand::Rng::with_seed(!seed)));
-        let max_staleness = Duration::from_millis([40, 80, 160][rng.borrow_mut().usize(0..3)]);
-        let chance = Chance { rng, longest: max_staleness * 2 };
+        let max_staleness = Duration::from_millis([40, 80, 160, 320][rng.borrow_mut().usize(0..4)]);
+        let lines = [FAST_LINES, SLOW_LINES, SLOW_LINES][rng.borrow_mut().usize(0..3)];
+        let whole = [8, 8, 2][rng.borrow_mut().usize(0..3)];
+        let chance = Chance { rng, longest: max_staleness * 2, lines, whole };
         let log = Log::default();
         let config = config(&chance, max_staleness);
         let network = Network::new(chance.clone(), log.clone());
+        let climate = chance.any(&Climate::ALL);
         let server = Rc::new(RefCell::new(Server::new(log.clone())));
+        if !chance.one_in(3) {
+            server.borrow_mut().use_threads();
+        }
         let (endpoint, dialled) = network.listen("server", true);
         spawn_local(super::server::accept(server.clone(), dialled));
         spawn_local(super::server::work(server.clone(), chance.clone()));
         let proxies = (0..PROXIES).map(|_| Proxy::start(&config, &endpoint)).collect();
         let (erased, weather) = Default::default();
-        Rc::new(World { chance, log, network, server, proxies, config, erased, weather })
+        Rc::new(World { chance, climate, log, network, server, proxies, config, erased, weather })
     }
 
     async fn run(self: Rc<World>, seed: u64) -> Outcome {
-        let site = Rc::new(Site::new(self.ways(), "k".into(), OBJECTS, FieldTtls::None));
+        let mix = self.mix();
+        let site = Site::new(self.ways(), "k".into(), mix.kinds.len(), FieldTtls::None, mix);
+        let site = Rc::new(site);
         let mut clients: Vec<Client> = (0..CLIENTS).map(|i| Client::new(&site, i, seed)).collect();
         let weather = spawn_local(self.clone().have_weather());
         let mut history = site.round(&mut clients, LENGTH).await;
@@ -214,8 +265,21 @@ impl World {
         }
     }
 
+    /// Few objects or many, much written or little, in one protocol or in both.
+    fn mix(&self) -> Mix {
+        let chance = &self.chance;
+        let one = chance.any(&[Kind::Pair, Kind::Pair, Kind::Text, Kind::Hash, Kind::Counter, Kind::Queue]);
+        let all: &[Kind] = if chance.one_in(2) { &[one] } else { &KINDS };
+        let kinds = (0..chance.any(&[1, 2, 3, OBJECTS])).map(|_| chance.any(all)).collect();
+        let resp3: &[bool] = chance.any(&[&[false, true], &[false], &[true]]);
+        Mix { kinds, writes: chance.any(&[0.25, 0.1, 0.04]), resp3: resp3.to_vec() }
+    }
+
     /// Past the proxies, and through each at one level or two.
     fn ways(self: &Rc<Self>) -> Vec<Way> {
+        const LEVELS: [Level; 3] = [Level::Bounded, Level::Causal, Level::Linearizable];
+        let levels: &[Level] =
+            self.chance.any(&[&LEVELS, &LEVELS, &LEVELS[..1], &LEVELS[..1], &LEVELS[1..2], &LEVELS[2..]]);
         let way = |name: &str, endpoint: Endpoint, level| Way {
             target: Target::at(endpoint, upstream()),
             route: Route { name: name.to_owned(), level },
@@ -226,7 +290,7 @@ impl World {
         let mut ways = vec![way("past", past, None)];
         for number in 0..PROXIES {
             for _ in 0..=number {
-                let level = self.chance.any(&[Level::Bounded, Level::Causal, Level::Linearizable]);
+                let level = self.chance.any(levels);
                 let name = format!("client of {number} {level}");
                 let (endpoint, dialled) = self.network.listen(&name, false);
                 spawn_local(self.clone().accept(number, level, dialled));
@@ -236,8 +300,8 @@ impl World {
         ways
     }
 
-    async fn accept(self: Rc<World>, number: usize, level: Level, mut dialled: mpsc::Receiver<DuplexStream>) {
-        while let Some(end) = dialled.recv().await {
+    async fn accept(self: Rc<World>, number: usize, level: Level, mut dialled: mpsc::Receiver<Arrival>) {
+        while let Some(Arrival { end, .. }) = dialled.recv().await {
             let Proxy { shared, pools } = &self.proxies[number];
             let pool = pools[self.chance.below(POOLS)].clone();
             let client = shared.clients.enter(shared.config.maxclients, "client".into(), "proxy".into());
@@ -254,8 +318,7 @@ impl World {
             let pause = -(1.0 - self.chance.share()).ln() * mean;
             tokio::time::sleep(Duration::from_secs_f64(pause)).await;
             self.server.borrow_mut().expire(&self.chance);
-            let kind = self.chance.below(100);
-            self.happen(kind);
+            self.happen(self.climate.dice(&self.chance));
         }
     }
 
@@ -263,37 +326,50 @@ impl World {
         let at = Time::now();
         let erased = || self.erased.borrow_mut().push(Span { start: at, end: Time::now() });
         let kind = match dice {
-            0..20 => self.network.break_one("server").unwrap_or_default(),
-            20..24 => self.network.break_one("client").unwrap_or_default(),
+            0..20 => self.network.break_one("server"),
+            20..24 => self.network.break_one("client"),
             24..60 => {
-                self.network.hold_one(self.chance.any(&["server", "server", "client", "past"]));
-                5
+                let place = self.chance.any(&["server", "server", "client", "past"]);
+                self.network.hold_one(place).then_some(5)
             }
             60..66 => {
                 self.server.borrow_mut().be_busy(self.chance.pause() / 4);
-                6
+                Some(6)
             }
             66..76 => {
                 self.server.borrow_mut().overflow(&self.chance);
-                7
+                Some(7)
             }
             76..78 => {
                 self.server.borrow_mut().flush();
                 erased();
-                8
+                Some(8)
             }
             78 => {
                 self.server.borrow_mut().restart();
                 self.network.break_all("server");
                 self.network.break_all("past");
                 erased();
-                8
+                Some(8)
+            }
+            79..82 => self.any_of("nearside-link").filter(|line| self.network.hold(line.clone(), false)).map(|_| 9),
+            82..85 => self.any_of("nearside-lane").and_then(|line| self.network.break_it(line, QUIETLY)).map(|_| 10),
+            85..88 => {
+                self.server.borrow_mut().blink(1 + self.chance.below(6));
+                Some(11)
             }
             _ => return self.proxies.iter().for_each(|proxy| proxy.shared.cache.sweep(Time::now())),
         };
+        let Some(kind) = kind else { return };
         let mut weather = self.weather.get();
         weather[kind] += 1;
         self.weather.set(weather);
+    }
+
+    /// One of the lines that proxies call so.
+    fn any_of(&self, name: &str) -> Option<Rc<Line>> {
+        let lines = self.server.borrow().lines(name);
+        (!lines.is_empty()).then(|| lines[self.chance.below(lines.len())].clone())
     }
 }
 
