@@ -20,8 +20,6 @@ pub enum Rule {
     SecondPing,
     /// What was read without CLIENT CACHING is not kept.
     Caching,
-    /// After a barrier, a hit's lane must have been alive then.
-    Settled,
     /// What a lane filled is void when its connection ends.
     Lanes,
 }

