@@ -26,7 +26,7 @@ SUITES = {
 }
 
 parser = argparse.ArgumentParser(prog="scripts/suites", description=__doc__)
-parser.add_argument("--suite", choices=SUITES, required=True, help="whose suite")
+parser.add_argument("suite", choices=SUITES, metavar="suite", help=f"whose: {', '.join(SUITES)}")
 parser.add_argument("--source", type=Path, required=True, help=argparse.SUPPRESS)
 parser.add_argument("--out", type=Path, required=True, help=argparse.SUPPRESS)
 parser.add_argument("--server", choices=sorted(SERVER_BINARIES), default="redis", help="behind the proxy [redis]")
