@@ -71,14 +71,17 @@ def run_both(suite, unit, args):
     bare = Result() if args.only_through else run_once(suite, unit, args, "bare")
     through = run_once(suite, unit, args, "through")
     again = any(not reason for _, reason in Row(unit, bare, through, 0).lacks)
+    first = through.lacks(bare) if again else []
     if again:
-        second = run_once(suite, unit, args, "through", turn="-again")
-        through.again(second)
+        through.again(run_once(suite, unit, args, "through", turn="-again"))
     row = Row(unit, bare, through, time.monotonic() - began)
     if bare.count or through.count or through.failed:
         print(row.line() + (" (twice)" if again else ""), flush=True)
     for name in through.failed if args.only_through else []:
         print(f"    fails: {name}")
+    for name in first:
+        if name in through.passed:
+            print(f"    at the second try: {name}")
     for name, reason in row.lacks:
         print(f"    {'known' if reason else 'FAILS ONLY THROUGH'}: {name}" + (f": {reason}" if reason else ""), flush=True)
     return row
