@@ -76,7 +76,8 @@ PYTEST_SUITES = {
         argv=("-m", "not onlycluster and not valkeymod and not ssl and not replica", "--valkey-url", "valkey://127.0.0.1:{port}/0")),
     # its test of the shutdown command waits for good if the worker is not there a quarter of a second after its start
     "rq": PytestSuite(PORT=6379, argv=("--timeout", "60")),
-    "django-redis": PytestSuite(PORT=6379, argv=("-o", "addopts=", "-n0")),
+    # one process takes the first of its settings for all of them, so the others would only repeat it
+    "django-redis": PytestSuite(PORT=6379, argv=("-o", "addopts=", "-n0", "-k", "not sqlite_")),
     "python-redis-lock": PytestSuite(elsewhere=("django",), STARTS_SERVERS=True),
     "huey": PytestSuite(patterns=("huey/tests/test_*.py",), elsewhere=("postgres", "sql"), PORT=6379),
     "walrus": PytestSuite(patterns=("walrus/tests/*.py",), elsewhere=("__init__", "base"), env={"WALRUS_REDIS_PORT": "{port}"}),
