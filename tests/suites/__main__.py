@@ -96,7 +96,7 @@ def in_own_network(suite):
 
 
 def main():
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     in_own_network(SUITES[args.suite])
     args.out.mkdir(parents=True, exist_ok=True)
     suite = SUITES[args.suite].of(args.source)

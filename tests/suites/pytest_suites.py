@@ -11,6 +11,8 @@ import limited
 from result import Result
 
 UNIT_TIMEOUT = 600
+# without waiting for processes that a failed test has left behind
+PYTEST = "import os, sys, pytest; os._exit(pytest.main(sys.argv[1:]))"
 # What needs a cluster, Sentinel, a module or somebody's cloud, or is about no server at all.
 REDIS_PY_ELSEWHERE = ("cluster", "sentinel", "bloom", "json", "search", "timeseries", "ssl", "scenario", "multidb", "maint_", "auth", "credential",
                       "observability", "http", "himport", "vsets", "event", "backoff", "background", "crc", "parsers", "driver_info", "graph")
@@ -45,7 +47,7 @@ class PytestSuite:
     def run(self, unit, target, log):
         report = log.with_suffix(".xml").resolve()
         report.unlink(missing_ok=True)
-        argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", unit, f"--junitxml={report}",
+        argv = [sys.executable, "-c", PYTEST, "-q", "-p", "no:cacheprovider", unit, f"--junitxml={report}",
                 *(word.format(port=target.port) for word in self.argv)]
         env = {**os.environ, "PYTHONPATH": str(self.source), **{name: word.format(port=target.port) for name, word in self.env.items()}}
         if target.program:
