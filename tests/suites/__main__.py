@@ -26,7 +26,7 @@ SUITES = {
 }
 
 parser = argparse.ArgumentParser(prog="scripts/suites", description=__doc__)
-parser.add_argument("--suite", choices=SUITES, required=True, help="whose suite")
+parser.add_argument("suite", choices=SUITES, metavar="suite", help=f"whose: {', '.join(SUITES)}")
 parser.add_argument("--source", type=Path, required=True, help=argparse.SUPPRESS)
 parser.add_argument("--out", type=Path, required=True, help=argparse.SUPPRESS)
 parser.add_argument("--server", choices=sorted(SERVER_BINARIES), default="redis", help="behind the proxy [redis]")
@@ -71,14 +71,17 @@ def run_both(suite, unit, args):
     bare = Result() if args.only_through else run_once(suite, unit, args, "bare")
     through = run_once(suite, unit, args, "through")
     again = any(not reason for _, reason in Row(unit, bare, through, 0).lacks)
+    first = through.lacks(bare) if again else []
     if again:
-        second = run_once(suite, unit, args, "through", turn="-again")
-        through.again(second)
+        through.again(run_once(suite, unit, args, "through", turn="-again"))
     row = Row(unit, bare, through, time.monotonic() - began)
     if bare.count or through.count or through.failed:
         print(row.line() + (" (twice)" if again else ""), flush=True)
     for name in through.failed if args.only_through else []:
         print(f"    fails: {name}")
+    for name in first:
+        if name in through.passed:
+            print(f"    at the second try: {name}")
     for name, reason in row.lacks:
         print(f"    {'known' if reason else 'FAILS ONLY THROUGH'}: {name}" + (f": {reason}" if reason else ""), flush=True)
     return row
@@ -93,7 +96,7 @@ def in_own_network(suite):
 
 
 def main():
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     in_own_network(SUITES[args.suite])
     args.out.mkdir(parents=True, exist_ok=True)
     suite = SUITES[args.suite].of(args.source)

@@ -3,11 +3,11 @@
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections import Counter
 from pathlib import Path
 
+import limited
 from result import Result
 
 UNIT_TIMEOUT = 600
@@ -34,13 +34,9 @@ class ClientSuite:
 
     def run(self, unit, target, log):
         env = {**os.environ, "LC_ALL": "C.UTF-8", **self.env(target)}
-        with tempfile.TemporaryDirectory() as folder, log.open("wb") as out:
+        with tempfile.TemporaryDirectory() as folder:
             shutil.copytree(self.source, folder, dirs_exist_ok=True, symlinks=True)
-            try:
-                subprocess.run(self.argv(unit, target), cwd=Path(folder) / self.folder(unit), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                               env=env, timeout=UNIT_TIMEOUT, check=False)
-            except subprocess.TimeoutExpired:
-                pass
+            limited.run(self.argv(unit, target), log, UNIT_TIMEOUT, cwd=Path(folder) / self.folder(unit), env=env)
         return self.parse(log.read_text(errors="replace"))
 
     def env(self, _target):

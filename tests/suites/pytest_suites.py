@@ -1,16 +1,18 @@
 """Test suites of Python packages (from their source distributions), as far as they need one server: no cluster, no modules, no TLS."""
 
 import os
-import subprocess
 import sys
 import xml.etree.ElementTree as xml
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import limited
 from result import Result
 
 UNIT_TIMEOUT = 600
+# without waiting for processes that a failed test has left behind
+PYTEST = "import os, sys, pytest; os._exit(pytest.main(sys.argv[1:]))"
 # What needs a cluster, Sentinel, a module or somebody's cloud, or is about no server at all.
 REDIS_PY_ELSEWHERE = ("cluster", "sentinel", "bloom", "json", "search", "timeseries", "ssl", "scenario", "multidb", "maint_", "auth", "credential",
                       "observability", "http", "himport", "vsets", "event", "backoff", "background", "crc", "parsers", "driver_info", "graph")
@@ -45,16 +47,12 @@ class PytestSuite:
     def run(self, unit, target, log):
         report = log.with_suffix(".xml").resolve()
         report.unlink(missing_ok=True)
-        argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", unit, f"--junitxml={report}",
+        argv = [sys.executable, "-c", PYTEST, "-q", "-p", "no:cacheprovider", unit, f"--junitxml={report}",
                 *(word.format(port=target.port) for word in self.argv)]
         env = {**os.environ, "PYTHONPATH": str(self.source), **{name: word.format(port=target.port) for name, word in self.env.items()}}
         if target.program:
             env["PATH"] = f"{target.program.parent}:{env['PATH']}"
-        with log.open("wb") as out:
-            try:
-                subprocess.run(argv, cwd=self.source, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=UNIT_TIMEOUT, env=env, check=False)
-            except subprocess.TimeoutExpired:
-                return Result()
+        limited.run(argv, log, UNIT_TIMEOUT, cwd=self.source, env=env)
         return parse(report) if report.exists() else Result()
 
 
@@ -78,12 +76,23 @@ PYTEST_SUITES = {
     "valkey-py": PytestSuite(
         patterns=("tests/test_*.py", "tests/test_asyncio/test_*.py"), elsewhere=REDIS_PY_ELSEWHERE,
         argv=("-m", "not onlycluster and not valkeymod and not ssl and not replica", "--valkey-url", "valkey://127.0.0.1:{port}/0")),
-    "rq": PytestSuite(PORT=6379),
-    "django-redis": PytestSuite(PORT=6379, argv=("-o", "addopts=", "-n0")),
+    # its test of the shutdown command waits for good if the worker is not there a quarter of a second after its start
+    "rq": PytestSuite(PORT=6379, argv=("--timeout", "60")),
+    # one process takes the first of its settings for all of them, so the others would only repeat it
+    "django-redis": PytestSuite(PORT=6379, argv=("-o", "addopts=", "-n0", "-k", "not sqlite_")),
     "python-redis-lock": PytestSuite(elsewhere=("django",), STARTS_SERVERS=True),
     "huey": PytestSuite(patterns=("huey/tests/test_*.py",), elsewhere=("postgres", "sql"), PORT=6379),
     "walrus": PytestSuite(patterns=("walrus/tests/*.py",), elsewhere=("__init__", "base"), env={"WALRUS_REDIS_PORT": "{port}"}),
     "kombu": PytestSuite(patterns=("t/integration/test_redis*.py",), env={"REDIS_HOST": "127.0.0.1", "REDIS_6379_TCP": "{port}"}),
+    # the worker, its broker and where it keeps results; its other integration tests want other services
+    "celery": PytestSuite(
+        patterns=tuple(f"t/integration/test_{name}.py" for name in ("canvas", "tasks", "redis_backend", "inspect", "group_chains", "beat")),
+        argv=("-m", "not amqp"),
+        env={"TEST_BROKER": "redis://127.0.0.1:{port}/0", "TEST_BACKEND": "redis://127.0.0.1:{port}/0",
+             "REDIS_HOST": "127.0.0.1", "REDIS_PORT": "{port}"}),
+    "channels-redis": PytestSuite(elsewhere=("sentinel",), PORT=6379),
+    "dogpile": PytestSuite(patterns=("tests/cache/test_redis_backend.py", "tests/cache/test_valkey_backend.py"),
+                           env={"DOGPILE_REDIS_PORT": "{port}", "DOGPILE_VALKEY_PORT": "{port}"}),
     "fakeredis": PytestSuite(
         patterns=("test/test_*.py", "test/test_mixins/test_*.py", "test/test_hypothesis/test_*.py", "test/test_async/test_*.py"),
         argv=("--hypothesis-seed=1",), PORT=6390),

@@ -6,6 +6,7 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
+import limited
 from result import Result
 
 # A unit that hangs is ended, and what it has said by then counts.
@@ -38,15 +39,8 @@ class RedisSuite:
         port = target.port
         # `--durable`: an exception in one test does not end the others
         argv = ["./runtest", "--host", "127.0.0.1", "--port", str(port), "--single", unit, "--durable",
-                "--baseport", str(port), "--timeout", "120"]
-        with log.open("wb") as out:
-            process = subprocess.Popen(argv, cwd=self.source, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                                       env={**os.environ, "LC_ALL": "C.UTF-8"}, start_new_session=True)
-            try:
-                process.wait(UNIT_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, 9)
-                process.wait()
+                "--baseport", str(port), "--timeout", "600"]
+        limited.run(argv, log, UNIT_TIMEOUT, cwd=self.source, env={**os.environ, "LC_ALL": "C.UTF-8"})
         return parse(log.read_text(errors="replace"))
 
 
