@@ -234,6 +234,7 @@ fn explain_absence(absence: Absence, key: &str, now: Time) -> (&'static str, Str
 fn explain_route(route: Route, effect: command::Effect) -> &'static str {
     match (route, effect) {
         (Route::Local(Local::Info), _) => "answered by the upstream, with a section of the proxy's own",
+        (Route::Local(Local::Channels), _) => "answered by the upstream, without the proxies' own channel",
         (Route::Local(_), _) => "answered by the proxy: it is about this connection",
         (Route::Dedicated(Need::Alone), command::Effect::Unknown) => {
             "a script: it gets a connection of its own; it may touch any key, so its reply waits until the cache is known to reflect it"

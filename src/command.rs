@@ -111,6 +111,8 @@ pub enum Local {
     Reset,
     /// INFO: the upstream's, with our section.
     Info,
+    /// PUBSUB CHANNELS: the upstream's, without the link's.
+    Channels,
     /// CLIENT subcommands about the client's own connection: ID, INFO, LIST, SETNAME, GETNAME, SETINFO, GETREDIR, TRACKINGINFO …
     Client,
     /// NEARSIDE …

@@ -233,6 +233,7 @@ pub(super) const ROWS: &[Row] = &[
     answer("quit", -1, Local::Quit),
     answer("reset", 1, Local::Reset),
     answer("info", -1, Local::Info),
+    answer("pubsub|channels", -2, Local::Channels),
     answer("nearside", -1, Local::Nearside),
     answer("client|id", 2, Local::Client),
     answer("client|info", 2, Local::Client),

@@ -335,7 +335,7 @@ impl Session {
                 return self.local(request, local);
             }
             // A RESP2 subscriber may not say them: the server's error tells.
-            Route::Local(local @ (Local::Client | Local::Nearside | Local::Info))
+            Route::Local(local @ (Local::Client | Local::Nearside | Local::Info | Local::Channels))
                 if !in_multi && (self.key.resp3 || !self.subscribed()) =>
             {
                 // They may ask on another connection: what was said before comes first.

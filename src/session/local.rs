@@ -18,6 +18,7 @@ use crate::transport::Stream;
 use crate::upstream::connection::Connection;
 use crate::upstream::effect::Effect;
 use crate::upstream::handshake::{self, Wire};
+use crate::upstream::probe;
 use crate::upstream::{ConnectionKey, Creds, Node};
 
 impl Session {
@@ -26,6 +27,7 @@ impl Session {
             Local::Client => self.client_command(request),
             Local::Nearside => self.nearside(request),
             Local::Info => self.info(request),
+            Local::Channels => self.channels(request),
             Local::Quit => {
                 self.say("+OK");
                 Step::Close
@@ -179,6 +181,16 @@ impl Session {
         })))
     }
 
+    /// PUBSUB CHANNELS as the server gives it, without the channel on which proxies listen to it.
+    fn channels(&mut self, request: &Request<'_>) -> Step {
+        let reply = ask(&self.lane, request.buf);
+        Step::Stall(Stall::For(Box::pin(async move {
+            let reply = reply.await;
+            let others = without(&reply, probe::CHANNEL.as_bytes());
+            After::Reply(others.unwrap_or(reply).into())
+        })))
+    }
+
     fn nearside(&mut self, request: &Request<'_>) -> Step {
         if request.len() > 2 && request.arg(1).eq_ignore_ascii_case(b"EXPLAIN") {
             return self.explain(request);
@@ -278,6 +290,18 @@ pub(super) fn ask(lane: &Connection, question: &[u8]) -> impl Future<Output = Ve
     })
 }
 
+/// A list of bulk strings without one of them; `None`: it is no such list.
+fn without(list: &[u8], unwanted: &[u8]) -> Option<Vec<u8>> {
+    let (count, mut rest) = resp::split_aggregate(list)?;
+    let mut kept = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (item, next) = resp::split_bulk(rest)?;
+        kept.extend((item != unwanted).then_some(item));
+        rest = next;
+    }
+    Some(resp::encode(&kept))
+}
+
 /// The reply to HELLO names the connection's number: the session's is ours.
 pub(super) fn set_id(hello: &[u8], id: u64) -> Bytes {
     const FIELD: &[u8] = b"$2\r\nid\r\n:";
@@ -305,6 +329,13 @@ mod tests {
     fn the_id_in_hello_is_the_sessions() {
         let hello = b"%2\r\n$2\r\nid\r\n:123\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n";
         assert_eq!(&set_id(hello, 7)[..], b"%2\r\n$2\r\nid\r\n:7\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n");
+    }
+
+    #[test]
+    fn one_is_taken_out_of_a_list() {
+        assert_eq!(without(b"*2\r\n$1\r\na\r\n$2\r\nbc\r\n", b"a").as_deref(), Some(&b"*1\r\n$2\r\nbc\r\n"[..]));
+        assert_eq!(without(b"*1\r\n$1\r\na\r\n", b"a").as_deref(), Some(&b"*0\r\n"[..]));
+        assert_eq!(without(b"-ERR a\r\n", b"a"), None);
     }
 
     #[test]
