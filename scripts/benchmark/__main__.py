@@ -43,6 +43,7 @@ def instead(args):
 
 def main():
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.hour or args.promise or args.curves:
         return instead(args)
     # here, so that --help needs no matplotlib
