@@ -80,7 +80,7 @@ enum After {
     /// It is answered.
     Reply(Bytes),
     /// It is answered, and the session ends.
-    Farewell(Bytes),
+    Farewell(Bytes, Why),
     /// It is answered, and the session is somebody else from here on.
     Become(Box<Become>),
 }
@@ -324,9 +324,9 @@ impl Session {
                 self.outbox.put(Piece::Bytes(reply));
                 self.request_done();
             }
-            After::Farewell(reply) => {
+            After::Farewell(reply, why) => {
                 self.outbox.put(Piece::Bytes(reply));
-                self.closing = Some("killed by itself");
+                self.closing = Some(why);
                 self.request_done();
             }
             After::Become(other) => {

@@ -26,6 +26,9 @@ use crate::config::{Config, Invalidation, Level, ScriptKeys, Upstream};
 use crate::transport::Endpoint;
 use connection::{Connection, Role};
 
+/// How errors begin that the server has not said.
+const OWN_ERROR: &str = "-ERR nearside: upstream ";
+
 /// A user and its password.
 #[derive(PartialEq, Eq, Hash)]
 pub struct Creds {
@@ -158,7 +161,12 @@ impl Node {
     /// An error reply in the proxy's name.
     pub fn error(&self, text: &str) -> Bytes {
         let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        Bytes::from(format!("-ERR nearside: upstream {}: {line}\r\n", self.address))
+        Bytes::from(format!("{OWN_ERROR}{}: {line}\r\n", self.address))
+    }
+
+    /// Whether an error reply is of [`Node::error`], and not the server's.
+    pub fn is_own_error(reply: &[u8]) -> bool {
+        reply.starts_with(OWN_ERROR.as_bytes())
     }
 
     /// How long to wait after so many failures: doubling from 10 ms, with jitter so that proxies do not come in step.

@@ -184,7 +184,7 @@ impl Session {
                 (false, n) => format!(":{n}\r\n"),
             };
             let own = victims.iter().any(|(victim, _)| victim.id == asker.client.id);
-            if own { After::Farewell(answer.into()) } else { After::Reply(answer.into()) }
+            if own { After::Farewell(answer.into(), "killed by itself") } else { After::Reply(answer.into()) }
         })))
     }
 

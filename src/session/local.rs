@@ -21,6 +21,9 @@ use crate::upstream::handshake::{self, Wire};
 use crate::upstream::probe;
 use crate::upstream::{ConnectionKey, Creds, Node};
 
+/// Why a session ends whose identity the server could not be asked about.
+const UNREACHABLE: &str = "the upstream could not be asked";
+
 impl Session {
     pub(super) fn local(&mut self, request: &Request<'_>, local: Local) -> Step {
         match local {
@@ -63,7 +66,7 @@ impl Session {
                     After::Become(other) => After::Become(Box::new(Become { reply: ok, ..*other })),
                     refused => refused,
                 },
-                _ => After::Reply(ok),
+                _ => refused(ok),
             }
         })))
     }
@@ -89,7 +92,7 @@ impl Session {
                     if !first {
                         pool.forget_refused(&lane);
                     }
-                    After::Reply(error)
+                    refused(error)
                 }
             }
         }
@@ -109,7 +112,8 @@ impl Session {
         Step::Stall(Stall::For(Box::pin(async move {
             match verdict(&node, None, &question).await {
                 Ok(reply) if reply.starts_with(b"+") => After::Become(Box::new(Become { key, name: None, reply })),
-                Ok(reply) | Err(reply) => After::Reply(reply),
+                Ok(reply) => After::Reply(reply),
+                Err(reply) => After::Farewell(reply, UNREACHABLE),
             }
         })))
     }
@@ -135,7 +139,8 @@ impl Session {
                 Ok(reply) if !reply.starts_with(b"-") => {
                     After::Become(Box::new(Become { key, name: asked.name, reply: set_id(&reply, id) }))
                 }
-                Ok(reply) | Err(reply) => After::Reply(reply),
+                Ok(reply) => After::Reply(reply),
+                Err(reply) => After::Farewell(reply, UNREACHABLE),
             }
         })))
     }
@@ -288,6 +293,16 @@ pub(super) fn ask(lane: &Connection, question: &[u8]) -> impl Future<Output = Ve
         outbox.register(cx.waker());
         if outbox.waiting() > 0 { Poll::Pending } else { Poll::Ready(outbox.take()) }
     })
+}
+
+/// The server's refusal is an answer like any other. If it could not be asked, or has no room for one connection more, the session
+/// ends as it would have ended there: what comes behind in a pipeline must not be done as somebody else, or in another database.
+fn refused(reply: Bytes) -> After {
+    if Node::is_own_error(&reply) || reply.starts_with(b"-ERR max number of clients") {
+        After::Farewell(reply, UNREACHABLE)
+    } else {
+        After::Reply(reply)
+    }
 }
 
 /// A list of bulk strings without one of them; `None`: it is no such list.

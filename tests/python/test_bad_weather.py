@@ -3,6 +3,7 @@
 There is an error in bounded time, and never a wrong answer.
 """
 
+import re
 import threading
 import time
 
@@ -10,7 +11,7 @@ import pytest
 
 from processes import BARE, LEVELS, LONG, accepts, answers_ping, free_port, wait_until
 from test_coherence import assert_coherent, hits, scenario_for
-from wire import Closed, Connection, ReplyError
+from wire import Closed, Connection, ReplyError, encode
 from workload import run
 
 SECONDS = 20 if LONG else 3
@@ -382,3 +383,22 @@ def test_what_waits_for_a_slow_link_waits_at_the_server(lab):
         assert site.a.resident_bytes() - before < 30_000_000
         site.relay.resume("link")
         assert len(conn.read()) == 200_000_000
+
+
+@pytest.mark.parametrize("trouble", ["frozen", "full"])
+def test_what_comes_behind_a_database_that_cannot_be_had_is_not_done_in_another(lab, trouble):
+    """SELECT of a session takes another connection to the server, which may fail where the server's own SELECT would not."""
+    server = lab.server()
+    proxy = lab.proxy(server.port, settings={"connect_timeout": "300ms", "upstream_timeout": "500ms"})
+    with Connection(proxy.port, timeout=10) as conn, server.connect() as past:
+        assert conn.call("GET", "k") is None
+        if trouble == "full":
+            past.call("CONFIG", "SET", "maxclients", 1)
+        else:
+            server.freeze()
+        conn.send_raw(encode("SELECT", 1) + encode("SET", "k", "in 1"))
+        assert re.search("nearside: upstream|max number of clients", str(conn.read()))
+        if trouble == "frozen":
+            server.thaw()
+        assert conn.read_to_end() == b""
+        assert past.call("GET", "k") is None
