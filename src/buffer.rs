@@ -25,6 +25,15 @@ thread_local! {
     static SPARE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
 }
 
+/// How much room to read into, when `have` bytes are there and what has begun `need`s so many. For the last piece of something large
+/// there is room enough already: to ask for more would copy all of it.
+pub fn room(need: usize, have: usize) -> usize {
+    match need.saturating_sub(have) {
+        rest @ 1.. if have >= SPARE_MAX => rest,
+        rest => rest.max(ROOM),
+    }
+}
+
 /// Makes sure that `buf`, which is empty, has room.
 pub fn equip(buf: &mut BytesMut) {
     if buf.capacity() < ROOM {
@@ -149,6 +158,20 @@ mod tests {
         let mut slices = OutBuf::empty_slices();
         let n = buf.slices(&mut slices);
         slices[..n].iter().flat_map(|s| s.to_vec()).collect()
+    }
+
+    #[test]
+    fn the_end_of_something_large_is_not_read_into_a_larger_copy() {
+        let need = 100 * SPARE_MAX;
+        let mut buf = BytesMut::new();
+        buf.reserve(room(need, 0));
+        let allocated = buf.as_ptr();
+        for have in [ROOM, SPARE_MAX, need - ROOM, need - 1] {
+            buf.resize(have, b'x');
+            buf.reserve(room(need, have));
+            assert_eq!(buf.as_ptr(), allocated, "{have} bytes");
+        }
+        assert_eq!([room(0, 0), room(20, 10), room(0, need)], [ROOM; 3]);
     }
 
     #[test]

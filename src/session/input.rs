@@ -72,7 +72,7 @@ impl Input {
         if self.buf.is_empty() {
             buffer::equip(&mut self.buf);
         }
-        let room = self.need.saturating_sub(self.buf.len()).max(buffer::ROOM);
+        let room = buffer::room(self.need, self.buf.len());
         let poll = stream.poll_read(cx, &mut self.buf, room);
         if poll.is_pending() {
             self.rest();

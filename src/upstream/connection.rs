@@ -586,7 +586,7 @@ impl Connection {
             if input.is_empty() {
                 buffer::equip(input);
             }
-            let room = cutter.need().saturating_sub(input.len()).max(buffer::ROOM);
+            let room = buffer::room(cutter.need(), input.len());
             match stream.poll_read(cx, input, room) {
                 Poll::Pending => {
                     // While it waits it holds no memory, the least that of a large reply which has gone on to its session.
