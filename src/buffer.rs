@@ -25,6 +25,9 @@ thread_local! {
     static SPARE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
 }
 
+/// What is kept, in a buffer of its own, of something that has begun and of which no more comes for now.
+const KEPT_SMALL: usize = 1024;
+
 /// How much room to read into, when `have` bytes are there and what has begun `need`s so many. For the last piece of something large
 /// there is room enough already: to ask for more would copy all of it.
 pub fn room(need: usize, have: usize) -> usize {
@@ -34,16 +37,30 @@ pub fn room(need: usize, have: usize) -> usize {
     }
 }
 
-/// Makes sure that `buf`, which is empty, has room.
+/// Makes sure that `buf`, in which there is little or nothing, has room.
 pub fn equip(buf: &mut BytesMut) {
     if buf.capacity() < ROOM {
-        *buf = SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(ROOM));
+        let spare = SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(ROOM));
+        let little = std::mem::replace(buf, spare);
+        if !little.is_empty() {
+            buf.extend_from_slice(&little);
+            give_back(little);
+        }
+    }
+}
+
+/// Nothing comes for now: who is silent holds no memory (the least that of something large which has gone on), and who has
+/// stopped in the middle of something little.
+pub fn rest(buf: &mut BytesMut) {
+    if buf.len() <= KEPT_SMALL && buf.capacity() > KEPT_SMALL {
+        let kept = BytesMut::from(&buf[..]);
+        give_back(std::mem::replace(buf, kept));
     }
 }
 
 /// Takes a buffer back for the next who needs one; what is in it is forgotten. What is left of a buffer whose greater part
 /// was handed on may be small and yet keep all of it.
-pub fn give_back(mut buf: BytesMut) {
+fn give_back(mut buf: BytesMut) {
     buf.clear();
     let large = buf.try_reclaim(SPARE_MAX + 1);
     if !large && buf.try_reclaim(ROOM) {
@@ -172,6 +189,20 @@ mod tests {
             assert_eq!(buf.as_ptr(), allocated, "{have} bytes");
         }
         assert_eq!([room(0, 0), room(20, 10), room(0, need)], [ROOM; 3]);
+    }
+
+    #[test]
+    fn what_is_silent_holds_no_buffer() {
+        let mut buf = BytesMut::new();
+        equip(&mut buf);
+        rest(&mut buf);
+        assert_eq!(buf.capacity(), 0);
+        equip(&mut buf);
+        buf.extend_from_slice(b"*1\r\n");
+        rest(&mut buf);
+        assert_eq!((&buf[..], buf.capacity() < 64), (&b"*1\r\n"[..], true));
+        equip(&mut buf);
+        assert_eq!((&buf[..], buf.capacity() >= ROOM), (&b"*1\r\n"[..], true));
     }
 
     #[test]

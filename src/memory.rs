@@ -1,9 +1,9 @@
-//! How soon memory that nobody uses goes back to the system: settings of mimalloc, the program's allocator. Where another
-//! one is in its place they do nothing.
+//! How soon memory that nobody uses goes back to the system: a setting of mimalloc, the program's allocator. Where another
+//! one is in its place it does nothing.
 
 use std::ffi::c_long;
 
-use libmimalloc_sys::{mi_collect, mi_option_set_default, mi_option_t};
+use libmimalloc_sys::{mi_option_set_default, mi_option_t};
 
 /// `mi_option_purge_delay` of mimalloc.h (version 3), which the bindings do not name.
 const PURGE_DELAY: mi_option_t = 15;
@@ -15,10 +15,4 @@ const SOON: c_long = 0;
 pub fn give_back_soon() {
     // SAFETY: the option exists, and takes any number.
     unsafe { mi_option_set_default(PURGE_DELAY, SOON) }
-}
-
-/// Gives back what has been free for that long: the allocator itself looks only when it is used.
-pub fn give_back() {
-    // SAFETY: may be called by any thread at any time.
-    unsafe { mi_collect(false) }
 }

@@ -312,7 +312,6 @@ fn start_sweep(shared: &Arc<Shared>, running: Arc<AtomicBool>) -> Result<JoinHan
         let (mut swept, mut looks) = (cache.deaths(), 0);
         while running.load(Ordering::Acquire) {
             std::thread::park_timeout(SWEEP);
-            memory::give_back();
             looks += 1;
             let deaths = cache.deaths();
             if deaths != swept || looks >= SWEEPS_UNTIL_EXPIRED {

@@ -47,7 +47,7 @@ impl Shared {
     pub fn at(address: Endpoint, config: Config, upstream: Upstream) -> Shared {
         let cache = Arc::new(Cache::new(config.max_memory, config.max_entry));
         let coherence = Coherence::new(cache.clone(), config.max_staleness);
-        let node = Arc::new(Node::new(&config, address, coherence));
+        let node = Arc::new(Node::new(&config, &upstream, address, coherence));
         Shared {
             audit: Audit::new(config.audit_one_in, config.audit_per_second),
             config,

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
-use crate::buffer::OutBuf;
+use crate::buffer::{self, OutBuf};
 use crate::config::{Address, ConfigError, Upstream};
 use crate::tls;
 
@@ -188,6 +188,17 @@ impl Stream {
             Ok(result) => result.map(Tls::started).map_err(explained),
             Err(_) => Err(late(format!("no TLS handshake within {limit:?}"))),
         }
+    }
+
+    /// Reads more of something that `need`s so many bytes, as far as is known, into a buffer that is held only while there is
+    /// something in it. `Ok(0)`: the peer is done.
+    pub fn poll_more(&mut self, cx: &mut Context<'_>, buf: &mut BytesMut, need: usize) -> Poll<io::Result<usize>> {
+        buffer::equip(buf);
+        let poll = self.poll_read(cx, buf, buffer::room(need, buf.len()));
+        if poll.is_pending() {
+            buffer::rest(buf);
+        }
+        poll
     }
 
     /// Reads what is there into `buf`'s spare room (of which it makes at least `room` bytes). `Ok(0)`: the peer is done.

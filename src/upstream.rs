@@ -7,6 +7,7 @@ pub mod fill;
 pub mod handshake;
 pub mod link;
 pub mod probe;
+pub mod rights;
 pub mod watch;
 
 use std::cell::{Cell, RefCell};
@@ -20,6 +21,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
+use crate::cache::FlushCause;
 use crate::coherence::Coherence;
 use crate::command::Table;
 use crate::config::{Config, Invalidation, Level, ScriptKeys, Upstream};
@@ -47,7 +49,8 @@ pub struct ConnectionKey {
     pub resp3: bool,
     /// Database.
     pub db: u32,
-    /// Who the session was when it chose the database, if somebody else: the present user may have no right to.
+    /// Who the session was when it chose the database, if somebody else. Tried if the proxy's own user cannot log in: the
+    /// present user may have no right to select.
     pub via: Option<Via>,
 }
 
@@ -67,20 +70,28 @@ impl ConnectionKey {
     /// The same session after AUTH: it stays in its database.
     pub fn authenticated(&self, creds: Arc<Creds>) -> ConnectionKey {
         let chosen_as = self.via.clone().unwrap_or_else(|| Box::new(self.creds.clone()));
-        let via = (self.db != 0 && chosen_as.as_ref() != &Some(creds.clone())).then_some(chosen_as);
+        // The same user with another password: this is the one that holds now.
+        let via = (self.db != 0 && user(&chosen_as) != creds.user).then_some(chosen_as);
         ConnectionKey { creds: Some(creds), via, ..self.clone() }
     }
 
     /// The user's name, as the cache tells users apart.
     pub fn user(&self) -> &[u8] {
-        self.creds.as_ref().map_or(b"default", |c| &c.user)
+        user(&self.creds)
     }
+}
+
+/// The name of these credentials' user.
+fn user(creds: &Option<Arc<Creds>>) -> &[u8] {
+    creds.as_ref().map_or(b"default", |c| &c.user)
 }
 
 /// One server, as all threads see it.
 pub struct Node {
     /// Where it is, and whether TLS leads there.
     pub address: Endpoint,
+    /// The proxy's own user there.
+    pub own: Option<Arc<Creds>>,
     /// Cache and clocks.
     pub coherence: Coherence,
     /// Its commands, as it described them last.
@@ -111,6 +122,8 @@ pub struct Node {
     pub max_ttl: Duration,
     /// Levels that listeners are configured for.
     pub wanted: Vec<Level>,
+    /// How often its ACL was seen to have changed, or may have.
+    pub acl_changes: AtomicU64,
     /// Something that the link relies on has changed: it is to be opened anew.
     pub distrusted: AtomicBool,
     /// What the link saw when it opened; taken by the watch, whose own first look may come after something was cached.
@@ -124,10 +137,11 @@ pub struct Node {
 }
 
 impl Node {
-    /// The node at this address.
-    pub fn new(config: &Config, address: Endpoint, coherence: Coherence) -> Node {
+    /// The node at this address, which `upstream` describes.
+    pub fn new(config: &Config, upstream: &Upstream, address: Endpoint, coherence: Coherence) -> Node {
         Node {
             address,
+            own: ConnectionKey::of(upstream).creds,
             coherence,
             table: ArcSwap::from_pointee(Table::empty(config.script_keys)),
             version: ArcSwap::from_pointee("unknown".into()),
@@ -143,6 +157,7 @@ impl Node {
             prefixes: config.broadcast_prefixes.clone(),
             max_ttl: config.max_ttl,
             wanted: levels(config),
+            acl_changes: AtomicU64::new(0),
             distrusted: AtomicBool::new(false),
             first_look: ArcSwapOption::empty(),
             watch_interval: (config.max_staleness / 2).min(Duration::from_secs(1)),
@@ -156,6 +171,12 @@ impl Node {
     /// the mode changes later, the token is void.
     pub fn covers(&self, key: &[u8]) -> bool {
         self.prefixes.is_empty() || self.prefixes.iter().any(|prefix| key.starts_with(prefix.as_bytes()))
+    }
+
+    /// Rights may have been granted or withdrawn: lanes ask for theirs again, and what was cached under the old ones goes.
+    fn acl_changed(&self) {
+        self.acl_changes.fetch_add(1, Ordering::AcqRel);
+        self.coherence.flush(FlushCause::Acl);
     }
 
     /// An error reply in the proxy's name.

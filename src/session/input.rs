@@ -19,8 +19,6 @@ use crate::transport::Stream;
 const AHEAD: usize = 32;
 /// A longer first argument is hashed when it is needed: mostly it is no key (a script, a message).
 const HASHED_MAX: usize = 256;
-/// What is kept of an unfinished request in a buffer of its own while the client takes its time.
-const KEPT_SMALL: usize = 1024;
 
 /// One request found, and what lies between it and the next.
 struct Found {
@@ -69,23 +67,7 @@ impl Input {
             self.buf.advance(self.pos);
             self.pos = 0;
         }
-        if self.buf.is_empty() {
-            buffer::equip(&mut self.buf);
-        }
-        let room = buffer::room(self.need, self.buf.len());
-        let poll = stream.poll_read(cx, &mut self.buf, room);
-        if poll.is_pending() {
-            self.rest();
-        }
-        poll
-    }
-
-    /// The client is waited for: a client that is silent holds no memory, and one that has stopped in a request little.
-    fn rest(&mut self) {
-        if self.buf.len() <= KEPT_SMALL && self.buf.capacity() > KEPT_SMALL {
-            let kept = BytesMut::from(&self.buf[..]);
-            buffer::give_back(std::mem::replace(&mut self.buf, kept));
-        }
+        stream.poll_more(cx, &mut self.buf, self.need)
     }
 
     /// Whether a whole request is there; it is then the present one.
@@ -382,17 +364,5 @@ mod tests {
         assert!(input.find(&cache, MAX_BULK).expect("a request"));
         input.replace(&short);
         assert_eq!(requests(&mut input, &cache), [short, next]);
-    }
-
-    #[test]
-    fn a_silent_client_holds_no_buffer() {
-        let mut input = Input::default();
-        buffer::equip(&mut input.buf);
-        input.rest();
-        assert_eq!(input.buf.capacity(), 0);
-        buffer::equip(&mut input.buf);
-        input.buf.extend_from_slice(b"*1\r\n");
-        input.rest();
-        assert_eq!((&input.buf[..], input.buf.capacity() < 64), (&b"*1\r\n"[..], true));
     }
 }

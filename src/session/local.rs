@@ -112,8 +112,7 @@ impl Session {
         Step::Stall(Stall::For(Box::pin(async move {
             match verdict(&node, None, &question).await {
                 Ok(reply) if reply.starts_with(b"+") => After::Become(Box::new(Become { key, name: None, reply })),
-                Ok(reply) => After::Reply(reply),
-                Err(reply) => After::Farewell(reply, UNREACHABLE),
+                Ok(reply) | Err(reply) => refused(reply),
             }
         })))
     }
@@ -139,8 +138,7 @@ impl Session {
                 Ok(reply) if !reply.starts_with(b"-") => {
                     After::Become(Box::new(Become { key, name: asked.name, reply: set_id(&reply, id) }))
                 }
-                Ok(reply) => After::Reply(reply),
-                Err(reply) => After::Farewell(reply, UNREACHABLE),
+                Ok(reply) | Err(reply) => refused(reply),
             }
         })))
     }
@@ -271,7 +269,7 @@ async fn verdict(node: &Node, key: Option<&ConnectionKey>, question: &[u8]) -> R
         let stream = Stream::connect(&node.address, node.connect_timeout).await?;
         let mut wire = Wire { stream, input: BytesMut::new() };
         if let Some(key) = key.filter(|k| k.creds.is_some()) {
-            wire.send(&handshake::hello(key)).await?;
+            wire.send(&handshake::hello(key, "nearside-dedicated")).await?;
             wire.reply().await?;
         }
         wire.send(question).await?;
@@ -319,11 +317,8 @@ fn without(list: &[u8], unwanted: &[u8]) -> Option<Vec<u8>> {
 
 /// The reply to HELLO names the connection's number: the session's is ours.
 pub(super) fn set_id(hello: &[u8], id: u64) -> Bytes {
-    const FIELD: &[u8] = b"$2\r\nid\r\n:";
-    let Some(at) = memchr::memmem::find(hello, FIELD) else { return Bytes::copy_from_slice(hello) };
-    let start = at + FIELD.len();
-    let end = start + hello[start..].iter().take_while(|b| b.is_ascii_digit()).count();
-    [&hello[..start], id.to_string().as_bytes(), &hello[end..]].concat().into()
+    let Some(old) = handshake::id_in(hello) else { return Bytes::copy_from_slice(hello) };
+    [&hello[..old.start], id.to_string().as_bytes(), &hello[old.end..]].concat().into()
 }
 
 /// A text as INFO gives it: verbatim in RESP3, bulk in RESP2.

@@ -170,7 +170,7 @@ impl Session {
         self.count_miss();
         match token {
             // In this order: see `Coherence::generation`.
-            Some(token) if self.lane.can_fill() && self.shared.node.covers(variant.key) => {
+            Some(token) if self.lane.can_fill(field_ttl) && self.shared.node.covers(variant.key) => {
                 let read = FillRead {
                     view: self.view,
                     id,
@@ -243,7 +243,7 @@ impl Session {
         }
         let key = |i: usize| FillKey::new(request.args[i].clone(), lead(i));
         let mut keys: SmallVec<[FillKey; 1]> = (1..request.len()).map(key).collect();
-        if !self.lane.can_fill() {
+        if !self.lane.can_fill(FieldTtl::No) {
             drop(keys);
             return self.forward(self.lane.clone(), Effect::of_keys(KeySet { writes: Vec::new(), reads: hashes }));
         }

@@ -20,10 +20,12 @@ use tokio::sync::Notify;
 use super::effect::{Effect, KeySet};
 use super::fill::{Fill, FillRead, Terms};
 use super::handshake;
+use super::rights::{self, Rights};
 use super::{ConnectionKey, Node};
-use crate::buffer::{self, LARGE, OutBuf};
+use crate::buffer::{LARGE, OutBuf};
 use crate::clock::LaneStamp;
 use crate::coherence::standing::Mode;
+use crate::command::FieldTtl;
 use crate::outbox::{Outbox, Piece, Place};
 use crate::resp::{self, Cutter};
 use crate::sabotage::{self, Rule};
@@ -120,7 +122,10 @@ struct Shared {
     awaited: VecDeque<InFlight>,
     waker: Option<Waker>,
     hello: Bytes,
+    rights: Rights,
+    /// The link's generation that changed keys are reported to; 0: none yet.
     armed: u64,
+    /// That is being asked for, or the rights to.
     arming: bool,
     stamp: Option<LaneStamp>,
     pings: usize,
@@ -172,6 +177,7 @@ impl Connection {
             awaited: VecDeque::new(),
             waker: None,
             hello: Bytes::new(),
+            rights: Rights::NONE,
             armed: 0,
             arming: false,
             stamp: None,
@@ -242,11 +248,12 @@ impl Connection {
         shared.wake();
     }
 
-    /// Whether a token taken before this call may be filled by this lane.
-    pub fn can_fill(&self) -> bool {
+    /// Whether a token taken before this call may be filled by this lane, with a reply that depends on fields in this way.
+    pub fn can_fill(&self, field_ttl: FieldTtl) -> bool {
         let shared = self.shared.borrow();
         matches!(shared.phase, Phase::Up)
             && shared.stamp.is_some()
+            && shared.rights.cover(field_ttl)
             && self.node.coherence.generation() == Some(shared.armed)
     }
 
@@ -324,7 +331,6 @@ impl Connection {
             && !shared.is_subscribed()
             && shared.raw.is_none()
             && shared.resp3 == self.key.resp3
-            && self.client_id.load(Ordering::Acquire) != handshake::NAMELESS
             && !shared.close
     }
 
@@ -446,8 +452,9 @@ impl Connection {
         shared.wanted = false;
         shared.pings = 0;
         shared.arming = false;
+        shared.rights = opened.rights;
         shared.armed = opened.armed.unwrap_or(0);
-        self.client_id.store(opened.client_id, Ordering::Release);
+        self.client_id.store(handshake::id_of(&opened.hello), Ordering::Release);
         if self.role == Role::Lane {
             shared.stamp = shared.stamp.or_else(|| self.node.coherence.cache.clocks.open_lane(opened.asked));
             if shared.stamp.is_none() {
@@ -583,18 +590,8 @@ impl Connection {
         self.attend(cx);
         let mut reads = 0;
         while self.shared.borrow().raw_waiting <= RAW_SOFT {
-            if input.is_empty() {
-                buffer::equip(input);
-            }
-            let room = buffer::room(cutter.need(), input.len());
-            match stream.poll_read(cx, input, room) {
-                Poll::Pending => {
-                    // While it waits it holds no memory, the least that of a large reply which has gone on to its session.
-                    if input.is_empty() {
-                        buffer::give_back(std::mem::take(input));
-                    }
-                    break;
-                }
+            match stream.poll_more(cx, input, cutter.need()) {
+                Poll::Pending => break,
                 Poll::Ready(Ok(0)) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the server")),
                 Poll::Ready(Ok(_)) => self.take_replies(input, cutter).map_or(Ok(()), Err)?,
                 Poll::Ready(Err(e)) => return Err(e),
@@ -636,7 +633,7 @@ impl Connection {
 
     /// Every heartbeat: a PING so that the lane's clock goes on, a new arming if the link is a new one, and a look at
     /// whether the node is still there.
-    fn tick(&self) -> io::Result<()> {
+    fn tick(self: &Rc<Self>) -> io::Result<()> {
         let now = Time::now();
         let mut shared = self.shared.borrow_mut();
         let limit = self.node.upstream_timeout;
@@ -646,22 +643,36 @@ impl Connection {
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
         }
         if self.role == Role::Lane {
-            if shared.stamp.is_some() && shared.pings == 0 {
+            // What was never armed has filled nothing that would want a clock, and its user perhaps may not say PING.
+            if shared.stamp.is_some() && shared.armed != 0 && shared.pings == 0 {
                 shared.ping();
             }
-            let link = self.node.coherence.link();
-            if let Some(link) =
-                link.filter(|l| l.generation != shared.armed && !shared.arming && shared.stamp.is_some())
-            {
-                if link.mode == Mode::Tracked {
-                    shared.arming = true;
-                    shared.own(&handshake::track(link.client_id), Expect::Arm(link.generation), now);
-                } else {
-                    shared.armed = link.generation;
-                }
+            if shared.stamp.is_some() && !shared.arming {
+                self.arm(&mut shared, now);
             }
         }
         Ok(())
+    }
+
+    /// Asks for what is not as it should be for filling: the rights, if the ACL has changed, or the reports of changed keys.
+    fn arm(self: &Rc<Self>, shared: &mut Shared, now: Time) {
+        if shared.rights.as_of != self.node.acl_changes.load(Ordering::Acquire) {
+            shared.arming = true;
+            let connection = self.clone();
+            tokio::task::spawn_local(async move {
+                let rights = rights::of(&connection.node, &connection.key).await;
+                connection.shared.borrow_mut().allow(rights);
+            });
+            return;
+        }
+        let link = self.node.coherence.link();
+        let Some(link) = link.filter(|l| l.generation != shared.armed && shared.rights.fill) else { return };
+        if link.mode == Mode::Tracked {
+            shared.arming = true;
+            shared.own(&handshake::track(link.client_id), Expect::Arm(link.generation), now);
+        } else {
+            shared.armed = link.generation;
+        }
     }
 
     /// Deals with every whole reply in `input`.
@@ -750,6 +761,8 @@ impl Connection {
                 shared.arming = false;
                 if bytes == b"+OK\r\n" {
                     shared.armed = *generation;
+                } else if bytes.starts_with(b"-NOPERM") {
+                    shared.rights.fill = false;
                 }
             }
             Expect::Confirm { .. } => shared.confirms -= 1,
@@ -842,6 +855,15 @@ impl Shared {
         let here = role == Role::Lane && first.expect.is_prompt();
         let last = if here { self.heard } else { seen };
         now.since(first.sent.max(last))
+    }
+
+    /// What its user may do now. Who may not fill any more is not asked for anything either.
+    fn allow(&mut self, rights: Rights) {
+        self.arming = false;
+        self.rights = rights;
+        if !rights.fill {
+            self.armed = 0;
+        }
     }
 
     fn ping(&mut self) {

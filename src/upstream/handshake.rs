@@ -1,12 +1,14 @@
 //! How a connection to a node begins: who we are, in which protocol and database, and where to report changed keys.
 
+use std::future::poll_fn;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use std::future::poll_fn;
 
 use super::connection::Role;
+use super::rights::{self, Rights};
 use super::{ConnectionKey, Creds, Node};
 use crate::buffer::OutBuf;
 use crate::coherence::standing::Mode;
@@ -22,10 +24,10 @@ pub struct Opened {
     pub input: BytesMut,
     /// The reply to HELLO.
     pub hello: Bytes,
+    /// What its user lets the proxy ask on it.
+    pub rights: Rights,
     /// The link's generation that changed keys are reported to.
     pub armed: Option<u64>,
-    /// The server's number for the connection; 0 if we may not ask, [`NAMELESS`] if it would not say now.
-    pub client_id: i64,
     /// When the handshake was sent: the server had the connection after that.
     pub asked: Time,
 }
@@ -60,36 +62,45 @@ impl From<io::Error> for Refusal {
     }
 }
 
-/// A connection opened while the server was busy: nobody can be told which it is, so it is used once.
-pub const NAMELESS: i64 = -1;
-
 /// CLIENT TRACKING towards the link.
 pub fn track(client_id: i64) -> Vec<u8> {
     let id = client_id.to_string();
     resp::own(&["CLIENT", "TRACKING", "ON", "REDIRECT", &id, "OPTIN"])
 }
 
-/// HELLO, with AUTH if there are credentials.
-pub fn hello(key: &ConnectionKey) -> Vec<u8> {
-    hello_as(key, key.creds.as_deref())
+/// HELLO, with AUTH if there are credentials, and the name that the server's CLIENT LIST shows. (To ask for the name by
+/// itself, or for the number that HELLO's reply gives, wants rights that a user may not have; and each refusal is noted in
+/// the server's ACL LOG.)
+pub fn hello(key: &ConnectionKey, name: &str) -> Vec<u8> {
+    hello_as(key.creds.as_deref(), key.resp3, name)
 }
 
-fn hello_as(key: &ConnectionKey, creds: Option<&Creds>) -> Vec<u8> {
-    let mut args: Vec<&[u8]> = vec![b"HELLO", if key.resp3 { b"3" } else { b"2" }];
+fn hello_as(creds: Option<&Creds>, resp3: bool, name: &str) -> Vec<u8> {
+    let mut args: Vec<&[u8]> = vec![b"HELLO", if resp3 { b"3" } else { b"2" }];
     if let Some(creds) = creds {
         args.extend([b"AUTH".as_slice(), &creds.user, &creds.password]);
     }
+    args.extend([b"SETNAME".as_slice(), name.as_bytes()]);
     resp::own(&args)
 }
 
-/// HELLO and SELECT, as the session has come to its user and its database; and how many replies that makes.
-fn greeting(key: &ConnectionKey) -> (Vec<u8>, usize) {
-    let select = resp::own(&["SELECT", &key.db.to_string()]);
-    match &key.via {
-        Some(via) => ([hello_as(key, via.as_deref()), select, hello(key)].concat(), 3),
-        None if key.db != 0 => ([hello(key), select].concat(), 2),
-        None => (hello(key), 1),
-    }
+/// Where the reply to HELLO names the connection's number.
+pub fn id_in(hello: &[u8]) -> Option<Range<usize>> {
+    const FIELD: &[u8] = b"$2\r\nid\r\n:";
+    let start = memchr::memmem::find(hello, FIELD)? + FIELD.len();
+    Some(start..start + hello[start..].iter().take_while(|b| b.is_ascii_digit()).count())
+}
+
+/// The connection's number by the reply to HELLO; 0 if it has none.
+pub fn id_of(hello: &[u8]) -> i64 {
+    id_in(hello).and_then(|range| resp::parse_i64(&hello[range])).unwrap_or(0)
+}
+
+/// As whom else than its present user a session's database may be selected, in the order they are tried. The right to was
+/// asked when the session chose it; the present user may have none.
+fn selectors<'a>(node: &'a Node, key: &'a ConnectionKey) -> impl Iterator<Item = &'a Option<Arc<Creds>>> {
+    let earlier = [Some(&node.own), key.via.as_deref()].into_iter().flatten();
+    earlier.filter(|creds| key.db != 0 && **creds != key.creds)
 }
 
 /// Connects and greets, in `connect_timeout` at the most.
@@ -97,13 +108,15 @@ pub async fn open(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<O
     let limit = node.connect_timeout;
     let greeted = async {
         let _turn = if role == Role::Dedicated { node.opening.acquire().await.ok() } else { None };
-        match greet(node, key, role).await {
-            // Who chose the database is gone: then it is for the present user to select.
-            Err(Refusal::Server(_)) if key.via.is_some() => {
-                greet(node, &ConnectionKey { via: None, ..key.clone() }, role).await
+        let rights = if role == Role::Lane { rights::of(node, key).await } else { Rights::NONE };
+        for selector in selectors(node, key) {
+            match greet(node, key, role, rights, Some(selector)).await {
+                // This one may not, or is gone.
+                Err(Refusal::Server(reply)) if !is_passing(&reply) => {}
+                outcome => return outcome,
             }
-            other => other,
         }
+        greet(node, key, role, rights, None).await
     };
     match tokio::time::timeout(limit, greeted).await {
         Ok(result) => result,
@@ -111,23 +124,30 @@ pub async fn open(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<O
     }
 }
 
-async fn greet(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Opened, Refusal> {
+async fn greet(
+    node: &Arc<Node>,
+    key: &ConnectionKey,
+    role: Role,
+    rights: Rights,
+    selector: Option<&Option<Arc<Creds>>>,
+) -> Result<Opened, Refusal> {
     let stream = Stream::connect(&node.address, node.connect_timeout).await?;
     stream.give_up_after(node.upstream_timeout)?;
     let mut wire = Wire { stream, input: BytesMut::new() };
     let name = if role == Role::Lane { "nearside-lane" } else { "nearside-dedicated" };
-    let link = node.coherence.link().filter(|_| role == Role::Lane);
+    // Which link there is, is asked before the connection is: if it changes meanwhile, the lane is not armed.
+    let link = node.coherence.link().filter(|_| rights.fill);
     let asked = Time::now();
-    let (mut request, steps) = greeting(key);
-    request.extend(resp::own(&["CLIENT", "SETNAME", name]));
-    request.extend(resp::own(&["CLIENT", "ID"]));
+    let select = (key.db != 0).then(|| resp::own(&["SELECT", &key.db.to_string()]));
+    let other = selector.map(|creds| hello_as(creds.as_deref(), false, name));
+    let steps =
+        if other.is_some() { [other, select, Some(hello(key, name))] } else { [Some(hello(key, name)), select, None] };
     let tracking = link.as_ref().is_some_and(|link| link.mode == Mode::Tracked);
-    if let Some(link) = link.as_ref().filter(|_| tracking) {
-        request.extend(track(link.client_id));
-    }
+    let track = link.as_ref().filter(|_| tracking).map(|link| track(link.client_id));
+    let request: Vec<u8> = steps.iter().flatten().chain(&track).flatten().copied().collect();
     wire.send(&request).await?;
     let mut hello = Bytes::new();
-    for _ in 0..steps {
+    for _ in steps.iter().flatten() {
         let reply = wire.reply().await?;
         match reply[0] {
             b'-' => return Err(Refusal::Server(reply)),
@@ -135,24 +155,11 @@ async fn greet(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Open
             _ => hello = reply,
         }
     }
-    // Without CLIENT's permission the connection works all the same, unnamed.
-    wire.reply().await?;
-    let client_id = match wire.reply().await? {
-        refused if refused[0] == b'-' && !refused.starts_with(b"-NOPERM") => NAMELESS,
-        id => integer(&id),
-    };
     let armed = match link {
-        Some(link) if !tracking => Some(link.generation),
-        Some(link) if &wire.reply().await?[..] == b"+OK\r\n" => Some(link.generation),
+        Some(link) if !tracking || &wire.reply().await?[..] == b"+OK\r\n" => Some(link.generation),
         _ => None,
     };
-    Ok(Opened { stream: wire.stream, input: wire.input, hello, armed, client_id, asked })
-}
-
-/// The number in an integer reply; 0 if it is none.
-pub fn integer(reply: &[u8]) -> i64 {
-    let digits = reply.strip_prefix(b":").and_then(|r| r.strip_suffix(b"\r\n"));
-    digits.and_then(resp::parse_i64).unwrap_or(0)
+    Ok(Opened { stream: wire.stream, input: wire.input, hello, rights, armed, asked })
 }
 
 /// A socket used one question at a time, before (or instead of) being shared.

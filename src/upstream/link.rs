@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::handshake::{Refusal, Wire, hello, integer, is_passing};
+use super::handshake::{Refusal, Wire, hello, id_of, is_passing};
 use super::probe::{self, CHANNEL, Ears};
 use super::{ConnectionKey, Node, watch};
 use crate::buffer::OutBuf;
@@ -89,9 +89,8 @@ async fn open(node: &Arc<Node>, key: &ConnectionKey) -> Result<(Wire, i64, Optio
     let work = async {
         let stream = Stream::connect(&node.address, limit).await?;
         let mut wire = Wire { stream, input: bytes::BytesMut::new() };
-        wire.send(&hello(key)).await?;
-        refuse_error(wire.reply().await?)?;
-        wire.ask(&["CLIENT", "SETNAME", "nearside-link"]).await?;
+        wire.send(&hello(key, "nearside-link")).await?;
+        let id = id_of(&refuse_error(wire.reply().await?)?);
         // What is noticed from here on concerns this link.
         node.distrusted.store(false, Ordering::Release);
         learn(node, &mut wire).await?;
@@ -99,8 +98,6 @@ async fn open(node: &Arc<Node>, key: &ConnectionKey) -> Result<(Wire, i64, Optio
         let look = watch::look(&mut wire, node).await?;
         let replica = look.is_replica();
         node.first_look.store(Some(Arc::new(look)));
-        let id = refuse_error(wire.ask(&["CLIENT", "ID"]).await?)?;
-        let id = integer(&id);
         let ears = probe::listen(node, &mut wire, id).await?;
         stand(node, Standing { mode: ears.clone().map(|ears| ears.mode), replica });
         Ok((wire, id, ears.ok()))

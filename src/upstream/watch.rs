@@ -111,9 +111,8 @@ async fn watch(node: &Node, key: &ConnectionKey, last: &mut Option<Look>, failur
     let mut wire = Wire { stream, input: bytes::BytesMut::new() };
     let limit = node.upstream_timeout;
     let greeted = async {
-        wire.send(&hello(key)).await?;
-        wire.reply().await?;
-        wire.ask(&["CLIENT", "SETNAME", "nearside-watch"]).await
+        wire.send(&hello(key, "nearside-watch")).await?;
+        wire.reply().await
     };
     tokio::time::timeout(limit, greeted).await??;
     let (mut blind, mut blind_since) = (Hidden::default(), Time::now());
@@ -138,7 +137,7 @@ async fn watch(node: &Node, key: &ConnectionKey, last: &mut Option<Look>, failur
         }
         if look.acl == Acl::Hidden && Time::now().since(blind_since) >= ACL_BLIND {
             blind_since = Time::now();
-            node.coherence.flush(FlushCause::Acl);
+            node.acl_changed();
         }
         if blind != look.hidden() {
             blind = look.hidden();
@@ -248,7 +247,7 @@ fn compare(node: &Node, old: &Look, new: &mut Look) {
         && a != b
     {
         tracing::info!("the upstream's ACL has changed: cache flushed");
-        coherence.flush(FlushCause::Acl);
+        node.acl_changed();
     }
 }
 

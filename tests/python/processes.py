@@ -224,8 +224,15 @@ class Proxy(Child):
         return {key: int(value) if value.isdigit() else value for key, value in found.items()}
 
     def resident_bytes(self):
+        return self._memory("VmRSS")
+
+    def peak_bytes(self):
+        """The most memory that the process ever had."""
+        return self._memory("VmHWM")
+
+    def _memory(self, which):
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024
+        return int(re.search(rf"{which}:\s+(\d+) kB", status)[1]) * 1024
 
     def panics(self):
         return [line for line in self.read_log().splitlines() if "panicked at" in line]

@@ -1,8 +1,5 @@
 """The largest there is: values of 512 MB, the most that Redis takes, and pipelines of 10,000 commands in one write."""
 
-import re
-from pathlib import Path
-
 import pytest
 
 from processes import wait_until
@@ -12,12 +9,6 @@ pytestmark = pytest.mark.needs_proxy
 
 LARGEST = 512 << 20
 HEAD = b"$%d\r\n" % LARGEST
-
-
-def peak_bytes(proxy):
-    """The most memory that the process ever had."""
-    status = Path(f"/proc/{proxy.process.pid}/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
 def read_exactly(sock, length):
@@ -36,27 +27,22 @@ def test_a_value_of_512_mb_comes_and_goes_with_one_copy_of_it_at_most(lab):
     proxy = lab.proxy(server.port)
     value = b"0123456789abcdef" * (LARGEST // 16)
     with Connection(proxy.port, timeout=60) as conn:
-        before = peak_bytes(proxy)
+        before = proxy.peak_bytes()
         conn.send_raw(b"*3\r\n$3\r\nSET\r\n$5\r\nlarge\r\n" + HEAD)
         conn.send_raw(value)
         conn.send_raw(b"\r\n")
         assert conn.read() == b"OK"
-        assert peak_bytes(proxy) - before < 1.2 * LARGEST
+        assert proxy.peak_bytes() - before < 1.2 * LARGEST
         for _ in range(2):
             conn.send("GET", "large")
             assert read_exactly(conn.sock, len(HEAD)) == HEAD
             assert read_exactly(conn.sock, LARGEST) == value
             assert read_exactly(conn.sock, 2) == b"\r\n"
-        assert peak_bytes(proxy) - before < 1.2 * LARGEST
+        assert proxy.peak_bytes() - before < 1.2 * LARGEST
         assert conn.call("STRLEN", "large") == LARGEST
         too_large = b"$%d\r\n" % (LARGEST + 1)
         conn.send_raw(b"*3\r\n$3\r\nSET\r\n$5\r\nlarge\r\n" + too_large)
         assert "invalid bulk length" in str(conn.read())
-
-
-def resident_bytes(proxy):
-    status = Path(f"/proc/{proxy.process.pid}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024
 
 
 def test_nothing_of_large_values_stays_once_they_are_through(lab):
@@ -66,7 +52,7 @@ def test_nothing_of_large_values_stays_once_they_are_through(lab):
     length = 40 << 20
     conns = [Connection(proxy.port, timeout=60) for _ in range(6)]
     conns[0].call("PING")
-    before = resident_bytes(proxy)
+    before = proxy.resident_bytes()
     for round_ in range(2):
         for i, conn in enumerate(conns):
             conn.send("SET", f"large:{i}", b"x" * length)
@@ -75,7 +61,7 @@ def test_nothing_of_large_values_stays_once_they_are_through(lab):
             conn.send("GET", f"large:{i}")
             assert len(conn.read()) == length
             assert conn.pipeline([("SET", f"small:{i}", "x"), ("GET", f"small:{i}")]) == [b"OK", b"x"]
-    wait_until(lambda: resident_bytes(proxy) - before < 16 << 20, "the memory is given back")
+    wait_until(lambda: proxy.resident_bytes() - before < 16 << 20, "the memory is given back")
     for conn in conns:
         conn.close()
 

@@ -1,5 +1,7 @@
 """What a session may ask about itself and about others, and what no invalidation announces."""
 
+import time
+
 import pytest
 
 from processes import wait_until
@@ -217,30 +219,99 @@ class TestUsers:
             assert conn.call("GET", "k") == b"three"
             assert conn.call("ACL", "DELUSER", "carol") == 1
 
-    @pytest.mark.xfail(strict=True, raises=ReplyError, reason="the present user selects the database anew, and may not")
-    def test_a_database_outlives_the_right_to_choose_it(self, user):
-        user.server.call("ACL", "SETUSER", "bob", "reset", "on", ">secret", "+acl")
-        with Connection(user.a.port) as conn:
+    def test_a_database_outlives_the_right_to_choose_it(self, lab):
+        """As long as the proxy's own user can log in."""
+        server = lab.server()
+        server.call("ACL", "SETUSER", "proxy", "on", ">own", "~*", "&*", "+@all")
+        server.call("ACL", "SETUSER", "bob", "reset", "on", ">secret", "+acl")
+        proxy = lab.proxy(f"redis://proxy:own@127.0.0.1:{server.port}/0")
+        with Connection(proxy.port) as conn, Connection(server.port) as direct:
+            conn.call("AUTH", "default", "any")
             conn.call("SELECT", 2)
-            user.server.call("ACL", "SETUSER", "default", "off")
+            direct.call("ACL", "SETUSER", "default", "off")
+            assert conn.call("AUTH", "bob", "secret") == b"OK"
+            assert conn.call("ACL", "WHOAMI") == b"bob"
+
+    def test_who_chose_the_database_has_another_password_since(self, user):
+        """The proxy itself cannot log in any more: the server wants a password, which a client gives."""
+        user.server.call("ACL", "SETUSER", "bob", "reset", "on", ">secret", "+acl")
+        with Connection(user.a.port) as conn, Connection(user.server.port) as direct:
+            conn.call("SELECT", 2)
+            direct.call("CONFIG", "SET", "requirepass", "new")
             try:
-                conn.call("AUTH", "bob", "secret")
+                assert conn.call("AUTH", "new") == b"OK"
+                assert conn.call("AUTH", "bob", "secret") == b"OK"
                 assert conn.call("ACL", "WHOAMI") == b"bob"
             finally:
-                with Connection(user.server.port) as repair:
-                    repair.call("AUTH", "bob", "secret")
-                    repair.call("ACL", "SETUSER", "default", "on")
+                direct.call("CONFIG", "SET", "requirepass", "")
 
-    @pytest.mark.xfail(strict=True, raises=AssertionError, reason="a lane names itself, and asks its number, as the session's user")
-    def test_the_log_of_refusals_holds_what_the_client_was_refused(self, user):
-        user.server.call("ACL", "SETUSER", "bob", "reset", "on", ">secret", "~*", "+get")
+    def test_a_database_that_nobody_can_select_any_more(self, user):
+        """Neither the proxy's user nor who chose it can log in, the present user may not: the one difference, told by an error."""
+        user.server.call("ACL", "SETUSER", "bob", "reset", "on", ">secret", "+acl")
+        with Connection(user.a.port) as conn, Connection(user.server.port) as direct:
+            conn.call("SELECT", 2)
+            direct.call("ACL", "SETUSER", "default", "off")
+            try:
+                assert conn.call("AUTH", "bob", "secret") == b"OK"
+                with pytest.raises(ReplyError, match="NOPERM.*'select'"):
+                    conn.call("ACL", "WHOAMI")
+            finally:
+                direct.call("ACL", "SETUSER", "default", "on")
+
+
+            def is_back():
+                try:
+                    return conn.call("ACL", "WHOAMI") == b"bob"
+                except ReplyError:
+                    return False
+
+            wait_until(is_back, "it can be selected again")
+
+    @pytest.mark.parametrize("protocol", [2, 3])
+    def test_the_log_of_refusals_holds_what_the_client_was_refused(self, user, protocol):
+        user.server.call("ACL", "SETUSER", "bob", "reset", "on", ">secret", "~open*", "+get", "+hget", "+hgetall")
+        user.server.call("HSET", "open:hash", "f", "v")
         user.server.call("ACL", "LOG", "RESET")
-        with self.bob(user) as bob:
-            assert bob.call("GET", "k") is None
+        with Connection(user.a.port, protocol) as bob:
+            with pytest.raises(ReplyError, match="WRONGPASS"):
+                bob.call("AUTH", "bob", "wrong")
+            bob.call("AUTH", "bob", "secret")
+            for words in (("GET", "open"), ("HGET", "open:hash", "f"), ("HGETALL", "open:hash")):
+                [bob.call(*words) for _ in range(3)]
+            # several heartbeats
+            time.sleep(0.5)
+            for words in (("DEL", "open"), ("GET", "closed")):
+                with pytest.raises(ReplyError, match="NOPERM"):
+                    bob.call(*words)
             with pytest.raises(ReplyError, match="NOPERM"):
-                bob.call("DEL", "k")
-        refused = [entry[entry.index(b"object") + 1] for entry in user.server.call("ACL", "LOG")]
-        assert refused == [b"del"]
+                bob.call("SUBSCRIBE", "news")
+        logged = [dict(zip(entry[::2], entry[1::2])) for entry in user.server.call("ACL", "LOG")]
+        assert [(e[b"reason"], e[b"object"], e[b"count"]) for e in reversed(logged)] == [
+            (b"auth", b"AUTH", 1),
+            (b"command", b"del", 1),
+            (b"key", b"closed", 1),
+            (b"command", b"subscribe", 1),
+        ]
+
+    def test_who_may_not_what_a_fill_asks_is_cached_for_once_it_may(self, user):
+        user.server.call("SET", "k", "v")
+        user.server.call("ACL", "SETUSER", "bob", "reset", "on", ">secret", "~*", "+get", "+client")
+        with self.bob(user) as bob:
+            for _ in range(5):
+                assert bob.call("GET", "k") == b"v"
+            assert b"miss" in bob.call("NEARSIDE", "EXPLAIN", "GET", "k")[0]
+            user.server.call("ACL", "SETUSER", "bob", "+pttl", "+ping")
+            assert warm(bob, "GET", "k") == b"v"
+            user.server.call("ACL", "SETUSER", "bob", "-client")
+            wait_until(lambda: b"miss" in bob.call("NEARSIDE", "EXPLAIN", "GET", "k")[0], "the change is seen")
+            # a lane asks for its rights at its next heartbeat
+            time.sleep(0.5)
+            user.server.call("ACL", "LOG", "RESET")
+            for _ in range(5):
+                assert bob.call("GET", "k") == b"v"
+            time.sleep(0.5)
+            assert user.server.call("ACL", "LOG") == []
+            assert b"miss" in bob.call("NEARSIDE", "EXPLAIN", "GET", "k")[0]
 
     def test_a_right_withdrawn_is_not_outlived_by_cached_replies(self, user):
         user.server.call("SET", "k", "v")

@@ -1,0 +1,126 @@
+//! What a user lets the proxy ask in its name. A lane speaks as the user of its sessions, and a fill asks more than the
+//! session did (CLIENT CACHING, PTTL); a user who may not say these is not cached for. So that the server's ACL LOG holds
+//! only what clients were refused, the rights are asked beforehand, as the proxy's own user and by ACL DRYRUN, which logs
+//! nothing: for each lane, and again when the server's ACL has changed.
+//!
+//! Accepted window: a right that was withdrawn is noticed with the ACL's change (see [`watch`](super::watch)); what a lane
+//! asks until then is refused and logged.
+
+use std::sync::atomic::Ordering;
+
+use bytes::BytesMut;
+
+use super::handshake::{Wire, hello};
+use super::{ConnectionKey, Node};
+use crate::coherence::standing::Mode;
+use crate::command::FieldTtl;
+use crate::resp;
+use crate::transport::Stream;
+
+/// See the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rights {
+    /// How often the ACL had changed when they were asked.
+    pub as_of: u64,
+    /// Everything that all fills want.
+    pub fill: bool,
+    /// The question about named fields of a hash.
+    fields: bool,
+    /// The question about any fields of any hash.
+    info: bool,
+}
+
+/// As the name that ACL DRYRUN is told of no key in particular.
+const KEY: &str = "nearside";
+
+impl Rights {
+    /// Of a connection that is never asked for more than its session says.
+    pub const NONE: Rights = Rights { as_of: 0, fill: false, fields: false, info: false };
+
+    fn all(as_of: u64) -> Rights {
+        Rights { as_of, fill: true, fields: true, info: true }
+    }
+
+    /// Whether a read whose reply depends on fields of a hash in this way can be filled.
+    pub fn cover(self, field_ttl: FieldTtl) -> bool {
+        self.fill
+            && match field_ttl {
+                FieldTtl::No => true,
+                FieldTtl::Named { .. } => self.fields,
+                FieldTtl::Whole => self.info,
+            }
+    }
+}
+
+/// The rights of a lane's user. All of them, if the proxy's own user cannot find out (before Redis 7.0, or without
+/// +acl|dryrun), or is that user itself: what it lacks, the link and the watch have said.
+pub async fn of(node: &Node, key: &ConnectionKey) -> Rights {
+    let as_of = node.acl_changes.load(Ordering::Acquire);
+    let Some(link) = node.coherence.link().filter(|_| key.creds != node.own) else { return Rights::all(as_of) };
+    match ask(node, key.user(), link.mode).await {
+        Ok([fill, fields, info]) => Rights { as_of, fill, fields, info },
+        Err(e) => {
+            tracing::debug!("rights of {} not known: {e}", String::from_utf8_lossy(key.user()));
+            Rights::all(as_of)
+        }
+    }
+}
+
+/// Whether the user may say all that every fill wants, and the two questions about hash fields.
+async fn ask(node: &Node, user: &[u8], mode: Mode) -> std::io::Result<[bool; 3]> {
+    let tracked: &[&[&str]] = &[&["CLIENT", "TRACKING", "ON"], &["CLIENT", "CACHING", "YES"]];
+    let always: &[&[&str]] = &[&["PING"], &["PTTL", KEY]];
+    let fields: &[&[&str]] = &[&["HPEXPIRETIME", KEY, "FIELDS", "1", "f"], &["INFO", "keyspace"]];
+    let fill = [always, if mode == Mode::Tracked { tracked } else { &[] }].concat();
+    let stream = Stream::connect(&node.address, node.connect_timeout).await?;
+    let mut wire = Wire { stream, input: BytesMut::new() };
+    let own = ConnectionKey { creds: node.own.clone(), resp3: false, db: 0, via: None };
+    let mut request = hello(&own, "nearside-rights");
+    for command in fill.iter().chain(fields) {
+        let dryrun = [b"ACL".as_slice(), b"DRYRUN", user].into_iter();
+        request.extend(resp::own(&dryrun.chain(command.iter().map(|arg| arg.as_bytes())).collect::<Vec<_>>()));
+    }
+    wire.send(&request).await?;
+    wire.reply().await?;
+    let mut may = [true; 3];
+    for _ in &fill {
+        may[0] &= !is_refused(&wire.reply().await?);
+    }
+    for may in &mut may[1..] {
+        *may = !is_refused(&wire.reply().await?);
+    }
+    Ok(may)
+}
+
+/// What ACL DRYRUN says of a command that the user may not run. (Of a key that it may not read it says something else; and
+/// what is no verdict at all is an error.)
+fn is_refused(reply: &[u8]) -> bool {
+    resp::split_bulk(reply).is_some_and(|(text, _)| memchr::memmem::find(text, b"to run ").is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_verdict_on_the_command_counts() {
+        let bulk = |text: &str| format!("${}\r\n{text}\r\n", text.len()).into_bytes();
+        assert!(is_refused(&bulk("User bob has no permissions to run the 'pttl' command")));
+        assert!(is_refused(&bulk("This user has no permissions to run the 'client|caching' command")));
+        assert!(!is_refused(&bulk("This user has no permissions to access the 'nearside' key")));
+        assert!(!is_refused(b"+OK\r\n"));
+        assert!(!is_refused(b"-ERR Command 'hpexpiretime' not found\r\n"));
+        assert!(
+            !is_refused(b"-NOPERM This user has no permissions to run the 'acl|dryrun' command\r\n"),
+            "we do not know"
+        );
+    }
+
+    #[test]
+    fn a_question_about_fields_wants_its_own_right() {
+        let rights = Rights { as_of: 1, fill: true, fields: true, info: false };
+        assert!(rights.cover(FieldTtl::No) && rights.cover(FieldTtl::Named { fields: 2 }));
+        assert!(!rights.cover(FieldTtl::Whole));
+        assert!(!Rights { fill: false, ..rights }.cover(FieldTtl::No));
+    }
+}
