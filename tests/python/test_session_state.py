@@ -232,40 +232,39 @@ class TestUsers:
             assert conn.call("AUTH", "bob", "secret") == b"OK"
             assert conn.call("ACL", "WHOAMI") == b"bob"
 
-    def test_who_chose_the_database_has_another_password_since(self, user):
+    @pytest.fixture
+    def chosen(self, user):
+        """A session in a database that its next user may not select, and a connection past the proxy."""
+        user.server.call("ACL", "SETUSER", "bob", "reset", "on", ">secret", "+acl")
+        with Connection(user.a.port) as conn, Connection(user.server.port) as direct:
+            conn.call("SELECT", 2)
+            yield conn, direct
+            direct.call("ACL", "SETUSER", "default", "on", "nopass")
+
+    def test_who_chose_the_database_has_another_password_since(self, chosen):
         """The proxy itself cannot log in any more: the server wants a password, which a client gives."""
-        user.server.call("ACL", "SETUSER", "bob", "reset", "on", ">secret", "+acl")
-        with Connection(user.a.port) as conn, Connection(user.server.port) as direct:
-            conn.call("SELECT", 2)
-            direct.call("CONFIG", "SET", "requirepass", "new")
-            try:
-                assert conn.call("AUTH", "new") == b"OK"
-                assert conn.call("AUTH", "bob", "secret") == b"OK"
-                assert conn.call("ACL", "WHOAMI") == b"bob"
-            finally:
-                direct.call("CONFIG", "SET", "requirepass", "")
+        conn, direct = chosen
+        direct.call("CONFIG", "SET", "requirepass", "new")
+        assert conn.call("AUTH", "new") == b"OK"
+        assert conn.call("AUTH", "bob", "secret") == b"OK"
+        assert conn.call("ACL", "WHOAMI") == b"bob"
 
-    def test_a_database_that_nobody_can_select_any_more(self, user):
+    def test_a_database_that_nobody_can_select_any_more(self, chosen):
         """Neither the proxy's user nor who chose it can log in, the present user may not: the one difference, told by an error."""
-        user.server.call("ACL", "SETUSER", "bob", "reset", "on", ">secret", "+acl")
-        with Connection(user.a.port) as conn, Connection(user.server.port) as direct:
-            conn.call("SELECT", 2)
-            direct.call("ACL", "SETUSER", "default", "off")
+        conn, direct = chosen
+        direct.call("ACL", "SETUSER", "default", "off")
+        assert conn.call("AUTH", "bob", "secret") == b"OK"
+        with pytest.raises(ReplyError, match="NOPERM.*'select'"):
+            conn.call("ACL", "WHOAMI")
+        direct.call("ACL", "SETUSER", "default", "on")
+
+        def is_back():
             try:
-                assert conn.call("AUTH", "bob", "secret") == b"OK"
-                with pytest.raises(ReplyError, match="NOPERM.*'select'"):
-                    conn.call("ACL", "WHOAMI")
-            finally:
-                direct.call("ACL", "SETUSER", "default", "on")
+                return conn.call("ACL", "WHOAMI") == b"bob"
+            except ReplyError:
+                return False
 
-
-            def is_back():
-                try:
-                    return conn.call("ACL", "WHOAMI") == b"bob"
-                except ReplyError:
-                    return False
-
-            wait_until(is_back, "it can be selected again")
+        wait_until(is_back, "it can be selected again")
 
     @pytest.mark.parametrize("protocol", [2, 3])
     def test_the_log_of_refusals_holds_what_the_client_was_refused(self, user, protocol):
