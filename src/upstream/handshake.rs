@@ -135,7 +135,7 @@ async fn greet(
     stream.give_up_after(node.upstream_timeout)?;
     let mut wire = Wire { stream, input: BytesMut::new() };
     let name = if role == Role::Lane { "nearside-lane" } else { "nearside-dedicated" };
-    // Which link there is, is asked before the connection is: if it changes meanwhile, the lane is not armed.
+    // If there is another by the time of the answer, the lane is armed for a generation that is over: for none.
     let link = node.coherence.link().filter(|_| rights.fill);
     let asked = Time::now();
     let select = (key.db != 0).then(|| resp::own(&["SELECT", &key.db.to_string()]));

@@ -235,6 +235,9 @@ impl Server {
             }
             "hello" => {
                 connection.resp3 = args.get(1).is_some_and(|version| &version[..] == b"3");
+                if let Some([_, name]) = args.windows(2).find(|pair| &pair[0][..] == b"SETNAME") {
+                    connection.name = String::from_utf8_lossy(name).into_owned();
+                }
                 hello(id, connection.resp3)
             }
             "client" => self.client(id, args),
@@ -280,8 +283,6 @@ impl Server {
         let ids: BTreeSet<i64> = self.connections.keys().copied().collect();
         let Some(connection) = self.connections.get_mut(&id) else { return Reply::Nil };
         match &*words[1] {
-            "id" => return Reply::Int(id),
-            "setname" => connection.name = word(2),
             "caching" if connection.tracking.is_none() => {
                 return Reply::Error(
                     "ERR CLIENT CACHING can be called only when the client is in tracking mode".into(),
