@@ -31,6 +31,8 @@ use crate::transport::Stream;
 
 /// How long a server that does nothing for us is left alone before it is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// What the proxy's own user may not lack; README says what it should have besides.
+const RIGHTS: &str = "+client +subscribe +ping +command +info";
 /// PINGs on their way at once; who comes later shares the next.
 const PINGS: usize = 4;
 
@@ -76,7 +78,7 @@ fn report(node: &Node, refusal: &Refusal) {
             );
         }
         Refusal::Server(reply) => tracing::warn!(
-            "upstream {} refuses the invalidation link: {}; nothing is cached. The link's user needs +client +subscribe +ping +command +info and the channel {CHANNEL}",
+            "upstream {} refuses the invalidation link: {}; nothing is cached. The link's user needs {RIGHTS} &{CHANNEL}",
             node.address,
             String::from_utf8_lossy(reply).trim()
         ),
@@ -116,8 +118,7 @@ fn stand(node: &Node, standing: Standing) {
         return;
     }
     if let Err(why) = &standing.mode {
-        let rights = "+client +subscribe +ping +command +info and the channel __redis__:invalidate";
-        tracing::warn!("nothing is cached: {why}. (The link's user needs {rights}.)");
+        tracing::warn!("nothing is cached: {why}. (The link's user needs {RIGHTS} &{CHANNEL}.)");
         return;
     }
     let (strongest, limit) = (standing.strongest(), standing.limit());

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from processes import KINDS, LEVELS, LONG, wait_until
+from processes import KINDS, LEVELS, LONG, ROOT, wait_until
 from test_coherence import LEAST_HIT_SHARE, SETTINGS, assert_coherent, hot_scenario, run_enough, scenario_for
 from wire import Connection, ReplyError
 from workload import run
@@ -272,6 +272,34 @@ def test_a_replica_gives_bounded_until_it_is_promoted(lab, kind):
 def allows(proxy, level):
     with Connection(proxy.port) as conn:
         return conn.pipeline([("NEARSIDE", "CONSISTENCY", level)]) == [b"OK"]
+
+
+def readme_rights(mode):
+    """What README says that the proxy's own user needs: a line for all modes, and on it what one of them needs besides."""
+    line = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("+client"))
+    always, _, rest = line.partition("        ")
+    more, _, which = rest.partition(" for invalidation = ")
+    return always.split() + (more.split() if which.strip('"') == mode else [])
+
+
+@pytest.mark.parametrize("mode", ["tracked", *MODES])
+def test_the_rights_that_readme_names_are_enough(lab, mode):
+    site_options = NOTIFYING if mode == "keyspace" else ()
+    server = lab.server("redis", options=site_options)
+    server.call("ACL", "SETUSER", "near", "on", ">pw", *readme_rights(mode))
+    proxy = lab.proxy(f"redis://near:pw@127.0.0.1:{server.port}/0", settings={**QUICK, **MODES.get(mode, {})})
+    with Connection(proxy.port) as conn:
+        conn.call("AUTH", "default", "any")
+        hit = lambda: conn.call("GET", "k") is None and conn.call("NEARSIDE", "EXPLAIN", "GET", "k")[0] == b"hit"
+        wait_until(hit, "a hit")
+        server.call("ACL", "LOG", "RESET")
+        assert "may not say" in proxy.read_log()
+        server.call("ACL", "SETUSER", "near", "+acl|list", "+acl|dryrun", "+time")
+        time.sleep(1)
+        server.call("ACL", "LOG", "RESET")
+        wait_until(hit, "another")
+        time.sleep(1)
+        assert server.call("ACL", "LOG") == []
 
 
 def test_a_user_without_the_right_to_track_gets_no_cache_and_is_told_why(lab):
