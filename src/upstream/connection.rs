@@ -656,7 +656,8 @@ impl Connection {
 
     /// Asks for what is not as it should be for filling: the rights, if the ACL has changed, or the reports of changed keys.
     fn arm(self: &Rc<Self>, shared: &mut Shared, now: Time) {
-        if shared.rights.as_of != self.node.acl_changes.load(Ordering::Acquire) {
+        let Some(link) = self.node.coherence.link() else { return };
+        if shared.rights.as_of != Some(self.node.acl_changes.load(Ordering::Acquire)) {
             shared.arming = true;
             let connection = self.clone();
             tokio::task::spawn_local(async move {
@@ -665,8 +666,9 @@ impl Connection {
             });
             return;
         }
-        let link = self.node.coherence.link();
-        let Some(link) = link.filter(|l| l.generation != shared.armed && shared.rights.fill) else { return };
+        if !shared.rights.fill || link.generation == shared.armed {
+            return;
+        }
         if link.mode == Mode::Tracked {
             shared.arming = true;
             shared.own(&handshake::track(link.client_id), Expect::Arm(link.generation), now);

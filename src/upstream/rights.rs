@@ -20,8 +20,8 @@ use crate::transport::Stream;
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rights {
-    /// How often the ACL had changed when they were asked.
-    pub as_of: u64,
+    /// How often the ACL had changed when they were asked; `None`: they were not.
+    pub as_of: Option<u64>,
     /// Everything that all fills want.
     pub fill: bool,
     /// The question about named fields of a hash.
@@ -34,11 +34,11 @@ pub struct Rights {
 const KEY: &str = "nearside";
 
 impl Rights {
-    /// Of a connection that is never asked for more than its session says.
-    pub const NONE: Rights = Rights { as_of: 0, fill: false, fields: false, info: false };
+    /// Of a connection that is asked for no more than its session says.
+    pub const NONE: Rights = Rights { as_of: None, fill: false, fields: false, info: false };
 
     fn all(as_of: u64) -> Rights {
-        Rights { as_of, fill: true, fields: true, info: true }
+        Rights { as_of: Some(as_of), fill: true, fields: true, info: true }
     }
 
     /// Whether a read whose reply depends on fields of a hash in this way can be filled.
@@ -53,12 +53,16 @@ impl Rights {
 }
 
 /// The rights of a lane's user. All of them, if the proxy's own user cannot find out (before Redis 7.0, or without
-/// +acl|dryrun), or is that user itself: what it lacks, the link and the watch have said.
+/// +acl|dryrun), or is that user itself: what it lacks, the link and the watch have said. Without a link nothing is filled,
+/// and nothing need be asked yet.
 pub async fn of(node: &Node, key: &ConnectionKey) -> Rights {
     let as_of = node.acl_changes.load(Ordering::Acquire);
-    let Some(link) = node.coherence.link().filter(|_| key.creds != node.own) else { return Rights::all(as_of) };
+    if key.creds == node.own {
+        return Rights::all(as_of);
+    }
+    let Some(link) = node.coherence.link() else { return Rights::NONE };
     match ask(node, key.user(), link.mode).await {
-        Ok([fill, fields, info]) => Rights { as_of, fill, fields, info },
+        Ok([fill, fields, info]) => Rights { as_of: Some(as_of), fill, fields, info },
         Err(e) => {
             tracing::debug!("rights of {} not known: {e}", String::from_utf8_lossy(key.user()));
             Rights::all(as_of)
@@ -118,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_question_about_fields_wants_its_own_right() {
-        let rights = Rights { as_of: 1, fill: true, fields: true, info: false };
+        let rights = Rights { as_of: Some(1), fill: true, fields: true, info: false };
         assert!(rights.cover(FieldTtl::No) && rights.cover(FieldTtl::Named { fields: 2 }));
         assert!(!rights.cover(FieldTtl::Whole));
         assert!(!Rights { fill: false, ..rights }.cover(FieldTtl::No));

@@ -195,10 +195,10 @@ def test_channels_are_those_that_clients_listen_to(redis_site, protocol):
 
 class TestUsers:
     @pytest.fixture
-    def user(self, redis_site):
-        redis_site.server.call("ACL", "SETUSER", "bob", "reset", "on", ">secret", "~*", "&*", "+@all")
-        yield redis_site
-        redis_site.server.call("ACL", "DELUSER", "bob")
+    def user(self, site):
+        site.server.call("ACL", "SETUSER", "bob", "reset", "on", ">secret", "~*", "&*", "+@all")
+        yield site
+        site.server.call("ACL", "DELUSER", "bob")
 
     def bob(self, site, password="secret"):
         conn = Connection(site.a.port)
@@ -291,6 +291,21 @@ class TestUsers:
             (b"key", b"closed", 1),
             (b"command", b"subscribe", 1),
         ]
+
+    def test_a_lane_that_was_open_before_the_link_asks_for_its_rights_then(self, lab):
+        server = lab.server()
+        server.call("ACL", "SETUSER", "proxy", "on", ">own", "~*", "&*", "+@all", "-subscribe")
+        server.call("ACL", "SETUSER", "bob", "reset", "on", ">secret", "~*", "+get")
+        proxy = lab.proxy(f"redis://proxy:own@127.0.0.1:{server.port}/0")
+        with Connection(proxy.port) as bob:
+            bob.call("AUTH", "bob", "secret")
+            assert bob.call("GET", "k") is None
+            server.call("ACL", "SETUSER", "proxy", "+subscribe")
+            wait_until(lambda: proxy.stats()["link"] == "up", "the link is up", timeout=20)
+            server.call("ACL", "LOG", "RESET")
+            time.sleep(0.5)
+            assert bob.call("GET", "k") is None
+            assert server.call("ACL", "LOG") == []
 
     def test_who_may_not_what_a_fill_asks_is_cached_for_once_it_may(self, user):
         user.server.call("SET", "k", "v")
