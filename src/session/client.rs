@@ -9,14 +9,13 @@ use bytes::Bytes;
 
 use super::local::{ask, verbatim};
 use super::{After, Session, Stall, Step};
-use crate::clients::Client;
 use crate::clients::listing::{Filters, Line, Listing};
+use crate::clients::{Client, Words};
 use crate::command::Request;
-use crate::outbox::Piece;
 use crate::resp;
 use crate::shared::Shared;
 use crate::time::Time;
-use crate::upstream::connection::Connection;
+use crate::upstream::connection::{Connection, Role};
 use crate::upstream::effect::Effect;
 
 /// Milliseconds from a CLIENT PAUSE in a transaction to EXEC, if nobody dawdles.
@@ -37,17 +36,30 @@ impl Session {
                 self.put_to_server(request.buf, |_| id.into())
             }
             (b"GETNAME", []) => {
-                let name = self.client.words().name.clone();
-                if name.is_empty() { self.nil() } else { self.bulk(&name) }
+                let name = self.name();
+                self.put_to_server(request.buf, |_| name.into())
             }
-            (b"SETNAME", [name]) => self.set_name(name),
-            (b"SETINFO", [field, value]) => self.set_info(field, value),
+            (b"SETNAME", [name]) => {
+                self.describe_itself(request, name, ["CLIENT", "SETNAME", Role::Lane.name(), ""], |words| {
+                    &mut words.name
+                })
+            }
+            (b"SETINFO", [field, word]) if field.eq_ignore_ascii_case(b"lib-name") => {
+                self.describe_itself(request, word, ["CLIENT", "SETINFO", "LIB-NAME", ""], |words| &mut words.lib_name)
+            }
+            (b"SETINFO", [field, word]) if field.eq_ignore_ascii_case(b"lib-ver") => {
+                self.describe_itself(request, word, ["CLIENT", "SETINFO", "LIB-VER", ""], |words| &mut words.lib_ver)
+            }
             (b"INFO", []) => self.describe(request),
             (b"LIST", filters) => self.list(request, filters),
             (b"KILL", args) if !args.is_empty() => self.kill(request, args),
             (b"GETREDIR" | b"TRACKINGINFO", []) if self.lent.is_some() => self.own_tracking(request),
-            (b"GETREDIR", []) => self.say(":-1"),
-            (b"TRACKINGINFO", []) => self.tracking_info(),
+            // Nobody tracks on a lane but the proxy, of which nothing is told.
+            (b"GETREDIR", []) => self.put_to_server(request.buf, |_| Bytes::from_static(b":-1\r\n")),
+            (b"TRACKINGINFO", []) => {
+                let none = no_tracking(self.key.resp3);
+                self.put_to_server(request.buf, |_| none.into())
+            }
             (b"UNBLOCK", [id, how @ ..]) if how.len() < 2 => self.unblock(id, how),
             (b"PAUSE", _) => {
                 self.note_pause(request);
@@ -60,20 +72,9 @@ impl Session {
                     ok.into()
                 })
             }
-            // PAUSE, UNPAUSE and HELP are the server's business, and so is the text of every error.
+            // HELP is the server's business, and so is the text of every error.
             _ => self.forward(self.lane.clone(), Effect::None),
         }
-    }
-
-    fn nil(&self) -> Step {
-        self.say(if self.key.resp3 { "_" } else { "$-1" })
-    }
-
-    fn bulk(&self, text: &str) -> Step {
-        let mut out = Vec::new();
-        resp::encode_bulk(&mut out, text.as_bytes());
-        self.outbox.put(Piece::Slice(&out));
-        Step::Done
     }
 
     /// Asks the server what the client asks us. What it refuses is refused; else `answer` makes ours of its reply.
@@ -85,26 +86,36 @@ impl Session {
         })))
     }
 
-    fn set_name(&self, name: &[u8]) -> Step {
-        if !name.iter().all(|b| (b'!'..=b'~').contains(b)) {
-            return self.say("-ERR Client names cannot contain spaces, newlines or special characters.");
+    /// The name as Redis gives it.
+    fn name(&self) -> Vec<u8> {
+        let name = self.client.words().name.clone();
+        match (name.is_empty(), self.key.resp3) {
+            (true, true) => b"_\r\n".to_vec(),
+            (true, false) => b"$-1\r\n".to_vec(),
+            (false, _) => {
+                let mut bulk = Vec::new();
+                resp::encode_bulk(&mut bulk, name.as_bytes());
+                bulk
+            }
         }
-        self.client.words().name = String::from_utf8_lossy(name).into_owned();
-        self.say("+OK")
     }
 
-    fn set_info(&self, field: &[u8], value: &[u8]) -> Step {
-        let (field, text) = (field.to_ascii_lowercase(), String::from_utf8_lossy(value).into_owned());
-        if !value.iter().all(|b| (b'!'..=b'~').contains(b)) {
-            let field = String::from_utf8_lossy(&field);
-            return self.say(&format!("-ERR {field} cannot contain spaces, newlines or special characters."));
-        }
-        match &field[..] {
-            b"lib-name" => self.client.words().lib_name = text,
-            b"lib-ver" => self.client.words().lib_ver = text,
-            other => return self.say(&format!("-ERR Unrecognized option '{}'", String::from_utf8_lossy(other))),
-        }
-        self.say("+OK")
+    /// SETNAME and SETINFO: a word that the client says of itself. The server's verdict is on the same command, but such that
+    /// the connection by which it comes stays as it is; a word that is none the server refuses.
+    fn describe_itself(
+        &self,
+        request: &Request<'_>,
+        word: &[u8],
+        unchanged: [&str; 4],
+        field: fn(&mut Words) -> &mut String,
+    ) -> Step {
+        let is_word = word.iter().all(|b| (b'!'..=b'~').contains(b));
+        let question = if is_word { resp::own(&unchanged[..request.len()]) } else { request.buf.to_vec() };
+        let (client, word) = (self.client.clone(), String::from_utf8_lossy(word).into_owned());
+        self.put_to_server(&question, move |ok| {
+            *field(&mut client.words()) = word;
+            ok.into()
+        })
     }
 
     /// CLIENT INFO: the server's line of the connection that answers, or of the session's own, made the client's.
@@ -226,14 +237,12 @@ impl Session {
             After::Reply([&reply[..at], ours.to_string().as_bytes(), &reply[end..]].concat().into())
         })))
     }
+}
 
-    fn tracking_info(&self) -> Step {
-        let (map, set) = if self.key.resp3 { ("%3", "~1") } else { ("*6", "*1") };
-        self.say(&format!(
-            "{map}\r\n$5\r\nflags\r\n{set}\r\n$3\r\noff\r\n$8\r\nredirect\r\n:-1\r\n$8\r\nprefixes\r\n{}",
-            if self.key.resp3 { "~0" } else { "*0" }
-        ))
-    }
+/// CLIENT TRACKINGINFO of a client that does not track.
+fn no_tracking(resp3: bool) -> String {
+    let (map, set, none) = if resp3 { ("%3", "~1", "~0") } else { ("*6", "*1", "*0") };
+    format!("{map}\r\n$5\r\nflags\r\n{set}\r\n$3\r\noff\r\n$8\r\nredirect\r\n:-1\r\n$8\r\nprefixes\r\n{none}\r\n")
 }
 
 /// Who asks about clients.

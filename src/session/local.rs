@@ -15,7 +15,7 @@ use crate::outbox::{Outbox, Piece};
 use crate::resp;
 use crate::time::Time;
 use crate::transport::Stream;
-use crate::upstream::connection::Connection;
+use crate::upstream::connection::{Connection, Role};
 use crate::upstream::effect::Effect;
 use crate::upstream::handshake::{self, Wire};
 use crate::upstream::probe;
@@ -269,7 +269,7 @@ async fn verdict(node: &Node, key: Option<&ConnectionKey>, question: &[u8]) -> R
         let stream = Stream::connect(&node.address, node.connect_timeout).await?;
         let mut wire = Wire { stream, input: BytesMut::new() };
         if let Some(key) = key.filter(|k| k.creds.is_some()) {
-            wire.send(&handshake::hello(key, "nearside-dedicated")).await?;
+            wire.send(&handshake::hello(key, Role::Dedicated.name())).await?;
             wire.reply().await?;
         }
         wire.send(question).await?;

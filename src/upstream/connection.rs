@@ -53,6 +53,16 @@ pub enum Role {
     Dedicated,
 }
 
+impl Role {
+    /// What the server's CLIENT LIST calls such a connection.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Lane => "nearside-lane",
+            Role::Dedicated => "nearside-dedicated",
+        }
+    }
+}
+
 /// How bytes are passed on whose replies are not matched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Raw {

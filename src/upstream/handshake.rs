@@ -134,7 +134,7 @@ async fn greet(
     let stream = Stream::connect(&node.address, node.connect_timeout).await?;
     stream.give_up_after(node.upstream_timeout)?;
     let mut wire = Wire { stream, input: BytesMut::new() };
-    let name = if role == Role::Lane { "nearside-lane" } else { "nearside-dedicated" };
+    let name = role.name();
     // If there is another by the time of the answer, the lane is armed for a generation that is over: for none.
     let link = node.coherence.link().filter(|_| rights.fill);
     let asked = Time::now();

@@ -149,6 +149,30 @@ def test_rights_to_list_and_to_kill_are_the_servers_to_give(port, site):
     site.server.call("ACL", "DELUSER", "guest")
 
 
+OF_ITSELF = [
+    *[("SETNAME", "me"), ("SETNAME", "two words"), ("GETNAME",), ("ID",), ("GETREDIR",), ("TRACKINGINFO",)],
+    *[("SETINFO", "lib-name", "mine"), ("SETINFO", "LIB-VER", "1.0"), ("SETINFO", "lib-ver", "a b"), ("SETINFO", "lib-age", "1")],
+]
+
+
+@pytest.mark.parametrize("rights", [(), ("+client|setname", "+client|getname"), ("+client",)], ids=["none", "some", "all"])
+def test_what_a_client_says_of_itself_wants_the_servers_leave(port, site, rights):
+    def said(port):
+        site.server.call("ACL", "LOG", "RESET")
+        with Connection(port) as guest:
+            guest.call("AUTH", "guest", "any")
+            replies = [str(guest.pipeline([("CLIENT", *words)])[0]) for words in OF_ITSELF if words != ("ID",)]
+            own = guest.pipeline([("CLIENT", "ID")])[0]
+        replies += ["a number" if isinstance(own, int) else str(own)]
+        return replies, sorted(entry[entry.index(b"object") + 1] for entry in site.server.call("ACL", "LOG"))
+
+    site.server.call("ACL", "SETUSER", "guest", "reset", "on", "nopass", "+get", "allkeys", *rights)
+    assert said(port) == said(site.server.port)
+    lanes = [line for line in site.server.call("CLIENT", "LIST").decode().splitlines() if "user=guest" in line]
+    assert bool(lanes) == (port != site.server.port) and all("name=nearside-lane" in line and "mine" not in line and "1.0" not in line for line in lanes)
+    site.server.call("ACL", "DELUSER", "guest")
+
+
 def test_a_session_stays_in_its_database_whoever_it_becomes(port, site):
     site.server.call("ACL", "SETUSER", "guest", "reset", "on", "nopass", "+get", "+set", "allkeys")
     with Connection(port, db=9) as conn, Connection(port) as other:
