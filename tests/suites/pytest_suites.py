@@ -10,7 +10,7 @@ from pathlib import Path
 import limited
 from result import Result
 
-UNIT_TIMEOUT = 600
+UNIT_TIMEOUT = 1800
 # without waiting for processes that a failed test has left behind
 PYTEST = "import os, sys, pytest; os._exit(pytest.main(sys.argv[1:]))"
 # What needs a cluster, Sentinel, a module or somebody's cloud, or is about no server at all.
