@@ -3,8 +3,10 @@ on compatibility says the same in fewer words."""
 
 MEMORY = "about the memory that the server keeps for the one connection of one client; sessions share theirs"
 SLOWLOG = "the server's slow log names the connection that a command came by, and that is a shared one"
-DEFAULT_OFF = """switches the user off that the proxy is, and goes on in a database that the present user may not select (the five
-behind the first find it still switched off)"""
+DEFAULT_OFF = (
+    "switches off the user that the proxy is, and goes on in a database that the present user may not select "
+    "(or finds it still switched off)"
+)
 
 FAKEREDIS_ACL = "test.test_mixins.test_acl_commands"
 
