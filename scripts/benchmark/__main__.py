@@ -56,6 +56,7 @@ def main():
         bench = Bench(args.programs.resolve(), scratch)
         try:
             found.cells = cases.grid(bench, args.rounds, sizes, connections)
+            found.writes = cases.writes_of_what_is_cached(bench, args.rounds)
             found.misses = cases.misses_against_twemproxy(bench, args.rounds)
             found.weight, found.many = cases.many_keys(bench, args.rounds)
             found.tail = cases.tail(bench, args.rounds)

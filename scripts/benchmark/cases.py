@@ -27,6 +27,11 @@ def warm(bench, server, keys=KEYS):
             return
 
 
+def write_all(bench, server, size=64):
+    """Writes every key; behind a proxy's back, so that it has nothing cached."""
+    bench.load(server, requests=KEYS, keys=KEYS, dist="sequential", pipeline=100, writes=100, value=size)
+
+
 def misses(server):
     found = server.info("nearside", "nearside_misses:") if server.label.startswith("nearside") else {}
     return int(found["nearside_misses"]) if found else None
@@ -55,7 +60,10 @@ class Cells:
 def measure(bench, cells, server, upstream, cell):
     test, size, connections, pipeline = cell
     requests = max(20_000, REQUESTS[pipeline] // max(1, size // 512))
-    if test != "SET" and server.label != "bare socket":
+    if test == "SET":
+        # a SET of what a proxy has cached is reported back to it: how much of that there is must not depend on what ran before
+        write_all(bench, upstream, size)
+    elif server.label != "bare socket":
         warm(bench, server)
     gets, cpu = upstream.calls().get("get", 0), server.cpu()
     if test == "mixed 95:5":
@@ -77,7 +85,7 @@ def grid(bench, rounds, sizes, connections):
     cells = Cells()
     for size in sizes:
         for server in stores:
-            bench.load(server, requests=KEYS, keys=KEYS, dist="sequential", pipeline=100, writes=100, value=size)
+            write_all(bench, server, size)
         for round_ in range(rounds):
             turn = servers[round_ % len(servers) :] + servers[: round_ % len(servers)]
             say(f"values of {size} bytes, round {round_ + 1} of {rounds}")
@@ -88,6 +96,24 @@ def grid(bench, rounds, sizes, connections):
                             measure(bench, cells, server, upstream, cell)
     bench.stop(upstream, *servers)
     return cells
+
+
+def writes_of_what_is_cached(bench, rounds):
+    """CPU of a SET of a key that the proxy has cached and the server reports back, and of twemproxy's, by pipeline."""
+    say("writes of what is cached")
+    times = defaultdict(list)
+    redis = bench.redis()
+    write_all(bench, redis)
+    near, twemproxy = bench.nearside(NEARSIDE, redis.port), bench.nutcracker(redis.port)
+    for _ in range(rounds):
+        for pipeline in (1, 16):
+            warm(bench, near)
+            for server in (near, twemproxy):
+                cpu = server.cpu()
+                bench.load(server, requests=KEYS, keys=KEYS, dist="sequential", connections=50, pipeline=pipeline, writes=100)
+                times[server.label, pipeline].append((server.cpu() - cpu) / KEYS * 1e6)
+    bench.stop(redis, near, twemproxy)
+    return dict(times)
 
 
 def misses_against_twemproxy(bench, rounds):
@@ -134,7 +160,7 @@ def tail(bench, rounds):
     say("the tail at 1000 connections")
     redis = bench.redis()
     other = 2_000_000
-    bench.load(redis, requests=KEYS, keys=KEYS, dist="sequential", pipeline=100, writes=100)
+    write_all(bench, redis)
     near = bench.nearside(NEARSIDE_AUTO, redis.port, threads=None)
     warm(bench, near)
     found = defaultdict(list)
@@ -156,7 +182,7 @@ def far_away(bench, microseconds, requests):
     """Zipf 0.99 over 100k keys, 1 % writes, an upstream so far away each way: with and without nearside."""
     say(f"an upstream {microseconds} µs away")
     redis = bench.redis()
-    bench.load(redis, requests=KEYS, keys=KEYS, dist="sequential", pipeline=100, writes=100)
+    write_all(bench, redis)
     relay = bench.relay(redis.port, microseconds)
     near = bench.nearside(NEARSIDE_AUTO, relay.port, threads=None)
     bench.load(near, requests=10 * requests, connections=8, pipeline=16, writes=1, dist="zipf", keys=KEYS)
@@ -178,7 +204,7 @@ def saved(bench, requests):
     """The share of reads that two proxies keep from the upstream: Zipf 0.99, 1 % writes."""
     say("two proxies on one upstream")
     redis = bench.redis()
-    bench.load(redis, requests=KEYS, keys=KEYS, dist="sequential", pipeline=100, writes=100)
+    write_all(bench, redis)
     proxies = [bench.nearside(f"nearside {n}", redis.port) for n in (1, 2)]
     options = {"connections": 25, "pipeline": 4, "writes": 1, "dist": "zipf", "keys": KEYS}
     before = {}

@@ -25,6 +25,7 @@ class Found:
     command: str
     rounds: int
     cells: object = None
+    writes: dict = None
     misses: dict = None
     weight: float = 0
     many: dict = None
@@ -172,6 +173,7 @@ def write(found, out):
     plot_cpu(found, out / "cpu.svg")
     plot_latency(found, out / "latency.svg")
     leaks = sum(found.cells.leaks.values()) or "none"
+    writes = {cell: statistics.median(times) for cell, times in found.writes.items()}
     missed = {label: statistics.median(times) for label, times in found.misses.items()}
     text = f"""# What it costs
 
@@ -181,6 +183,7 @@ process, all its threads; the load comes from the same machine, so throughput wo
 - machine: {machine()}; load average {os.getloadavg()[2]:.1f} over the last 15 minutes, of which the bench itself makes about 2
 - versions: {"; ".join(f"{name}: {version}" for name, version in sorted(found.versions.items()))}
 - {KEYS:,} random keys, warmed; GETs that were to be hits of nearside and reached the upstream: {leaks}
+- a SET is of a key that no proxy has cached, unless it says otherwise
 - `nearside` has a thread a core, as by default; the targets are about one thread, as redis-server and twemproxy have
 
 ## Targets
@@ -195,6 +198,9 @@ Of nutcracker and of nearside's SET it is the proxy's process alone: what it add
 ![CPU per cached GET](cpu.svg)
 
 {cpu_table(found)}
+A SET of a key that the proxy has cached, which the server then reports to it: {writes[NEARSIDE, 1]:.2f} µs (P1), {writes[NEARSIDE, 16]:.2f} µs
+(P16); twemproxy's SET of the same: {writes["nutcracker", 1]:.2f} and {writes["nutcracker", 16]:.2f} µs.
+
 A missed GET with its fill, P16: {missed[NEARSIDE]:.2f} µs; twemproxy's GET: {missed["nutcracker"]:.2f} µs.
 
 ## A far-away upstream
