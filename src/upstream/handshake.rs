@@ -103,12 +103,12 @@ fn selectors<'a>(node: &'a Node, key: &'a ConnectionKey) -> impl Iterator<Item =
     earlier.filter(|creds| key.db != 0 && **creds != key.creds)
 }
 
-/// Connects and greets, in `connect_timeout` at the most.
+/// Connects and greets, in `connect_timeout` at the most; before, for a lane, asks for its user's rights.
 pub async fn open(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Opened, Refusal> {
     let limit = node.connect_timeout;
+    let rights = if role == Role::Lane { rights::of(node, key).await } else { Rights::NONE };
     let greeted = async {
         let _turn = if role == Role::Dedicated { node.opening.acquire().await.ok() } else { None };
-        let rights = if role == Role::Lane { rights::of(node, key).await } else { Rights::NONE };
         for selector in selectors(node, key) {
             match greet(node, key, role, rights, Some(selector)).await {
                 // This one may not, or is gone.

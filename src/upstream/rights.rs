@@ -52,16 +52,17 @@ impl Rights {
     }
 }
 
-/// The rights of a lane's user. All of them, if the proxy's own user cannot find out (before Redis 7.0, or without
-/// +acl|dryrun), or is that user itself: what it lacks, the link and the watch have said. Without a link nothing is filled,
-/// and nothing need be asked yet.
+/// The rights of a lane's user. All of them, if the proxy's own user cannot find out (before Redis 7.0, without +acl|dryrun, or
+/// within `connect_timeout`), or is that user itself: what it lacks, the link and the watch have said. Without a link nothing
+/// is filled, and nothing need be asked yet.
 pub async fn of(node: &Node, key: &ConnectionKey) -> Rights {
     let as_of = node.acl_changes.load(Ordering::Acquire);
     if key.creds == node.own {
         return Rights::all(as_of);
     }
     let Some(link) = node.coherence.link() else { return Rights::NONE };
-    match ask(node, key.user(), link.mode).await {
+    let asked = tokio::time::timeout(node.connect_timeout, ask(node, key.user(), link.mode)).await;
+    match asked.unwrap_or_else(|late| Err(late.into())) {
         Ok([fill, fields, info]) => Rights { as_of: Some(as_of), fill, fields, info },
         Err(e) => {
             tracing::debug!("rights of {} not known: {e}", String::from_utf8_lossy(key.user()));

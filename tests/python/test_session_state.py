@@ -307,6 +307,18 @@ class TestUsers:
             assert bob.call("GET", "k") is None
             assert server.call("ACL", "LOG") == []
 
+    def test_rights_of_which_nobody_hears_are_not_waited_for(self, lab):
+        """A lane that waited for them would never be armed for the next link."""
+        site = lab.site(relayed=True, settings={"connect_timeout": "500ms"})
+        site.server.call("ACL", "SETUSER", "bob", "reset", "on", ">secret", "~*", "+@all")
+        with self.bob(site) as bob:
+            assert warm(bob, "GET", "k") is None
+            site.relay.stall("rights")
+            site.server.call("ACL", "SETUSER", "carol", "on")
+            wait_until(lambda: "ACL has changed" in site.a.read_log(), "the change is seen")
+            site.relay.cut("link")
+            assert warm(bob, "GET", "k") is None
+
     def test_who_may_not_what_a_fill_asks_is_cached_for_once_it_may(self, user):
         user.server.call("SET", "k", "v")
         user.server.call("ACL", "SETUSER", "bob", "reset", "on", ">secret", "~*", "+get", "+client")
