@@ -27,9 +27,9 @@ def warm(bench, server, keys=KEYS):
             return
 
 
-def write_all(bench, server, size=64):
+def write_all(bench, server, size=64, keys=KEYS):
     """Writes every key; behind a proxy's back, so that it has nothing cached."""
-    bench.load(server, requests=KEYS, keys=KEYS, dist="sequential", pipeline=100, writes=100, value=size)
+    bench.load(server, requests=keys, keys=keys, dist="sequential", pipeline=100, writes=100, value=size)
 
 
 def misses(server):
@@ -121,7 +121,7 @@ def misses_against_twemproxy(bench, rounds):
     say("misses")
     keys, times = 300_000, defaultdict(list)
     redis = bench.redis()
-    bench.load(redis, requests=keys, keys=keys, dist="sequential", pipeline=100, writes=100)
+    write_all(bench, redis, keys=keys)
     twemproxy = bench.nutcracker(redis.port)
     for _ in range(rounds):
         cold = bench.nearside(NEARSIDE, redis.port)
@@ -139,7 +139,7 @@ def many_keys(bench, rounds):
     say("a million keys")
     few, many = 10_000, 1_000_000
     redis = bench.redis()
-    bench.load(redis, requests=many, keys=many, dist="sequential", pipeline=100, writes=100)
+    write_all(bench, redis, keys=many)
     near = bench.nearside(NEARSIDE, redis.port)
     bare = near.rss()
     warm(bench, near, many)

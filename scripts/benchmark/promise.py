@@ -5,7 +5,7 @@ import re
 import time
 from pathlib import Path
 
-from cases import say, warm
+from cases import say, warm, write_all
 
 LEVELS = ("bounded", "causal", "linearizable")
 DISTANCES = (0, 300, 1000)
@@ -44,7 +44,7 @@ def distance(bench, us, rounds, requests):
     """The levels in turn, round after round; the median of the rounds by throughput."""
     say(f"an upstream {us} µs away")
     redis = bench.redis()
-    bench.load(redis, requests=KEYS, keys=KEYS, dist="sequential", pipeline=100, writes=100)
+    write_all(bench, redis, keys=KEYS)
     relay = bench.relay(redis.port, us) if us else redis
     near, doors = bench.levels(relay.port)
     warm(bench, near, KEYS)
@@ -60,7 +60,7 @@ def upstream(bench, seconds):
     """Commands a second, or for each of something, that are the proxy's own."""
     say("what the upstream is asked")
     redis = bench.redis()
-    bench.load(redis, requests=KEYS, keys=KEYS, dist="sequential", pipeline=100, writes=100)
+    write_all(bench, redis, keys=KEYS)
     near, doors = bench.levels(redis.port)
     rows, units = {}, {}
 

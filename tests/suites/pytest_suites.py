@@ -10,7 +10,7 @@ from pathlib import Path
 import limited
 from result import Result
 
-UNIT_TIMEOUT = 1800
+UNIT_TIMEOUT = 600
 # without waiting for processes that a failed test has left behind
 PYTEST = "import os, sys, pytest; os._exit(pytest.main(sys.argv[1:]))"
 # What needs a cluster, Sentinel, a module or somebody's cloud, or is about no server at all.
@@ -33,6 +33,8 @@ class PytestSuite:
     STARTS_SERVERS: bool = False
     OPTIONS: tuple = ("--enable-module-command", "yes")
     QUICK: tuple = ()
+    # seconds that a file of tests may take
+    unit_timeout: int = UNIT_TIMEOUT
     source: Path = None
 
     def of(self, source):
@@ -52,7 +54,7 @@ class PytestSuite:
         env = {**os.environ, "PYTHONPATH": str(self.source), **{name: word.format(port=target.port) for name, word in self.env.items()}}
         if target.program:
             env["PATH"] = f"{target.program.parent}:{env['PATH']}"
-        limited.run(argv, log, UNIT_TIMEOUT, cwd=self.source, env=env)
+        limited.run(argv, log, self.unit_timeout, cwd=self.source, env=env)
         return parse(report) if report.exists() else Result()
 
 
@@ -87,7 +89,7 @@ PYTEST_SUITES = {
     # the worker, its broker and where it keeps results; its other integration tests want other services
     "celery": PytestSuite(
         patterns=tuple(f"t/integration/test_{name}.py" for name in ("canvas", "tasks", "redis_backend", "inspect", "group_chains", "beat")),
-        argv=("-m", "not amqp"),
+        argv=("-m", "not amqp"), unit_timeout=1800,
         env={"TEST_BROKER": "redis://127.0.0.1:{port}/0", "TEST_BACKEND": "redis://127.0.0.1:{port}/0",
              "REDIS_HOST": "127.0.0.1", "REDIS_PORT": "{port}"}),
     "channels-redis": PytestSuite(elsewhere=("sentinel",), PORT=6379),
