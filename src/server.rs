@@ -28,7 +28,7 @@ use crate::shared::Shared;
 use crate::time::Time;
 use crate::tls;
 use crate::transport::Stream;
-use crate::upstream::{self, ConnectionKey, Pool, link};
+use crate::upstream::{self, Pool, link};
 
 /// Connections dealt to a worker that it has not taken yet.
 const DEALT: usize = 1024;
@@ -291,14 +291,13 @@ impl Failures {
 
 /// The link has a thread of its own.
 fn start_control(shared: &Arc<Shared>, mut stopping: watch::Receiver<bool>) -> Result<JoinHandle<()>, Error> {
-    let (node, upstream) = (shared.node.clone(), shared.upstream.clone());
+    let node = shared.node.clone();
     let runtime = runtime().map_err(Error::Io)?;
-    let key = ConnectionKey { db: 0, ..ConnectionKey::of(&upstream) };
     spawn("nearside-link".into(), move || {
         runtime.block_on(async move {
             tokio::select! {
-                () = link::run(node.clone(), key.clone()) => {}
-                () = upstream::watch::run(node, key) => {}
+                () = link::run(node.clone()) => {}
+                () = upstream::watch::run(node) => {}
                 _ = stopping.changed() => {}
             }
         });

@@ -90,8 +90,8 @@ fn user(creds: &Option<Arc<Creds>>) -> &[u8] {
 pub struct Node {
     /// Where it is, and whether TLS leads there.
     pub address: Endpoint,
-    /// The proxy's own user there.
-    pub own: Option<Arc<Creds>>,
+    /// As whom the proxy itself speaks to it: the link, the watch, and whoever asks about users.
+    pub own: ConnectionKey,
     /// Cache and clocks.
     pub coherence: Coherence,
     /// Its commands, as it described them last.
@@ -141,7 +141,7 @@ impl Node {
     pub fn new(config: &Config, upstream: &Upstream, address: Endpoint, coherence: Coherence) -> Node {
         Node {
             address,
-            own: ConnectionKey::of(upstream).creds,
+            own: ConnectionKey { db: 0, ..ConnectionKey::of(upstream) },
             coherence,
             table: ArcSwap::from_pointee(Table::empty(config.script_keys)),
             version: ArcSwap::from_pointee("unknown".into()),

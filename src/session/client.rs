@@ -40,15 +40,13 @@ impl Session {
                 self.put_to_server(request.buf, |_| name.into())
             }
             (b"SETNAME", [name]) => {
-                self.describe_itself(request, name, ["CLIENT", "SETNAME", Role::Lane.name(), ""], |words| {
-                    &mut words.name
-                })
+                self.describe_itself(request, name, &["CLIENT", "SETNAME", Role::Lane.name()], |words| &mut words.name)
             }
             (b"SETINFO", [field, word]) if field.eq_ignore_ascii_case(b"lib-name") => {
-                self.describe_itself(request, word, ["CLIENT", "SETINFO", "LIB-NAME", ""], |words| &mut words.lib_name)
+                self.describe_itself(request, word, &["CLIENT", "SETINFO", "LIB-NAME", ""], |words| &mut words.lib_name)
             }
             (b"SETINFO", [field, word]) if field.eq_ignore_ascii_case(b"lib-ver") => {
-                self.describe_itself(request, word, ["CLIENT", "SETINFO", "LIB-VER", ""], |words| &mut words.lib_ver)
+                self.describe_itself(request, word, &["CLIENT", "SETINFO", "LIB-VER", ""], |words| &mut words.lib_ver)
             }
             (b"INFO", []) => self.describe(request),
             (b"LIST", filters) => self.list(request, filters),
@@ -106,11 +104,11 @@ impl Session {
         &self,
         request: &Request<'_>,
         word: &[u8],
-        unchanged: [&str; 4],
+        unchanged: &[&str],
         field: fn(&mut Words) -> &mut String,
     ) -> Step {
         let is_word = word.iter().all(|b| (b'!'..=b'~').contains(b));
-        let question = if is_word { resp::own(&unchanged[..request.len()]) } else { request.buf.to_vec() };
+        let question = if is_word { resp::own(unchanged) } else { request.buf.to_vec() };
         let (client, word) = (self.client.clone(), String::from_utf8_lossy(word).into_owned());
         self.put_to_server(&question, move |ok| {
             *field(&mut client.words()) = word;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::{After, Become, Session, Stall, Step};
 use crate::admin;
@@ -14,7 +14,6 @@ use crate::command::{Local, Request};
 use crate::outbox::{Outbox, Piece};
 use crate::resp;
 use crate::time::Time;
-use crate::transport::Stream;
 use crate::upstream::connection::{Connection, Role};
 use crate::upstream::effect::Effect;
 use crate::upstream::handshake::{self, Wire};
@@ -148,7 +147,7 @@ impl Session {
             lent.connection.lend(None);
             self.pool.discard(&lent.connection);
         }
-        let key = ConnectionKey { db: 0, ..ConnectionKey::of(&self.shared.upstream) };
+        let key = self.shared.node.own.clone();
         self.become_other(Become { key, name: Some(String::new()), reply: Bytes::from_static(b"+RESET\r\n") });
         Step::Done
     }
@@ -266,11 +265,9 @@ impl HelloArgs {
 /// Puts one question to the server on a fresh connection, as the user of `key` if there is one. `Err`: it could not be put.
 async fn verdict(node: &Node, key: Option<&ConnectionKey>, question: &[u8]) -> Result<Bytes, Bytes> {
     let work = async {
-        let stream = Stream::connect(&node.address, node.connect_timeout).await?;
-        let mut wire = Wire { stream, input: BytesMut::new() };
+        let mut wire = Wire::connect(node).await?;
         if let Some(key) = key.filter(|k| k.creds.is_some()) {
-            wire.send(&handshake::hello(key, Role::Dedicated.name())).await?;
-            wire.reply().await?;
+            wire.greet(key, Role::Dedicated.name()).await?;
         }
         wire.send(question).await?;
         wire.reply().await

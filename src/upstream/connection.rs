@@ -652,12 +652,12 @@ impl Connection {
             let text = format!("no sign of life from the server for {} ms", silent.as_millis());
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
         }
-        if self.role == Role::Lane {
+        if shared.stamp.is_some() {
             // What was never armed has filled nothing that would want a clock, and its user perhaps may not say PING.
-            if shared.stamp.is_some() && shared.armed != 0 && shared.pings == 0 {
+            if shared.armed != 0 && shared.pings == 0 {
                 shared.ping();
             }
-            if shared.stamp.is_some() && !shared.arming {
+            if !shared.arming {
                 self.arm(&mut shared, now);
             }
         }

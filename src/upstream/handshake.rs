@@ -99,7 +99,7 @@ pub fn id_of(hello: &[u8]) -> i64 {
 /// As whom else than its present user a session's database may be selected, in the order they are tried. The right to was
 /// asked when the session chose it; the present user may have none.
 fn selectors<'a>(node: &'a Node, key: &'a ConnectionKey) -> impl Iterator<Item = &'a Option<Arc<Creds>>> {
-    let earlier = [Some(&node.own), key.via.as_deref()].into_iter().flatten();
+    let earlier = [Some(&node.own.creds), key.via.as_deref()].into_iter().flatten();
     earlier.filter(|creds| key.db != 0 && **creds != key.creds)
 }
 
@@ -131,9 +131,8 @@ async fn greet(
     rights: Rights,
     selector: Option<&Option<Arc<Creds>>>,
 ) -> Result<Opened, Refusal> {
-    let stream = Stream::connect(&node.address, node.connect_timeout).await?;
-    stream.give_up_after(node.upstream_timeout)?;
-    let mut wire = Wire { stream, input: BytesMut::new() };
+    let mut wire = Wire::connect(node).await?;
+    wire.stream.give_up_after(node.upstream_timeout)?;
     let name = role.name();
     // If there is another by the time of the answer, the lane is armed for a generation that is over: for none.
     let link = node.coherence.link().filter(|_| rights.fill);
@@ -171,6 +170,18 @@ pub struct Wire {
 }
 
 impl Wire {
+    /// A new one, to the node.
+    pub async fn connect(node: &Node) -> io::Result<Wire> {
+        let stream = Stream::connect(&node.address, node.connect_timeout).await?;
+        Ok(Wire { stream, input: BytesMut::new() })
+    }
+
+    /// Says who we are; the reply to [`hello`].
+    pub async fn greet(&mut self, key: &ConnectionKey, name: &str) -> io::Result<Bytes> {
+        self.send(&hello(key, name)).await?;
+        self.reply().await
+    }
+
     /// Writes all of it.
     pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         let mut out = OutBuf::default();

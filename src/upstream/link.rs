@@ -16,9 +16,9 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::handshake::{Refusal, Wire, hello, id_of, is_passing};
+use super::handshake::{Refusal, Wire, id_of, is_passing};
 use super::probe::{self, CHANNEL, Ears};
-use super::{ConnectionKey, Node, watch};
+use super::{Node, watch};
 use crate::buffer::OutBuf;
 use crate::coherence::LinkId;
 use crate::coherence::standing::{Mode, Standing};
@@ -27,7 +27,6 @@ use crate::config::Invalidation;
 use crate::resp::{self, Cutter};
 use crate::sabotage::{self, Rule};
 use crate::time::Time;
-use crate::transport::Stream;
 
 /// How long a server that does nothing for us is left alone before it is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -37,11 +36,11 @@ const RIGHTS: &str = "+client +subscribe +ping +command +info";
 const PINGS: usize = 4;
 
 /// Keeps the link up for as long as the process lives.
-pub async fn run(node: Arc<Node>, key: ConnectionKey) {
+pub async fn run(node: Arc<Node>) {
     let mut failures = 0;
     let mut generation = 0;
     loop {
-        match open(&node, &key).await {
+        match open(&node).await {
             Ok((wire, client_id, ears)) => {
                 failures = 0;
                 generation += 1;
@@ -86,13 +85,11 @@ fn report(node: &Node, refusal: &Refusal) {
 }
 
 /// Connects, learns what the server is and can do, and listens. Without [`Ears`] nothing is cached.
-async fn open(node: &Arc<Node>, key: &ConnectionKey) -> Result<(Wire, i64, Option<Ears>), Refusal> {
+async fn open(node: &Arc<Node>) -> Result<(Wire, i64, Option<Ears>), Refusal> {
     let limit = node.connect_timeout;
     let work = async {
-        let stream = Stream::connect(&node.address, limit).await?;
-        let mut wire = Wire { stream, input: bytes::BytesMut::new() };
-        wire.send(&hello(key, "nearside-link")).await?;
-        let id = id_of(&refuse_error(wire.reply().await?)?);
+        let mut wire = Wire::connect(node).await?;
+        let id = id_of(&refuse_error(wire.greet(&node.own, "nearside-link").await?)?);
         // What is noticed from here on concerns this link.
         node.distrusted.store(false, Ordering::Release);
         learn(node, &mut wire).await?;

@@ -8,14 +8,11 @@
 
 use std::sync::atomic::Ordering;
 
-use bytes::BytesMut;
-
 use super::handshake::{Wire, hello};
 use super::{ConnectionKey, Node};
 use crate::coherence::standing::Mode;
 use crate::command::FieldTtl;
 use crate::resp;
-use crate::transport::Stream;
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +54,7 @@ impl Rights {
 /// is filled, and nothing need be asked yet.
 pub async fn of(node: &Node, key: &ConnectionKey) -> Rights {
     let as_of = node.acl_changes.load(Ordering::Acquire);
-    if key.creds == node.own {
+    if key.creds == node.own.creds {
         return Rights::all(as_of);
     }
     let Some(link) = node.coherence.link() else { return Rights::NONE };
@@ -77,10 +74,8 @@ async fn ask(node: &Node, user: &[u8], mode: Mode) -> std::io::Result<[bool; 3]>
     let always: &[&[&str]] = &[&["PING"], &["PTTL", KEY]];
     let fields: &[&[&str]] = &[&["HPEXPIRETIME", KEY, "FIELDS", "1", "f"], &["INFO", "keyspace"]];
     let fill = [always, if mode == Mode::Tracked { tracked } else { &[] }].concat();
-    let stream = Stream::connect(&node.address, node.connect_timeout).await?;
-    let mut wire = Wire { stream, input: BytesMut::new() };
-    let own = ConnectionKey { creds: node.own.clone(), resp3: false, db: 0, via: None };
-    let mut request = hello(&own, "nearside-rights");
+    let mut wire = Wire::connect(node).await?;
+    let mut request = hello(&node.own, "nearside-rights");
     for command in fill.iter().chain(fields) {
         let dryrun = [b"ACL".as_slice(), b"DRYRUN", user].into_iter();
         request.extend(resp::own(&dryrun.chain(command.iter().map(|arg| arg.as_bytes())).collect::<Vec<_>>()));

@@ -12,13 +12,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::handshake::{Refusal, Wire, hello, is_passing};
-use super::{ConnectionKey, Node, probe};
+use super::handshake::{Refusal, Wire, is_passing};
+use super::{Node, probe};
 use crate::cache::FlushCause;
 use crate::config::Invalidation;
 use crate::resp;
 use crate::time::Time;
-use crate::transport::Stream;
 
 /// A server whose ACL we may not read: everything is flushed this often, so that no right is outlived for longer.
 const ACL_BLIND: Duration = Duration::from_secs(5);
@@ -91,11 +90,11 @@ impl Look {
 }
 
 /// Looks for as long as the process lives.
-pub async fn run(node: Arc<Node>, key: ConnectionKey) {
+pub async fn run(node: Arc<Node>) {
     let mut last: Option<Look> = None;
     let mut failures = 0;
     loop {
-        match watch(&node, &key, &mut last, &mut failures).await {
+        match watch(&node, &mut last, &mut failures).await {
             Ok(never) => match never {},
             Err(e) => tracing::debug!("watch of {} lost: {e}", node.address),
         }
@@ -106,15 +105,10 @@ pub async fn run(node: Arc<Node>, key: ConnectionKey) {
 
 enum Never {}
 
-async fn watch(node: &Node, key: &ConnectionKey, last: &mut Option<Look>, failures: &mut u32) -> io::Result<Never> {
-    let stream = Stream::connect(&node.address, node.connect_timeout).await?;
-    let mut wire = Wire { stream, input: bytes::BytesMut::new() };
+async fn watch(node: &Node, last: &mut Option<Look>, failures: &mut u32) -> io::Result<Never> {
+    let mut wire = Wire::connect(node).await?;
     let limit = node.upstream_timeout;
-    let greeted = async {
-        wire.send(&hello(key, "nearside-watch")).await?;
-        wire.reply().await
-    };
-    tokio::time::timeout(limit, greeted).await??;
+    tokio::time::timeout(limit, wire.greet(&node.own, "nearside-watch")).await??;
     let (mut blind, mut blind_since) = (Hidden::default(), Time::now());
     loop {
         let mut look = match tokio::time::timeout(limit, look(&mut wire, node)).await? {

@@ -15,7 +15,7 @@ use nearside::session;
 use nearside::shared::Shared;
 use nearside::time::{self, Time};
 use nearside::transport::{Endpoint, Stream};
-use nearside::upstream::{ConnectionKey, Pool, link, watch};
+use nearside::upstream::{Pool, link, watch};
 use nearside::verify::drive::{Client, Mix, Site, Way};
 use nearside::verify::history::{History, Route, Span};
 use nearside::verify::judge::{self, Findings, Rules};
@@ -383,9 +383,8 @@ impl Proxy {
 
     fn start(config: &Config, server: &Endpoint) -> Proxy {
         let shared = Arc::new(Shared::at(server.clone(), config.clone(), upstream()));
-        let key = ConnectionKey::of(&shared.upstream);
-        spawn_local(link::run(shared.node.clone(), key.clone()));
-        spawn_local(watch::run(shared.node.clone(), key));
+        spawn_local(link::run(shared.node.clone()));
+        spawn_local(watch::run(shared.node.clone()));
         let pools = (0..POOLS).map(|_| Rc::new(Pool::new(shared.node.clone()))).collect();
         Proxy { shared, pools }
     }
