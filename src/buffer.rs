@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use bytes::{Buf, Bytes, BytesMut};
+use smallvec::SmallVec;
 
 /// Pieces at least this large are kept by reference.
 pub const LARGE: usize = 16 * 1024;
@@ -40,12 +41,16 @@ pub fn room(need: usize, have: usize) -> usize {
 /// Makes sure that `buf`, in which there is little or nothing, has room.
 pub fn equip(buf: &mut BytesMut) {
     if buf.capacity() < ROOM {
-        let spare = SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(ROOM));
-        let little = std::mem::replace(buf, spare);
-        if !little.is_empty() {
-            buf.extend_from_slice(&little);
-            give_back(little);
-        }
+        exchange(buf);
+    }
+}
+
+fn exchange(buf: &mut BytesMut) {
+    let spare = SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(ROOM));
+    let little = std::mem::replace(buf, spare);
+    if !little.is_empty() {
+        buf.extend_from_slice(&little);
+        give_back(little);
     }
 }
 
@@ -53,7 +58,7 @@ pub fn equip(buf: &mut BytesMut) {
 /// stopped in the middle of something little.
 pub fn rest(buf: &mut BytesMut) {
     if buf.len() <= KEPT_SMALL && buf.capacity() > KEPT_SMALL {
-        let kept = BytesMut::from(&buf[..]);
+        let kept = if buf.is_empty() { BytesMut::new() } else { BytesMut::from(&buf[..]) };
         give_back(std::mem::replace(buf, kept));
     }
 }
@@ -117,20 +122,20 @@ impl OutBuf {
         }
     }
 
-    /// Fills `slices` with what comes first; returns how many were filled.
-    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
-        let all = self.chunks.iter().map(|c| &c[..]).chain((!self.tail.is_empty()).then_some(&self.tail[..]));
-        let mut filled = 0;
-        for (slot, chunk) in slices.iter_mut().zip(all) {
-            *slot = IoSlice::new(chunk);
-            filled += 1;
+    /// All of it, if it is in one piece.
+    pub fn as_one(&self) -> Option<&[u8]> {
+        match (self.chunks.front(), self.tail.is_empty()) {
+            (None, _) => Some(&self.tail),
+            (Some(chunk), true) if self.chunks.len() == 1 => Some(chunk),
+            _ => None,
         }
-        filled
     }
 
-    /// An array for [`OutBuf::slices`].
-    pub fn empty_slices<'a>() -> [IoSlice<'a>; SLICES] {
-        [IoSlice::new(&[]); SLICES]
+    /// What comes first, as much as goes into one call.
+    pub fn slices(&self) -> SmallVec<[IoSlice<'_>; SLICES]> {
+        let tail = (!self.tail.is_empty()).then_some(&self.tail);
+        let all = self.chunks.iter().map(|chunk| &chunk[..]).chain(tail.map(|tail| &tail[..]));
+        all.take(SLICES).map(IoSlice::new).collect()
     }
 
     /// Forgets the first `n` bytes: they are written, or not wanted any more.
@@ -172,9 +177,11 @@ mod tests {
     use super::*;
 
     fn contents(buf: &OutBuf) -> Vec<u8> {
-        let mut slices = OutBuf::empty_slices();
-        let n = buf.slices(&mut slices);
-        slices[..n].iter().flat_map(|s| s.to_vec()).collect()
+        let slices = buf.slices();
+        let bytes: Vec<u8> = slices.iter().flat_map(|s| s.to_vec()).collect();
+        assert_eq!(buf.as_one().is_some(), slices.len() < 2);
+        assert!(buf.as_one().is_none_or(|one| one == bytes));
+        bytes
     }
 
     #[test]

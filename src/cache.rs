@@ -231,6 +231,7 @@ impl Cache {
     }
 
     /// The hash every other call takes. Keyed by a secret of this process.
+    #[inline]
     pub fn hash(&self, key: &[u8]) -> u64 {
         self.hasher.hash_one(key)
     }
@@ -295,7 +296,7 @@ impl Cache {
 
     #[inline(always)]
     fn judge<'e>(&self, entry: &'e Entry, v: &Variant<'_>, now: Time, watermark: Time) -> Result<&'e Node, Absence> {
-        let (node, floor) = entry.find(v, || self.variant_hash(v)).ok_or(Absence::NotCached)?;
+        let (node, floor) = entry.find(v, |v| self.variant_hash(v)).ok_or(Absence::NotCached)?;
         // The clocks before the epoch: the link applies a flush before the PONG behind it, so a clock that has passed
         // the flush never meets the epoch from before.
         let (lane, link) = (self.clocks.lane(node.lane()), self.clocks.link());

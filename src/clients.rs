@@ -5,8 +5,8 @@ pub mod listing;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 
-use atomic_waker::AtomicWaker;
 use tokio::sync::Semaphore;
 
 use crate::time::Time;
@@ -36,7 +36,8 @@ pub struct Client {
     own_wanted: AtomicBool,
     /// The server's number for the connection it has of its own, if it has one.
     lent: Mutex<Option<Arc<AtomicI64>>>,
-    waker: AtomicWaker,
+    /// Whom to wake when somebody wants something of it.
+    waker: Mutex<Option<Waker>>,
     /// Never has a permit; closed when the connection is.
     gone: Semaphore,
 }
@@ -70,7 +71,7 @@ impl Client {
     /// Ends it: at once, or after the present reply if it kills itself.
     pub fn kill(&self) {
         self.killed.store(true, Ordering::Release);
-        self.waker.wake();
+        self.wake();
     }
 
     /// Waits until its connection is closed.
@@ -98,7 +99,7 @@ impl Client {
     /// Asks it to get a connection of its own and to keep it.
     pub fn want_own(&self) {
         self.own_wanted.store(true, Ordering::Release);
-        self.waker.wake();
+        self.wake();
     }
 
     /// Whether [`Client::want_own`] was called.
@@ -109,7 +110,7 @@ impl Client {
     /// Asks it to finish what it has begun and go.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
-        self.waker.wake();
+        self.wake();
     }
 
     /// Whether [`Client::drain`] was called.
@@ -117,10 +118,20 @@ impl Client {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Whether somebody has killed it. Registers to be woken when somebody does.
-    pub fn poll_killed(&self, waker: &std::task::Waker) -> bool {
-        self.waker.register(waker);
+    /// Whether somebody has killed it.
+    pub fn killed(&self) -> bool {
         self.killed.load(Ordering::Acquire)
+    }
+
+    /// Who is woken from here on when somebody kills it, or asks it for something; what was asked before is to be looked for.
+    pub fn wakes(&self, waker: &Waker) {
+        *lock(&self.waker) = Some(waker.clone());
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &*lock(&self.waker) {
+            waker.wake_by_ref();
+        }
     }
 }
 
@@ -158,7 +169,7 @@ impl Clients {
             draining: AtomicBool::new(false),
             own_wanted: AtomicBool::new(false),
             lent: Mutex::default(),
-            waker: AtomicWaker::new(),
+            waker: Mutex::default(),
             gone: Semaphore::new(0),
         });
         all.insert(client.id, client.clone());
@@ -216,5 +227,35 @@ impl Views {
         let mut views = lock(&self.0);
         let next = views.len() as u32;
         *views.entry((user.to_vec(), db, resp3)).or_insert(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn who_has_said_once_whom_to_wake_is_woken_each_time() {
+        let client = Clients::default().enter(1, String::new(), String::new()).expect("the only client");
+        client.want_own();
+        let woken = Arc::new(Woken::default());
+        client.wakes(&Waker::from(woken.clone()));
+        client.want_own();
+        client.drain();
+        client.kill();
+        assert!(client.own_wanted() && client.draining() && client.killed());
+        assert_eq!(woken.0.load(Ordering::Relaxed), 3);
     }
 }

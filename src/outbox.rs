@@ -196,6 +196,12 @@ impl Outbox {
         self.0.borrow().followed
     }
 
+    /// Whether so many commands are not answered, or more than so many bytes wait.
+    pub fn owes(&self, commands: usize, bytes: usize) -> bool {
+        let inner = self.0.borrow();
+        inner.waiting >= commands || inner.out.len() + inner.held_bytes > bytes
+    }
+
     /// Bytes that wait to be written or for a reply before them.
     pub fn bytes(&self) -> usize {
         let inner = self.0.borrow();
@@ -218,13 +224,14 @@ impl Outbox {
         self.0.borrow().seen
     }
 
-    /// Who is woken when something arrives.
-    pub fn register(&self, waker: &Waker) {
-        let mut inner = self.0.borrow_mut();
-        match &mut inner.waker {
-            Some(old) if old.will_wake(waker) => {}
-            slot => *slot = Some(waker.clone()),
+    /// Who is woken when something arrives. True if it was somebody else so far.
+    pub fn register(&self, waker: &Waker) -> bool {
+        let slot = &mut self.0.borrow_mut().waker;
+        let other = slot.as_ref().is_none_or(|old| !old.will_wake(waker));
+        if other {
+            *slot = Some(waker.clone());
         }
+        other
     }
 
     /// Writes what is complete.

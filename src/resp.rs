@@ -192,14 +192,14 @@ fn short_header(buf: &[u8], at: usize, kind: u8) -> Option<(usize, usize)> {
 #[inline]
 pub fn short_get(buf: &[u8]) -> Option<([Range<usize>; 2], usize)> {
     // the shortest has 19 bytes: of a key without any
-    let head: &[u8; 18] = buf.first_chunk()?;
-    let [a, b, c, d, e, f, g, h, name @ .., d1, d2, d3, d4] = *head;
-    let name = u64::from_le_bytes([name[0] | 0x20, name[1] | 0x20, name[2] | 0x20, name[3], name[4], name[5], 0, 0]);
-    if [a, b, c, d, e, f, g, h] != *b"*2\r\n$3\r\n" || name != u64::from_le_bytes(*b"get\r\n$\0\0") {
+    let ([head, name], [d3, d4]) = buf.first_chunk::<18>()?.as_chunks::<8>() else { return None };
+    let [.., d1, d2] = *name;
+    let name = u64::from_le_bytes(*name) & u64::from_le_bytes(*b"\xdf\xdf\xdf\xff\xff\xff\0\0");
+    if head != b"*2\r\n$3\r\n" || name != u64::from_le_bytes(*b"GET\r\n$\0\0") {
         return None;
     }
     let (tens, ones) = (d1.wrapping_sub(b'0'), d2.wrapping_sub(b'0'));
-    let (len, start) = match [d2, d3, d4] {
+    let (len, start) = match [d2, *d3, *d4] {
         [_, b'\r', b'\n'] if ones <= 9 && tens.wrapping_sub(1) < 9 => (usize::from(tens) * 10 + usize::from(ones), 18),
         [b'\r', b'\n', _] if tens <= 9 => (usize::from(tens), 17),
         _ => return None,

@@ -254,8 +254,10 @@ fn start_session(shared: &Arc<Shared>, pool: &Rc<Pool>, dealt: Dealt) {
 
 /// TLS, unless the client is killed or the proxy stops meanwhile.
 async fn shake_hands(stream: Stream, tls: Arc<ServerConfig>, client: &Client, limit: Duration) -> io::Result<Stream> {
-    let unwanted =
-        poll_fn(|cx| if client.poll_killed(cx.waker()) || client.draining() { Poll::Ready(()) } else { Poll::Pending });
+    let unwanted = poll_fn(|cx| {
+        client.wakes(cx.waker());
+        if client.killed() || client.draining() { Poll::Ready(()) } else { Poll::Pending }
+    });
     tokio::select! {
         biased;
         () = unwanted => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the proxy has ended it")),

@@ -102,7 +102,6 @@ pub struct Session {
     cache: Arc<Cache>,
     stream: Stream,
     outbox: Rc<Outbox>,
-    input: Input,
     keys: Keys,
     client: Arc<Client>,
     key: ConnectionKey,
@@ -148,8 +147,13 @@ pub struct Session {
 pub async fn run(shared: &Arc<Shared>, pool: &Rc<Pool>, stream: Stream, client: Arc<Client>, level: Level) {
     let timeout = shared.config.timeout;
     let mut session = Session::new(shared.clone(), pool.clone(), stream, client.clone(), level);
-    let why =
-        if timeout.is_zero() { poll_fn(|cx| session.poll(cx)).await } else { session.run_with_timeout(timeout).await };
+    // Not the session's own, so that a request can be looked at while the session changes.
+    let mut input = Input::default();
+    let why = if timeout.is_zero() {
+        poll_fn(|cx| session.poll(cx, &mut input)).await
+    } else {
+        session.run_with_timeout(timeout, &mut input).await
+    };
     tracing::debug!(id = client.id, why, "client gone");
     session.end();
 }
@@ -168,7 +172,6 @@ impl Session {
             pool,
             stream,
             outbox: Rc::default(),
-            input: Input::default(),
             keys: Keys::default(),
             client,
             key,
@@ -198,12 +201,12 @@ impl Session {
     }
 
     /// Redis does not time out clients that wait for it, nor subscribers.
-    async fn run_with_timeout(&mut self, timeout: Duration) -> Why {
+    async fn run_with_timeout(&mut self, timeout: Duration, input: &mut Input) -> Why {
         loop {
             let slept = tokio::time::sleep(timeout / 4);
             tokio::select! {
                 biased;
-                why = poll_fn(|cx| self.poll(cx)) => return why,
+                why = poll_fn(|cx| self.poll(cx, input)) => return why,
                 () = slept => {}
             }
             if self.outbox.waiting() == 0 && self.lent.is_none() && Time::now().since(self.arrived) > timeout {
@@ -212,34 +215,38 @@ impl Session {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Why> {
-        self.outbox.register(cx.waker());
-        if self.client.poll_killed(cx.waker()) {
+    fn poll(&mut self, cx: &mut Context<'_>, input: &mut Input) -> Poll<Why> {
+        if self.outbox.register(cx.waker()) {
+            self.client.wakes(cx.waker());
+        }
+        if self.client.killed() {
             return Poll::Ready("killed");
         }
+        let mut now = None;
         for _ in 0..TURNS {
-            self.poll_stall(cx);
+            self.poll_stall(cx, input);
             if self.stall.is_none() {
                 self.heed_wish();
-                self.process();
+                self.process(input, now.take());
                 // A stall just made must be polled once, to be woken by what it waits for; if that has happened
                 // already, there may be input to go on with.
-                if self.stall.is_some() && self.poll_stall(cx) {
+                if self.stall.is_some() && self.poll_stall(cx, input) {
                     continue;
                 }
             }
-            if let Poll::Ready(Err(_)) = self.outbox.poll_write(cx, &mut self.stream) {
+            let owing = self.outbox.writable() || !self.stream.is_flushed();
+            if owing && let Poll::Ready(Err(_)) = self.outbox.poll_write(cx, &mut self.stream) {
                 return Poll::Ready("it does not take its replies");
             }
-            if let Some(why) = self.over() {
+            if let Some(why) = self.over(input) {
                 return Poll::Ready(why);
             }
             if self.held_back && !self.must_drain() {
                 continue;
             }
-            match self.poll_read(cx) {
+            match self.poll_read(cx, input) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(Ok(true)) => now = Some(self.arrived),
                 Poll::Ready(Ok(false)) => self.eof = true,
                 Poll::Ready(Err(_)) => return Poll::Ready("its connection broke"),
             }
@@ -248,40 +255,46 @@ impl Session {
         Poll::Pending
     }
 
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<bool>> {
-        let left = self.input.left();
-        let blocked = self.stall.is_some() || self.must_drain();
-        if self.eof || self.closing.is_some() || (blocked && left >= READ_AHEAD) {
+    fn poll_read(&mut self, cx: &mut Context<'_>, input: &mut Input) -> Poll<std::io::Result<bool>> {
+        let left = input.left();
+        let full = left >= READ_AHEAD && (self.stall.is_some() || self.must_drain());
+        if self.eof || self.closing.is_some() || full {
             return Poll::Pending;
         }
-        self.input.poll_read(cx, &mut self.stream).map_ok(|n| {
+        input.poll_read(cx, &mut self.stream).map_ok(|n| {
             self.arrived = Time::now();
             n > 0
         })
     }
 
     fn must_drain(&self) -> bool {
-        self.outbox.waiting() >= MAX_WAITING || self.outbox.bytes() > OUTPUT_SOFT
+        self.outbox.owes(MAX_WAITING, OUTPUT_SOFT)
     }
 
     /// Whether and why the session ends now.
-    fn over(&mut self) -> Option<Why> {
+    fn over(&mut self, input: &Input) -> Option<Why> {
         if self.outbox.broken() {
             self.upstream_left();
         }
+        let ending = self.closing.is_some() || self.eof || self.client.draining();
+        ending.then(|| self.ended()).flatten().or_else(|| self.too_much(input))
+    }
+
+    /// Whether what it ends with has come.
+    fn ended(&self) -> Option<Why> {
         let idle = self.outbox.is_idle() && self.stream.is_flushed();
-        if let Some(why) = self.closing.filter(|_| idle) {
-            return Some(why);
+        let waits_for_others = self.lent.as_ref().is_some_and(Lent::waits_for_others);
+        match self.closing {
+            Some(why) if idle => Some(why),
+            _ if self.eof && self.stall.is_none() && idle => Some("closed by the client"),
+            _ if self.eof && waits_for_others => Some("closed by the client while it waited"),
+            _ if self.client.draining() && (idle || waits_for_others) => Some("the proxy stops"),
+            _ => None,
         }
-        if self.eof && self.stall.is_none() && idle {
-            return Some("closed by the client");
-        }
-        if self.eof && self.lent.as_ref().is_some_and(Lent::waits_for_others) {
-            return Some("closed by the client while it waited");
-        }
-        if self.client.draining() && (idle || self.lent.as_ref().is_some_and(Lent::waits_for_others)) {
-            return Some("the proxy stops");
-        }
+    }
+
+    /// Whether more of it is held than it may have.
+    fn too_much(&self, input: &Input) -> Option<Why> {
         let config = &self.shared.config;
         // Others on a connection of their own may ask for large replies, as anybody may.
         let told = self.lent.as_ref().is_some_and(Lent::is_told);
@@ -298,7 +311,7 @@ impl Session {
             );
             return Some("it reads too slowly");
         }
-        if self.input.left() > self.shared.config.client_query_buffer_limit {
+        if input.left() > self.shared.config.client_query_buffer_limit {
             tracing::warn!(client = self.client.addr, "closed: its request exceeds client_query_buffer_limit");
             return Some("its request is too large");
         }
@@ -306,7 +319,12 @@ impl Session {
     }
 
     /// True if what the request waited for has happened.
-    fn poll_stall(&mut self, cx: &mut Context<'_>) -> bool {
+    #[inline]
+    fn poll_stall(&mut self, cx: &mut Context<'_>, input: &mut Input) -> bool {
+        self.stall.is_some() && self.poll_wait(cx, input)
+    }
+
+    fn poll_wait(&mut self, cx: &mut Context<'_>, input: &mut Input) -> bool {
         let after = match &mut self.stall {
             None => return false,
             Some(Stall::Drain) if self.outbox.waiting() > 0 => return false,
@@ -322,16 +340,16 @@ impl Session {
             After::Upstream => self.bypass = true,
             After::Reply(reply) => {
                 self.outbox.put(Piece::Bytes(reply));
-                self.request_done();
+                self.request_done(input);
             }
             After::Farewell(reply, why) => {
                 self.outbox.put(Piece::Bytes(reply));
                 self.closing = Some(why);
-                self.request_done();
+                self.request_done(input);
             }
             After::Become(other) => {
                 self.become_other(*other);
-                self.request_done();
+                self.request_done(input);
             }
         }
         true
@@ -350,8 +368,8 @@ impl Session {
         self.outbox.put(Piece::Bytes(other.reply));
     }
 
-    fn request_done(&mut self) {
-        self.input.consume();
+    fn request_done(&mut self, input: &mut Input) {
+        input.consume();
         self.next_request();
     }
 
@@ -366,19 +384,16 @@ impl Session {
         self.commands += requests as u64;
     }
 
-    /// Deals with all the input there is, or until something has to wait.
-    fn process(&mut self) {
+    /// Deals with all the input there is, or until something has to wait. `now`: if it has just been looked at the clock.
+    fn process(&mut self, input: &mut Input, now: Option<Time>) {
         self.outstanding.told_before(self.outbox.first());
         self.held_back = false;
-        if self.input.left() == 0 && self.lent.is_none() {
+        if input.left() == 0 && self.lent.is_none() {
             return self.account();
         }
-        self.now = Time::now();
-        let node = self.shared.node.clone();
-        self.paused = node.paused_until.load(Ordering::Relaxed) > self.now.0;
-        let table = node.table.load();
-        // Taken out so that a request can be looked at while the session changes.
-        let (mut input, mut keys) = (std::mem::take(&mut self.input), std::mem::take(&mut self.keys));
+        self.now = now.unwrap_or_else(Time::now);
+        self.paused = self.shared.node.paused_until.load(Ordering::Relaxed) > self.now.0;
+        let mut table = None;
         while self.closing.is_none() && self.stall.is_none() {
             self.held_back = self.must_drain();
             if self.held_back {
@@ -386,7 +401,7 @@ impl Session {
             }
             self.settle_lent();
             if self.lent.as_ref().is_some_and(|l| l.raw) {
-                self.pass_on(&mut input);
+                self.pass_on(input);
                 break;
             }
             match input.find(&self.cache, self.shared.config.proto_max_bulk_len) {
@@ -397,13 +412,15 @@ impl Session {
                     break;
                 }
             }
-            if self.serve_hits(&mut input) {
+            if self.serve_hits(input) {
                 continue;
             }
-            let step = self.dispatch(&input.request(), &table, &mut keys);
-            self.carry_out(step, &mut input);
+            let mut keys = std::mem::take(&mut self.keys);
+            let table = table.get_or_insert_with(|| self.shared.node.table.load());
+            let step = self.dispatch(&input.request(), table, &mut keys);
+            self.keys = keys;
+            self.carry_out(step, input);
         }
-        (self.input, self.keys) = (input, keys);
         self.account();
     }
 

@@ -223,11 +223,10 @@ impl Stream {
     /// after `out` has become empty.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, out: &mut OutBuf) -> Poll<io::Result<()>> {
         while !out.is_empty() {
-            let mut slices = OutBuf::empty_slices();
-            let written = match out.slices(&mut slices) {
-                // A plain send costs the kernel less than a list of one.
-                1 => self.poll_write_slice(cx, &slices[0]),
-                n => self.poll_write_slices(cx, &slices[..n]),
+            // A plain send costs the kernel less than a list of one.
+            let written = match out.as_one() {
+                Some(slice) => self.poll_write_slice(cx, slice),
+                None => self.poll_write_slices(cx, &out.slices()),
             };
             match written {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -242,10 +241,18 @@ impl Stream {
         }
     }
 
+    /// Mostly a socket takes it at once; only if it does not, somebody must be woken.
     fn poll_write_slice(&mut self, cx: &mut Context<'_>, slice: &[u8]) -> Poll<io::Result<usize>> {
+        let full = |tried: &io::Result<usize>| matches!(tried, Err(e) if e.kind() == io::ErrorKind::WouldBlock);
         match self {
-            Stream::Tcp(s) => Pin::new(s).poll_write(cx, slice),
-            Stream::Unix(s) => Pin::new(s).poll_write(cx, slice),
+            Stream::Tcp(s) => match s.try_write(slice) {
+                tried if full(&tried) => Pin::new(s).poll_write(cx, slice),
+                tried => Poll::Ready(tried),
+            },
+            Stream::Unix(s) => match s.try_write(slice) {
+                tried if full(&tried) => Pin::new(s).poll_write(cx, slice),
+                tried => Poll::Ready(tried),
+            },
             Stream::Tls(s) => s.poll_write(cx, &[IoSlice::new(slice)]),
             Stream::Memory(s) => Pin::new(s).poll_write(cx, slice),
         }

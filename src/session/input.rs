@@ -74,14 +74,19 @@ impl Input {
     ///
     /// # Errors
     /// What is next is no request.
+    #[inline]
     pub(super) fn find(&mut self, cache: &Cache, max_bulk: usize) -> Result<bool, ProtocolError> {
-        if self.next == self.found.len() {
-            self.look_ahead(cache, max_bulk)?;
+        if self.next < self.found.len() {
+            return Ok(true);
         }
-        Ok(self.next < self.found.len())
+        if self.left() == 0 {
+            return Ok(false);
+        }
+        self.look_ahead(cache, max_bulk)
     }
 
-    fn look_ahead(&mut self, cache: &Cache, max_bulk: usize) -> Result<(), ProtocolError> {
+    /// True if any was found.
+    fn look_ahead(&mut self, cache: &Cache, max_bulk: usize) -> Result<bool, ProtocolError> {
         self.forget_found();
         loop {
             self.look_for_gets(cache);
@@ -102,7 +107,7 @@ impl Input {
         if self.found.len() > 1 {
             cache.prefetch(self.found.iter().filter_map(|f| f.hash));
         }
-        Ok(())
+        Ok(!self.found.is_empty())
     }
 
     /// GETs in the usual spelling, which most requests are.
@@ -197,11 +202,11 @@ impl Input {
     /// Keys and hashes of the GETs (in the usual spelling) from the present request on, as far as was looked ahead.
     #[inline]
     pub(super) fn gets(&self) -> impl Iterator<Item = (&[u8], u64)> {
-        let mut rest = &self.buf[self.pos..];
+        let mut at = self.pos;
         self.found[self.next..].iter().map_while(move |found| {
             let (Args::Get([_, key]), Some(hash)) = (&found.args, found.hash) else { return None };
-            let key = &rest[key.clone()];
-            rest = &rest[found.span..];
+            let key = &self.buf[at + key.start..at + key.end];
+            at += found.span;
             Some((key, hash))
         })
     }
