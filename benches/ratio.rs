@@ -30,7 +30,7 @@ fn main() {
     let files = std::env::args().skip(1).filter(|arg| !arg.starts_with("--"));
     let own: Vec<(String, Vec<Read>)> = files.map(|path| (path.clone(), from_file(&path))).collect();
     println!("| trace | reads | keys | budget | nearside | moka | difference |\n|---|---|---|---|---|---|---|");
-    let made: [(&str, fn() -> Vec<Read>); 8] = [
+    let made: [(&str, fn() -> Vec<Read>); 9] = [
         ("Zipf 0.99", || zipf(Mix::default())),
         ("Zipf 0.99, a scan of 20,000 keys in every 100,000 reads", || zipf(Mix { scan: 20_000, ..Mix::default() })),
         ("Zipf 0.99, scans of 100,000 keys", || zipf(Mix { scan: 100_000, ..Mix::default() })),
@@ -39,6 +39,7 @@ fn main() {
         ("Zipf 0.99, one in 20 is a write", || zipf(Mix { writes: 20, ..Mix::default() })),
         ("Zipf 0.7", || zipf(Mix { skew: 0.7, ..Mix::default() })),
         ("a loop over 20,000 keys, and Zipf 0.99", looped),
+        ("the same after 500,000 reads of other keys", || after_others(looped())),
     ];
     if own.is_empty() {
         made.iter().for_each(|(name, make)| compare(name, &make()));
@@ -197,6 +198,13 @@ fn zipf(mix: Mix) -> Vec<Read> {
 fn looped() -> Vec<Read> {
     let mut rank = ranks(POPULAR, 0.99);
     (0..READS).map(|n| of(if n % 2 == 0 { 1 << 40 | (n / 2 % 20_000) } else { rank() }, false)).collect()
+}
+
+/// The cache is full of what nobody reads any more.
+fn after_others(trace: Vec<Read>) -> Vec<Read> {
+    let mut rank = ranks(POPULAR, 0.99);
+    let others = (0..READS / 2).map(|_| of(1 << 41 | rank(), false));
+    others.chain(trace).collect()
 }
 
 fn of(key: u64, sizes: bool) -> Read {

@@ -41,6 +41,8 @@ const REMEMBERED: usize = 2;
 /// What weighs more than this many times the mean is not worth a place in the main queue for having come back once: so many
 /// others would have to go for it.
 const HEAVY: u64 = 2;
+/// See [`Queues::renew`]. Fewer adapt sooner, and cost popular keys their places.
+const RENEWAL: u8 = 16;
 
 #[derive(Default)]
 struct Queue {
@@ -73,19 +75,41 @@ pub struct Queues {
     main: Queue,
     ghosts: Fifo<u64>,
     ghost_set: HashSet<u64, IdentityState>,
+    /// Something has had to go.
+    full: bool,
+    /// How many have left the small queue since one of them was looked at more closely.
+    passed: u8,
 }
 
 impl Queues {
     /// A new item of `weight` bytes.
     pub fn push(&mut self, item: Item, weight: u64) {
         let came_back = self.ghost_set.remove(&ghost(&item));
-        let heavy = weight.saturating_mul(self.queued() as u64) > HEAVY * (self.small.bytes + self.main.bytes);
-        let queue = if came_back && !heavy { &mut self.main } else { &mut self.small };
+        let queue = if came_back && !self.is_heavy(weight) { &mut self.main } else { &mut self.small };
         queue.push(item, weight);
+        if !self.full {
+            self.fill_main();
+        }
+    }
+
+    /// While there is room for all, what the small queue has no place for fills the main one. Else a loop larger than the
+    /// cache went through the small queue for ever, and nothing of it was there when it came round.
+    fn fill_main(&mut self) {
+        while self.small.bytes * SMALL > self.small.bytes + self.main.bytes {
+            let mean = self.small.bytes / self.small.items.len() as u64;
+            let Some(item) = self.small.items.pop() else { return };
+            self.small.took(mean);
+            self.main.push(item, mean);
+        }
+    }
+
+    fn is_heavy(&self, weight: u64) -> bool {
+        weight.saturating_mul(self.queued() as u64) > HEAVY * (self.small.bytes + self.main.bytes)
     }
 
     /// The next item to throw out, with `probe` as the owner's knowledge; `None` if nothing is left.
     pub fn victim(&mut self, mut probe: impl FnMut(&Item) -> Probe) -> Option<Item> {
+        self.full = true;
         loop {
             let from_small = !self.small.items.is_empty()
                 && (self.main.items.is_empty() || self.small.bytes * SMALL >= self.small.bytes + self.main.bytes);
@@ -100,11 +124,37 @@ impl Queues {
                 self.main.push(item, weight);
                 continue;
             }
-            if from_small {
-                self.remember(&item);
+            if !from_small {
+                return Some(item);
             }
+            if let Some(stale) = self.renew(item, weight, &mut probe) {
+                return Some(stale);
+            }
+            self.remember(&item);
             return Some(item);
         }
+    }
+
+    /// One in so many of those that leave the small queue unread takes the place of the first in the main one, if nobody
+    /// has read that either since it was looked at last. Else a main queue of what nobody reads any more stayed for ever,
+    /// beside a loop larger than what is remembered.
+    fn renew(&mut self, item: Item, weight: u64, probe: &mut impl FnMut(&Item) -> Probe) -> Option<Item> {
+        self.passed = (self.passed + 1) % RENEWAL;
+        if self.passed > 0 || self.is_heavy(weight) {
+            return None;
+        }
+        let first = self.main.items.pop()?;
+        let Probe::Live { weight: freed, hits } = probe(&first) else {
+            self.main.lost();
+            return None;
+        };
+        self.main.took(freed);
+        if hits > 0 {
+            self.main.push(first, freed);
+            return None;
+        }
+        self.main.push(item, weight);
+        Some(first)
     }
 
     fn remember(&mut self, item: &Item) {
@@ -138,6 +188,7 @@ impl Queues {
                 }
             });
         }
+        self.full &= self.queued() > 0;
     }
 }
 
@@ -147,10 +198,59 @@ fn ghost(item: &Item) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
     fn item(n: u64) -> Item {
         Item { hash: n, variant: 0, seq: n as u32 }
+    }
+
+    /// Of a cache that has no room left.
+    fn full() -> Queues {
+        let mut queues = Queues::default();
+        assert!(queues.victim(|_| Probe::Gone).is_none());
+        queues
+    }
+
+    /// Which of these reads a cache of a hundred places answers.
+    fn answered(reads: impl Iterator<Item = u64>) -> Vec<bool> {
+        let mut queues = Queues::default();
+        let mut there: HashMap<u64, u8> = HashMap::new();
+        let answer = |n| {
+            if let Some(freq) = there.get_mut(&n) {
+                *freq = 1;
+                return true;
+            }
+            there.insert(n, 0);
+            queues.push(item(n), 10);
+            if there.len() > 100 {
+                let probe = |i: &Item| match there.get_mut(&i.hash) {
+                    Some(freq) => Probe::Live { weight: 10, hits: std::mem::take(freq) },
+                    None => Probe::Gone,
+                };
+                let victim = queues.victim(probe).expect("a victim");
+                there.remove(&victim.hash);
+            }
+            false
+        };
+        reads.map(answer).collect()
+    }
+
+    #[test]
+    fn a_loop_larger_than_the_cache_finds_a_part_of_it_there() {
+        let round = 0..300;
+        let hits = answered((0..10).flat_map(|_| round.clone()));
+        let last = hits[9 * 300..].iter().filter(|hit| **hit).count();
+        assert!(last >= 90, "{last} hits in the tenth round");
+    }
+
+    #[test]
+    fn so_it_does_behind_what_nobody_reads_any_more() {
+        let (others, round) = (1_000..1_200, 0..300);
+        let hits = answered(others.chain((0..20).flat_map(|_| round.clone())));
+        let last = hits[hits.len() - 300..].iter().filter(|hit| **hit).count();
+        assert!(last >= 80, "{last} hits in the twentieth round");
     }
 
     #[test]
@@ -172,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_ghost_comes_back_into_the_main_queue() {
-        let mut queues = Queues::default();
+        let mut queues = full();
         queues.push(item(1), 10);
         assert_eq!(queues.victim(|_| Probe::Live { weight: 10, hits: 0 }), Some(item(1)));
         queues.push(item(1), 10);
@@ -181,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_heavy_ghost_comes_back_into_the_small_queue() {
-        let mut queues = Queues::default();
+        let mut queues = full();
         queues.push(item(1), 1000);
         assert_eq!(queues.victim(|_| Probe::Live { weight: 1000, hits: 0 }), Some(item(1)));
         (2..10).for_each(|n| queues.push(item(n), 10));
