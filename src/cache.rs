@@ -19,6 +19,8 @@ pub mod events;
 pub mod eviction;
 pub mod fifo;
 pub mod flight;
+#[cfg_attr(feature = "shuttle", path = "cache/table/explored.rs")]
+pub mod table;
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError};
@@ -26,17 +28,17 @@ use std::sync::{Arc, PoisonError};
 use crate::clock::{Clocks, LaneStamp};
 use crate::sabotage::{self, Rule};
 use crate::sync::atomic::{AtomicI64, AtomicU32, AtomicU64 as SharedU64, Ordering};
-use crate::sync::{DashMap, Mutex, Place, size};
+use crate::sync::{self, DashMap, Mutex, size};
 use crate::time::Time;
 use entry::{Entry, Hashes, IdentityState, Node, Replies, Stamp, Variant};
 use events::{Event, Events};
 use eviction::{Item, Probe, Queues};
 use flight::Flight;
+use table::{Place, Reading, Table};
 
 const SHARDS: usize = size(64, 2);
 const REVISIONS: usize = size(1 << 16, 4);
 /// A cache smaller than this is in the processor's own: asking ahead would cost more than it hides.
-#[cfg(not(feature = "shuttle"))]
 const FAR: u64 = 4 << 20;
 
 /// Why everything was flushed; label of a metric.
@@ -104,7 +106,7 @@ pub struct Stats {
 
 /// The cache.
 pub struct Cache {
-    map: DashMap<u64, Entry, IdentityState>,
+    table: Table,
     flights: DashMap<u64, Arc<InFlight>, IdentityState>,
     revisions: Box<[AtomicU32]>,
     told: Box<[SharedU64]>,
@@ -179,7 +181,7 @@ pub struct FillToken {
 impl FillToken {
     /// Asks the memory for what storing the reply will touch.
     pub fn prefetch(&self) {
-        self.cache.prefetch_slot(self.hash);
+        self.cache.table.prefetch_slot(self.hash);
         prefetch((&raw const *self.cache.revision(self.hash)).cast());
         prefetch((&raw const self.cache.told[self.hash as usize % REVISIONS]).cast());
     }
@@ -210,8 +212,9 @@ pub enum Absence {
 impl Cache {
     /// A cache of `budget` bytes, overhead included, that keeps no reply above `max_entry` bytes.
     pub fn new(budget: u64, max_entry: usize) -> Cache {
+        let hasher = crate::chance::hash_keys();
         Cache {
-            map: DashMap::with_hasher_and_shard_amount(IdentityState::default(), SHARDS),
+            table: Table::new(hasher.clone(), SHARDS),
             flights: DashMap::with_hasher_and_shard_amount(IdentityState::default(), SHARDS),
             revisions: (0..REVISIONS).map(|_| AtomicU32::new(0)).collect(),
             told: (0..REVISIONS).map(|_| SharedU64::new(0)).collect(),
@@ -223,7 +226,7 @@ impl Cache {
             used: AtomicI64::new(0),
             budget,
             max_entry,
-            hasher: crate::chance::hash_keys(),
+            hasher,
             clocks: Clocks::default(),
             stats: Stats::default(),
             events: Events::default(),
@@ -251,8 +254,9 @@ impl Cache {
         watermark: Time,
         hit: impl FnOnce(&Node) -> R,
     ) -> Lookup<R> {
-        let Some(entry) = self.map.get(&hash) else { return Lookup::Miss };
-        match self.judge(&entry, v, now, watermark) {
+        let shard = self.table.read(hash);
+        let Some(found) = self.find(&shard, v) else { return Lookup::Miss };
+        match self.judge(found, now, watermark) {
             Ok(node) => {
                 node.touch();
                 Lookup::Hit(hit(node))
@@ -264,65 +268,60 @@ impl Cache {
 
     /// Asks the memory for what lookups of these hashes will read, so that their latencies overlap. A hint: it changes
     /// nothing, and what it asked for may be gone by the time of the lookup.
-    #[cfg(not(feature = "shuttle"))]
     pub fn prefetch(&self, hashes: impl Iterator<Item = u64> + Clone) {
         if self.used() < FAR {
             return;
         }
-        hashes.clone().for_each(|hash| self.prefetch_slot(hash));
-        for hash in hashes {
-            let shard = &self.map.shards()[self.map.determine_shard(hash as usize)];
-            if let Some(found) = shard.read().get(hash, |(key, _)| *key == hash) {
-                found.1.get().prefetch();
-            }
-        }
+        hashes.clone().for_each(|hash| self.table.prefetch_slot(hash));
+        hashes.for_each(|hash| self.table.prefetch_entry(hash));
     }
 
-    #[cfg(not(feature = "shuttle"))]
-    fn prefetch_slot(&self, hash: u64) {
-        let table = self.map.shards()[self.map.determine_shard(hash as usize)].read();
-        let bucket = hash as usize & (table.buckets() - 1);
-        let end = table.data_end().as_ptr();
-        prefetch(end.cast::<u8>().wrapping_add(bucket));
-        prefetch(end.wrapping_sub(bucket + 1).cast());
+    /// The reply to `v`, and the time as of which it must be fresh. Comparing the replies themselves finds the entry: none
+    /// but the key's holds such a reply.
+    #[inline(always)]
+    fn find<'s>(&self, shard: &'s Reading<'_>, v: &Variant<'_>) -> Option<(&'s Node, Time)> {
+        let first = shard.first()?;
+        first.find(v, |v| self.variant_hash(v)).or_else(|| self.find_behind(shard, *v))
     }
 
-    /// The explorer's map has nothing to be fetched.
-    #[cfg(feature = "shuttle")]
-    pub fn prefetch(&self, _: impl Iterator<Item = u64> + Clone) {}
-
-    #[cfg(feature = "shuttle")]
-    fn prefetch_slot(&self, _: u64) {}
+    /// The first candidate was another key's: one lookup in nine or fewer. `v` by value, so that no caller need have it in memory.
+    #[cold]
+    fn find_behind<'s>(&self, shard: &'s Reading<'_>, v: Variant<'_>) -> Option<(&'s Node, Time)> {
+        shard.candidates().skip(1).find_map(|entry| entry.find(&v, |v| self.variant_hash(v)))
+    }
 
     #[inline(always)]
-    fn judge<'e>(&self, entry: &'e Entry, v: &Variant<'_>, now: Time, watermark: Time) -> Result<&'e Node, Absence> {
-        let (node, floor) = entry.find(v, |v| self.variant_hash(v)).ok_or(Absence::NotCached)?;
+    fn judge<'e>(&self, (node, floor): (&'e Node, Time), now: Time, watermark: Time) -> Result<&'e Node, Absence> {
+        // what cannot change first: behind the loads below it would be loaded anew
+        let (stamp, epoch, deadline) = (node.lane(), node.epoch(), node.deadline());
         // The clocks before the epoch: the link applies a flush before the PONG behind it, so a clock that has passed
         // the flush never meets the epoch from before.
-        let (lane, link) = (self.clocks.lane(node.lane()), self.clocks.link());
-        if node.epoch() != self.epoch.load(Ordering::Acquire) {
+        let (lane, link) = (self.clocks.lane(stamp), self.clocks.link());
+        if epoch != self.epoch.load(Ordering::Acquire) {
             return Err(Absence::Flushed);
         }
-        if now >= node.deadline() {
+        if now >= deadline {
             return Err(Absence::Expired);
         }
         let lane = lane.ok_or(Absence::LaneLost)?;
         let time = if sabotage::on(Rule::Floors) { watermark } else { watermark.max(floor) };
         if lane.min(link) < time {
-            return Err(Absence::Behind(Need { time, lane: node.lane() }));
+            return Err(Absence::Behind(Need { time, lane: stamp }));
         }
         Ok(node)
     }
 
     /// How many replies about this key are kept, void ones that were not swept yet included.
     pub fn replies_of(&self, key: &[u8]) -> usize {
-        self.map.get(&self.hash(key)).filter(|e| e.is_of(key)).map_or(0, |e| e.nodes().count())
+        let shard = self.table.read(self.hash(key));
+        shard.candidates().find(|entry| entry.is_of(key)).map_or(0, |entry| entry.nodes().count())
     }
 
     /// Whether and why not a lookup would be served now.
     pub fn explain(&self, v: &Variant<'_>, now: Time, watermark: Time) -> Result<(), Absence> {
-        let entry = self.map.get(&self.hash(v.key)).ok_or(Absence::NotCached)?;
-        self.judge(&entry, v, now, watermark).map(|_| ())
+        let shard = self.table.read(self.hash(v.key));
+        let found = self.find(&shard, v).ok_or(Absence::NotCached)?;
+        self.judge(found, now, watermark).map(|_| ())
     }
 
     /// Announces a read that is about to go upstream.
@@ -333,15 +332,15 @@ impl Cache {
         let lead = || Arc::new(InFlight { flight: Flight::default(), revision, epoch });
         let flight = match self.flights.entry(flight_key) {
             // A revoked flight may be joined by nobody: it may have read what is now old.
-            Place::Occupied(f) if f.get().revision == revision && f.get().epoch == epoch => {
+            sync::Place::Occupied(f) if f.get().revision == revision && f.get().epoch == epoch => {
                 return Begin::Join(f.get().clone());
             }
-            Place::Occupied(mut f) => {
+            sync::Place::Occupied(mut f) => {
                 let new = lead();
                 f.insert(new.clone());
                 new
             }
-            Place::Vacant(place) => place.insert(lead()).clone(),
+            sync::Place::Vacant(place) => place.insert(lead()).clone(),
         };
         // Release: who counts this token knows that its revision was read before (`begun`).
         let seq = self.seq.fetch_add(1, Ordering::Release);
@@ -372,7 +371,7 @@ impl Cache {
     /// Invariant 1: the revision is looked at while the shard is locked.
     fn store(&self, token: &FillToken, v: &Variant<'_>, node: Node, sent: Time) -> bool {
         let weight = node.weight();
-        let place = self.map.entry(token.hash);
+        let place = self.table.place(token.hash);
         if !self.valid(token) {
             return false;
         }
@@ -426,7 +425,7 @@ impl Cache {
     /// The key has changed: its entry goes, its tokens are revoked. True if something was cached.
     pub fn drop_key(&self, hash: u64) -> bool {
         self.revision(hash).fetch_add(1, Ordering::AcqRel);
-        let Some((_, entry)) = self.map.remove(&hash) else { return false };
+        let Some(entry) = self.table.remove(hash) else { return false };
         let nodes: Vec<Node> = entry.nodes().cloned().collect();
         self.forget(hash, &nodes);
         true
@@ -442,8 +441,8 @@ impl Cache {
     /// in between either sees the time or is raised with the entry.
     pub fn observe(&self, hash: u64, t: Time) {
         self.tell(hash, t);
-        if let Some(mut entry) = self.map.get_mut(&hash) {
-            entry.observe(t);
+        if let Place::Occupied(mut place) = self.table.place(hash) {
+            place.get_mut().observe(t);
         }
     }
 
@@ -483,12 +482,15 @@ impl Cache {
         }
         let first = self.fuller(&item);
         for shard in (0..SHARDS).map(|n| (first + n) % SHARDS) {
-            while self.used.load(Ordering::Relaxed) > self.budget as i64 {
-                if !self.evict_from(shard) {
-                    break;
-                }
+            if !self.is_over() {
+                return;
             }
+            while self.is_over() && self.evict_from(shard) {}
         }
+    }
+
+    fn is_over(&self) -> bool {
+        self.used.load(Ordering::Relaxed) > self.budget as i64
     }
 
     /// Whichever holds more: the item's own shard, or one that takes turns with all others. If each made room in its own, a
@@ -502,7 +504,7 @@ impl Cache {
     fn evict_from(&self, shard: usize) -> bool {
         let mut queues = self.queues[shard].lock().unwrap_or_else(PoisonError::into_inner);
         let Some(victim) = queues.victim(|i| self.probe(i, true)) else { return false };
-        if let Place::Occupied(mut place) = self.map.entry(victim.hash)
+        if let Place::Occupied(mut place) = self.table.place(victim.hash)
             && place.get().by_seq(victim.variant, victim.seq).is_some()
         {
             let told = place.get().latest();
@@ -518,8 +520,9 @@ impl Cache {
     }
 
     fn probe(&self, item: &Item, cool: bool) -> Probe {
-        let Some(entry) = self.map.get(&item.hash) else { return Probe::Gone };
-        match entry.by_seq(item.variant, item.seq) {
+        let shard = self.table.read(item.hash);
+        let its = |node: &&Node| self.hash(node.key()) == item.hash;
+        match shard.candidates().find_map(|entry| entry.by_seq(item.variant, item.seq).filter(its)) {
             None => Probe::Gone,
             // What a flush or a lane's death has made void goes first.
             Some(node) if !self.alive(node) => Probe::Live { weight: node.weight(), hits: 0 },
@@ -533,13 +536,16 @@ impl Cache {
 
     /// Gives back the memory of what can never be served again. Locks one shard at a time; meant for a thread of its own.
     pub fn sweep(&self, now: Time) {
-        self.map.retain(|hash, entry| {
+        self.table.retain(|entry| {
             let told = entry.latest();
             let (removed, empty) = entry.retain(|node| self.alive(node) && now < node.deadline());
-            if empty {
-                self.tell(*hash, told);
+            if let Some(first) = removed.first() {
+                let hash = self.hash(first.key());
+                if empty {
+                    self.tell(hash, told);
+                }
+                self.forget(hash, &removed);
             }
-            self.forget(*hash, &removed);
             !empty
         });
         for (queues, live) in self.queues.iter().zip(&self.live) {
@@ -560,7 +566,7 @@ impl Cache {
 
     /// Keys held, void ones that were not swept yet included.
     pub fn keys(&self) -> usize {
-        self.map.len()
+        self.table.len()
     }
 
     /// Replies held.

@@ -108,8 +108,8 @@ fn allocated(n: usize) -> usize {
 
 /// What a thread keeps of the room in which it puts a node's bytes together.
 const JOINED_MAX: usize = 64 * 1024;
-/// A slot of the table: hash, pointer and control byte, about half of the slots being empty.
-const SLOT: usize = 2 * 17;
+/// A slot of the table: pointer and control byte, about half of the slots being empty.
+const SLOT: usize = 2 * 9;
 /// A place in an eviction queue, and half of one among those it remembers.
 const QUEUED: usize = 24;
 
@@ -172,10 +172,9 @@ impl Node {
 
     /// Asks for the cache lines that a lookup reads: the header, and the key with the reply's begin behind it.
     fn prefetch(&self) {
-        let start: *const Header = self.header();
-        super::prefetch(start.cast());
-        super::prefetch(start.cast::<u8>().wrapping_add(64));
-        super::prefetch(start.cast::<u8>().wrapping_add(128));
+        // Not by way of a reference to the header, which would read the length behind it.
+        let start: *const u8 = self.0.as_ptr().cast();
+        [0, 64, 128].into_iter().for_each(|line| super::prefetch(start.wrapping_add(line)));
     }
 
     /// Whether this is the reply to that very read.
@@ -253,7 +252,7 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 }
 
 /// All cached replies of one key: one pointer, to the node or to [`Many`] of them, as its lowest bit says. (About half
-/// the slots of a table are empty, so a word less in each is two words less a key.)
+/// the slots of the table are empty, so a word less in each is two words less a key.)
 pub struct Entry(NonNull<u8>);
 
 /// What an entry points to.
@@ -359,9 +358,17 @@ impl Entry {
         }
     }
 
+    /// The key that all its replies are about. In the table it has at least one.
+    pub fn key(&self) -> &[u8] {
+        match self.replies() {
+            Replies::One(node) => node.key(),
+            Replies::Many(many) => many.nodes.values().next().map_or(&[], Node::key),
+        }
+    }
+
     /// Whether this is the entry of `key` (a full 64-bit hash may collide).
     pub fn is_of(&self, key: &[u8]) -> bool {
-        self.nodes().next().is_some_and(|n| n.key() == key)
+        same(self.key(), key)
     }
 
     /// Every reply.

@@ -34,6 +34,9 @@ impl<K: Eq + Hash, V, G: DerefMut<Target = HashMap<K, V>>> DerefMut for Ref<G, K
     }
 }
 
+/// A value, its shard locked against changes.
+pub type Shared<'a, K, V> = Ref<RwLockReadGuard<'a, HashMap<K, V>>, K>;
+
 type Alone<'a, K, V> = RwLockWriteGuard<'a, HashMap<K, V>>;
 
 /// Where a value is, or could be.
@@ -64,8 +67,8 @@ impl<K: Copy + Eq + Hash, V> Occupied<'_, K, V> {
         std::mem::replace(&mut self.0, value)
     }
     /// Takes it out.
-    pub fn remove(mut self) -> Option<V> {
-        self.0.guard.remove(&self.0.key)
+    pub fn remove(mut self) -> V {
+        self.0.guard.remove(&self.0.key).expect("it is there for as long as the shard is locked")
     }
 }
 
@@ -95,14 +98,8 @@ impl<K: Copy + Eq + Hash + Into<u64>, V, S> DashMap<K, V, S> {
     }
 
     /// The value, with its shard locked against changes.
-    pub fn get(&self, key: &K) -> Option<Ref<RwLockReadGuard<'_, HashMap<K, V>>, K>> {
+    pub fn get(&self, key: &K) -> Option<Shared<'_, K, V>> {
         let guard = self.shard(key).read().expect("nobody panics with the lock");
-        guard.contains_key(key).then_some(Ref { guard, key: *key })
-    }
-
-    /// The value, to be changed.
-    pub fn get_mut(&self, key: &K) -> Option<Ref<Alone<'_, K, V>, K>> {
-        let guard = self.alone(key);
         guard.contains_key(key).then_some(Ref { guard, key: *key })
     }
 
@@ -112,11 +109,6 @@ impl<K: Copy + Eq + Hash + Into<u64>, V, S> DashMap<K, V, S> {
         let found = matches!(guard.entry(key), Entry::Occupied(_));
         let place = Ref { guard, key };
         if found { Place::Occupied(Occupied(place)) } else { Place::Vacant(Vacant(place)) }
-    }
-
-    /// Takes it out.
-    pub fn remove(&self, key: &K) -> Option<(K, V)> {
-        self.alone(key).remove_entry(key)
     }
 
     /// Takes it out if `wanted` says so.
