@@ -181,8 +181,7 @@ pub struct FillToken {
 impl FillToken {
     /// Asks the memory for what storing the reply will touch.
     pub fn prefetch(&self) {
-        self.cache.table.prefetch_slot(self.hash);
-        prefetch((&raw const *self.cache.revision(self.hash)).cast());
+        self.cache.prefetch_drop(self.hash);
         prefetch((&raw const self.cache.told[self.hash as usize % REVISIONS]).cast());
     }
 }
@@ -288,6 +287,12 @@ impl Cache {
     #[cold]
     fn find_behind<'s>(&self, shard: &'s Reading<'_>, v: Variant<'_>) -> Option<(&'s Node, Time)> {
         shard.candidates().skip(1).find_map(|entry| entry.find(&v, |v| self.variant_hash(v)))
+    }
+
+    /// Asks the memory for what dropping the key will touch.
+    pub fn prefetch_drop(&self, hash: u64) {
+        self.table.prefetch_slot(hash);
+        prefetch((&raw const *self.revision(hash)).cast());
     }
 
     #[inline(always)]

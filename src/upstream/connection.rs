@@ -23,6 +23,7 @@ use super::handshake;
 use super::rights::{self, Rights};
 use super::{ConnectionKey, Node};
 use crate::buffer::{LARGE, OutBuf};
+use crate::cache::Cache;
 use crate::clock::LaneStamp;
 use crate::coherence::standing::Mode;
 use crate::command::FieldTtl;
@@ -36,6 +37,10 @@ use crate::transport::Stream;
 const PING: &[u8] = b"*1\r\n$4\r\npING\r\n";
 /// Reads before other tasks of the thread get their turn.
 const READS_PER_TURN: usize = 16;
+/// Answers for which the memory is asked ahead, so that its latencies overlap.
+const AHEAD: usize = 8;
+/// Bytes of the shortest reply.
+const SHORTEST_REPLY: usize = 4;
 /// PINGs on their way at once; who comes later shares the next.
 const PINGS: usize = 4;
 
@@ -694,6 +699,7 @@ impl Connection {
         let raw = {
             let mut shared = self.shared.borrow_mut();
             shared.heard = now;
+            (0..AHEAD.min(input.len() / SHORTEST_REPLY)).for_each(|n| shared.prefetch(n, &self.node.coherence.cache));
             shared.raw
         };
         if raw.is_some_and(|raw| raw != Raw::Watching) {
@@ -763,8 +769,11 @@ impl Connection {
             Expect::Fill(fill) => {
                 let stamp = shared.stamp;
                 drop(shared);
-                if !fill.reply(frame, now, &self.node.coherence, stamp) {
-                    self.shared.borrow_mut().awaited.push_front(item);
+                let done = fill.reply(frame, now, &self.node.coherence, stamp);
+                let mut shared = self.shared.borrow_mut();
+                match done {
+                    true => shared.prefetch(AHEAD - 1, &self.node.coherence.cache),
+                    false => shared.awaited.push_front(item),
                 }
                 return Some(sent);
             }
@@ -778,7 +787,7 @@ impl Connection {
                 }
             }
             Expect::Confirm { .. } => shared.confirms -= 1,
-            Expect::Reply { .. } => {}
+            Expect::Reply { .. } => shared.prefetch(AHEAD - 1, &self.node.coherence.cache),
         }
         drop(shared);
         match item.expect {
@@ -859,6 +868,15 @@ impl Expect {
 }
 
 impl Shared {
+    /// Asks the memory for what dealing with the answer to the `n`th of what is awaited will touch.
+    fn prefetch(&self, n: usize, cache: &Cache) {
+        match self.awaited.get(n).map(|item| &item.expect) {
+            Some(Expect::Reply { effect: Effect::Write(hash), .. }) => cache.prefetch_drop(*hash),
+            Some(Expect::Fill(fill)) => fill.prefetch(),
+            _ => {}
+        }
+    }
+
     /// For how long what is awaited first has been without any sign of life: of the node (`seen`, on any connection),
     /// or, of a lane whose answer is due, on this very connection. The server may have closed it and its goodbye been
     /// lost, while other connections live on.

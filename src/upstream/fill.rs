@@ -128,15 +128,17 @@ impl Fill {
         self.read.keys.iter().map(hash).collect()
     }
 
+    /// Asks the memory for what storing it will touch.
+    pub fn prefetch(&self) {
+        self.read.keys.iter().filter_map(|key| key.token.as_ref()).for_each(FillToken::prefetch);
+    }
+
     /// The next reply. True if it was the last one: what was read is then stored, or noted as told, and only then told.
     pub fn reply(&mut self, frame: Piece<'_>, now: Time, coherence: &Coherence, lane: Option<LaneStamp>) -> bool {
         let keys = self.read.keys.len();
         let bytes = frame.as_slice();
         match self.step {
-            0 => {
-                self.spoiled |= bytes != b"+OK\r\n" && !sabotage::on(Rule::Caching);
-                self.read.keys.iter().filter_map(|key| key.token.as_ref()).for_each(FillToken::prefetch);
-            }
+            0 => self.spoiled |= bytes != b"+OK\r\n" && !sabotage::on(Rule::Caching),
             1 => {
                 self.stored = now;
                 self.spoiled |= matches!(bytes[0], b'-' | b'!') || bytes.len() > coherence.cache.max_entry();
