@@ -111,9 +111,10 @@ impl Queues {
     pub fn victim(&mut self, mut probe: impl FnMut(&Item) -> Probe) -> Option<Item> {
         self.full = true;
         loop {
-            // One newcomer is not thrown out for the next: there are few where values are large.
-            let many = self.small.items.len() > 1 && self.small.bytes * SMALL >= self.small.bytes + self.main.bytes;
-            let from_small = many || self.main.items.is_empty();
+            // The only newcomer stays for a while, where there is room for few; but not if many others had to go for it.
+            let alone = self.small.items.len() == 1 && !self.is_heavy(self.small.bytes);
+            let full = !self.small.items.is_empty() && self.small.bytes * SMALL >= self.small.bytes + self.main.bytes;
+            let from_small = full && !alone || self.main.items.is_empty();
             let queue = if from_small { &mut self.small } else { &mut self.main };
             let item = queue.items.pop()?;
             let Probe::Live { weight, hits } = probe(&item) else {
