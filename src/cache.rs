@@ -279,14 +279,25 @@ impl Cache {
     /// but the key's holds such a reply.
     #[inline(always)]
     fn find<'s>(&self, shard: &'s Reading<'_>, v: &Variant<'_>) -> Option<(&'s Node, Time)> {
-        let first = shard.first()?;
-        first.find(v, |v| self.variant_hash(v)).or_else(|| self.find_behind(shard, *v))
+        match shard.first()?.replies() {
+            Replies::One(node) if node.is(v) => Some((node, node.floor())),
+            // In parts: who finds it at once need not have the whole in memory.
+            _ => self.find_behind(shard, v.view, v.id, v.key, v.tail),
+        }
     }
 
-    /// The first candidate was another key's: one lookup in nine or fewer. `v` by value, so that no caller need have it in memory.
-    #[cold]
-    fn find_behind<'s>(&self, shard: &'s Reading<'_>, v: Variant<'_>) -> Option<(&'s Node, Time)> {
-        shard.candidates().skip(1).find_map(|entry| entry.find(&v, |v| self.variant_hash(v)))
+    /// The key has several replies; or the first candidate is another key's, as in one lookup of nine or fewer.
+    #[inline(never)]
+    fn find_behind<'s>(
+        &self,
+        shard: &'s Reading<'_>,
+        view: u32,
+        id: u16,
+        key: &[u8],
+        tail: &[u8],
+    ) -> Option<(&'s Node, Time)> {
+        let v = Variant { view, id, key, tail };
+        shard.candidates().find_map(|entry| entry.find(&v, || self.variant_hash(&v)))
     }
 
     /// Asks the memory for what dropping the key will touch.

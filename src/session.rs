@@ -277,7 +277,9 @@ impl Session {
             self.upstream_left();
         }
         let ending = self.closing.is_some() || self.eof || self.client.draining();
-        ending.then(|| self.ended()).flatten().or_else(|| self.too_much(input))
+        let why = if ending { self.ended() } else { None };
+        let holding = self.outbox.bytes() > 0 || input.left() > 0;
+        why.or_else(|| if holding { self.too_much(input) } else { None })
     }
 
     /// Whether what it ends with has come.

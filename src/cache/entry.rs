@@ -330,23 +330,16 @@ pub struct Many {
     latest_seq: Option<u32>,
 }
 
-impl Many {
-    /// See [`Entry::find`].
-    #[cold]
-    fn find(&self, variant: Variant<'_>, hash: impl FnOnce(&Variant<'_>) -> u32) -> Option<(&Node, Time)> {
-        let node = self.nodes.get(&hash(&variant)).filter(|n| n.is(&variant))?;
-        let latest = if self.latest_seq == Some(node.seq()) { Time::ZERO } else { self.latest };
-        Some((node, latest.max(node.floor())))
-    }
-}
-
 impl Entry {
     /// The reply to `variant`, and the time as of which it must be fresh.
-    #[inline(always)]
-    pub fn find(&self, variant: &Variant<'_>, hash: impl FnOnce(&Variant<'_>) -> u32) -> Option<(&Node, Time)> {
+    pub fn find(&self, variant: &Variant<'_>, variant_hash: impl FnOnce() -> u32) -> Option<(&Node, Time)> {
         match self.replies() {
             Replies::One(node) => node.is(variant).then(|| (node, node.floor())),
-            Replies::Many(many) => many.find(*variant, hash),
+            Replies::Many(many) => {
+                let node = many.nodes.get(&variant_hash()).filter(|n| n.is(variant))?;
+                let latest = if many.latest_seq == Some(node.seq()) { Time::ZERO } else { many.latest };
+                Some((node, latest.max(node.floor())))
+            }
         }
     }
 

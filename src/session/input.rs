@@ -27,16 +27,23 @@ struct Found {
     /// Its bytes and those behind it that ask for nothing.
     span: usize,
     args: Args,
-    /// The hash of argument 1, if there is one and it is not long.
-    hash: Option<u64>,
 }
 
-/// Where the arguments of a request stand.
+/// Where the arguments of a request stand, and the hash of argument 1.
 enum Args {
     /// Of a GET.
-    Get([Range<usize>; 2]),
-    /// Of any request: as the scanner keeps them.
-    Kept(Range<usize>),
+    Get([Range<usize>; 2], u64),
+    /// Of any request: as the scanner keeps them. Argument 1 need not be there, and is not hashed if it is long.
+    Kept(Range<usize>, Option<u64>),
+}
+
+impl Found {
+    fn hash(&self) -> Option<u64> {
+        match self.args {
+            Args::Get(_, hash) => Some(hash),
+            Args::Kept(_, hash) => hash,
+        }
+    }
 }
 
 /// See the module.
@@ -105,7 +112,7 @@ impl Input {
             }
         }
         if self.found.len() > 1 {
-            cache.prefetch(self.found.iter().filter_map(|f| f.hash));
+            cache.prefetch(self.found.iter().filter_map(Found::hash));
         }
         Ok(!self.found.is_empty())
     }
@@ -119,8 +126,8 @@ impl Input {
         while self.found.len() < AHEAD
             && let Some((args, len)) = resp::short_get(rest)
         {
-            let hash = Some(cache.hash(&rest[args[1].clone()]));
-            self.found.push(Found { len, span: len, args: Args::Get(args), hash });
+            let hash = cache.hash(&rest[args[1].clone()]);
+            self.found.push(Found { len, span: len, args: Args::Get(args, hash) });
             self.seen += len;
             self.need = 0;
             rest = &rest[len..];
@@ -135,7 +142,7 @@ impl Input {
                 let args = self.scanner.keep();
                 let first = self.scanner.kept(&args).get(1).filter(|first| first.len() <= HASHED_MAX);
                 let hash = first.map(|first| cache.hash(&self.buf[at..][first.clone()]));
-                self.add(Found { len, span: len, args: Args::Kept(args), hash });
+                self.add(Found { len, span: len, args: Args::Kept(args, hash) });
                 return Ok(len < LARGE);
             }
             Scan::Incomplete(need) => {
@@ -193,21 +200,23 @@ impl Input {
         let found = &self.found[self.next];
         let buf = &self.buf[self.pos..self.pos + found.len];
         let args = match &found.args {
-            Args::Get(args) => &args[..],
-            Args::Kept(args) => self.scanner.kept(args),
+            Args::Get(args, _) => &args[..],
+            Args::Kept(args, _) => self.scanner.kept(args),
         };
-        Request { buf, args, hash: found.hash }
+        Request { buf, args, hash: found.hash() }
     }
 
-    /// Keys and hashes of the GETs (in the usual spelling) from the present request on, as far as was looked ahead.
+    /// Keys and hashes of the GETs (in the usual spelling) from the present request on, as far as was looked ahead, and
+    /// no more than `most`.
     #[inline]
-    pub(super) fn gets(&self) -> impl Iterator<Item = (&[u8], u64)> {
+    pub(super) fn gets(&self, most: usize) -> impl Iterator<Item = (&[u8], u64)> {
+        let found = &self.found[self.next..];
         let mut at = self.pos;
-        self.found[self.next..].iter().map_while(move |found| {
-            let (Args::Get([_, key]), Some(hash)) = (&found.args, found.hash) else { return None };
+        found[..found.len().min(most)].iter().map_while(move |found| {
+            let Args::Get([_, key], hash) = &found.args else { return None };
             let key = &self.buf[at + key.start..at + key.end];
             at += found.span;
-            Some((key, hash))
+            Some((key, *hash))
         })
     }
 
@@ -290,7 +299,7 @@ mod tests {
         while input.find(cache, MAX_BULK).expect("requests") {
             let request = input.request().buf.to_vec();
             // One that came in two pieces is found by the scanner.
-            assert!(input.gets().next().is_none_or(|(key, _)| key == b"k" && is_short_get(&request)));
+            assert!(input.gets(1).next().is_none_or(|(key, _)| key == b"k" && is_short_get(&request)));
             if request.len() >= LARGE {
                 assert_eq!(input.take(), request);
             } else {
@@ -342,7 +351,7 @@ mod tests {
         let mut input = Input::default();
         feed(&mut input, &resp::encode(&["GET", "k"]));
         assert!(input.find(&cache, MAX_BULK).expect("a request"));
-        assert_eq!(input.gets().next(), Some((b"k".as_slice(), cache.hash(b"k"))));
+        assert_eq!(input.gets(1).next(), Some((b"k".as_slice(), cache.hash(b"k"))));
         assert_eq!((input.request().arg(0), input.request().arg(1)), (b"GET".as_slice(), b"k".as_slice()));
     }
 

@@ -83,8 +83,9 @@ impl Session {
             return false;
         }
         let (mut watermark, mut shown, mut served) = (self.watermark(), self.shown, 0);
+        let causal = self.level == Level::Causal;
         let Some(mut out) = self.outbox.direct() else { return false };
-        for (key, hash) in input.gets().take(self.sampler.left()) {
+        for (key, hash) in input.gets(self.sampler.left()) {
             let variant = Variant { view: self.view, id: GET_ID, key, tail: b"" };
             let found = self.cache.lookup(hash, &variant, self.now, watermark, |node| {
                 out.put(reply_of(node));
@@ -92,7 +93,7 @@ impl Session {
             });
             let Lookup::Hit(stored) = found else { break };
             shown = shown.max(stored);
-            if self.level == Level::Causal {
+            if causal {
                 watermark = watermark.max(stored);
             }
             served += 1;
