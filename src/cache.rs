@@ -28,7 +28,7 @@ use std::sync::{Arc, PoisonError};
 use crate::clock::{Clocks, LaneStamp};
 use crate::sabotage::{self, Rule};
 use crate::sync::atomic::{AtomicI64, AtomicU32, AtomicU64 as SharedU64, Ordering};
-use crate::sync::{self, DashMap, Mutex, size};
+use crate::sync::{self, DashMap, Mutex, MutexGuard, size};
 use crate::time::Time;
 use entry::{Entry, Hashes, IdentityState, Node, Replies, Stamp, Variant};
 use events::{Event, Events};
@@ -37,6 +37,8 @@ use flight::Flight;
 use table::{Place, Reading, Table};
 
 const SHARDS: usize = size(64, 2);
+/// A cache whose shares would have fewer bytes has fewer of them: so it evicts nearly what one queue for all would evict.
+const SHARE_MIN: u64 = 256 << 10;
 const REVISIONS: usize = size(1 << 16, 4);
 /// A cache smaller than this is in the processor's own: asking ahead would cost more than it hides.
 const FAR: u64 = 4 << 20;
@@ -112,10 +114,8 @@ pub struct Cache {
     told: Box<[SharedU64]>,
     epoch: AtomicU32,
     seq: AtomicU32,
-    queues: Box<[Mutex<Queues>]>,
-    live: Box<[AtomicI64]>,
-    /// Bytes by shard; [`Cache::used`] is their sum.
-    held: Box<[AtomicI64]>,
+    /// By hash.
+    shares: Box<[Share]>,
     used: AtomicI64,
     budget: u64,
     max_entry: usize,
@@ -126,6 +126,29 @@ pub struct Cache {
     pub stats: Stats,
     /// What happened lately, key by key.
     pub events: Events,
+}
+
+/// A part of the cache with an eviction of its own.
+#[derive(Default)]
+struct Share {
+    queues: Mutex<Queues>,
+    replies: AtomicI64,
+    bytes: AtomicI64,
+}
+
+impl Share {
+    fn queues(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn replies(&self) -> u64 {
+        self.replies.load(Ordering::Relaxed).max(0) as u64
+    }
+}
+
+/// How many there are: a power of two.
+fn shares(budget: u64) -> usize {
+    1 << (budget / SHARE_MIN).clamp(1, SHARDS as u64).ilog2()
 }
 
 /// A flight, and the state of the key when it started.
@@ -219,9 +242,7 @@ impl Cache {
             told: (0..REVISIONS).map(|_| SharedU64::new(0)).collect(),
             epoch: AtomicU32::new(1),
             seq: AtomicU32::new(1),
-            queues: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            live: (0..SHARDS).map(|_| AtomicI64::new(0)).collect(),
-            held: (0..SHARDS).map(|_| AtomicI64::new(0)).collect(),
+            shares: (0..shares(budget)).map(|_| Share::default()).collect(),
             used: AtomicI64::new(0),
             budget,
             max_entry,
@@ -474,10 +495,18 @@ impl Cache {
     }
 
     fn account(&self, hash: u64, bytes: i64, replies: i64) {
-        let shard = hash as usize % SHARDS;
         self.used.fetch_add(bytes, Ordering::Relaxed);
-        self.held[shard].fetch_add(bytes, Ordering::Relaxed);
-        self.live[shard].fetch_add(replies, Ordering::Relaxed);
+        let share = self.share(hash);
+        share.bytes.fetch_add(bytes, Ordering::Relaxed);
+        share.replies.fetch_add(replies, Ordering::Relaxed);
+    }
+
+    fn share(&self, n: u64) -> &Share {
+        &self.shares[self.number(n)]
+    }
+
+    fn number(&self, n: u64) -> usize {
+        n as usize & (self.shares.len() - 1)
     }
 
     fn forget(&self, hash: u64, nodes: &[Node]) {
@@ -489,19 +518,18 @@ impl Cache {
 
     /// Queues the new reply for eviction and evicts until the budget is kept. Lock order: queue, then shard.
     fn make_room(&self, item: Item, weight: u64) {
-        let own = item.hash as usize % SHARDS;
+        let own = self.share(item.hash);
         {
-            let mut queues = self.queues[own].lock().unwrap_or_else(PoisonError::into_inner);
+            let mut queues = own.queues();
             queues.push(item, weight);
-            let live = self.live[own].load(Ordering::Relaxed).max(0) as usize;
-            queues.compact(live, |i| self.probe(i, false));
+            queues.compact(own.replies() as usize, |i| self.probe(i, false));
         }
         let first = self.fuller(&item);
-        for shard in (0..SHARDS).map(|n| (first + n) % SHARDS) {
+        for share in self.shares[first..].iter().chain(&self.shares[..first]) {
             if !self.is_over() {
                 return;
             }
-            while self.is_over() && self.evict_from(shard) {}
+            while self.is_over() && self.evict_from(share) {}
         }
     }
 
@@ -509,16 +537,16 @@ impl Cache {
         self.used.load(Ordering::Relaxed) > self.budget as i64
     }
 
-    /// Whichever holds more: the item's own shard, or one that takes turns with all others. If each made room in its own, a
-    /// shard whose keys are written often would lose, at each write, one place to whoever fills next, and in the end all.
+    /// Whichever holds more: the item's own share, or one that takes turns with all others. If each made room in its own, a
+    /// share whose keys are written often would lose, at each write, one place to whoever fills next, and in the end all.
     fn fuller(&self, item: &Item) -> usize {
-        let (own, other) = (item.hash as usize % SHARDS, item.seq as usize % SHARDS);
-        let held = |shard: usize| self.held[shard].load(Ordering::Relaxed);
-        if held(other) > held(own) { other } else { own }
+        let (own, other) = (self.number(item.hash), self.number(u64::from(item.seq)));
+        let bytes = |n: usize| self.shares[n].bytes.load(Ordering::Relaxed);
+        if bytes(other) > bytes(own) { other } else { own }
     }
 
-    fn evict_from(&self, shard: usize) -> bool {
-        let mut queues = self.queues[shard].lock().unwrap_or_else(PoisonError::into_inner);
+    fn evict_from(&self, share: &Share) -> bool {
+        let mut queues = share.queues();
         let Some(victim) = queues.victim(|i| self.probe(i, true)) else { return false };
         if let Place::Occupied(mut place) = self.table.place(victim.hash)
             && place.get().by_seq(victim.variant, victim.seq).is_some()
@@ -564,9 +592,8 @@ impl Cache {
             }
             !empty
         });
-        for (queues, live) in self.queues.iter().zip(&self.live) {
-            let mut queues = queues.lock().unwrap_or_else(PoisonError::into_inner);
-            queues.compact(live.load(Ordering::Relaxed).max(0) as usize, |i| self.probe(i, false));
+        for share in &self.shares {
+            share.queues().compact(share.replies() as usize, |i| self.probe(i, false));
         }
     }
 
@@ -587,7 +614,7 @@ impl Cache {
 
     /// Replies held.
     pub fn replies(&self) -> u64 {
-        self.live.iter().map(|n| n.load(Ordering::Relaxed)).sum::<i64>().max(0) as u64
+        self.shares.iter().map(Share::replies).sum()
     }
 
     /// Flights on their way.

@@ -273,25 +273,24 @@ fn the_budget_is_kept_and_the_accounts_balance() {
     assert_eq!((b.cache.used(), b.cache.keys(), b.cache.replies()), (0, 0, 0));
 }
 
-/// A write makes room that whoever fills next takes. Had the written key's own shard to make room for the key's return, it
+/// A write makes room that whoever fills next takes. Had the written key's own share to make room for the key's return, it
 /// would shrink at every write, until nothing else of it were cached.
 #[test]
-fn a_shard_whose_key_is_written_often_does_not_starve() {
+fn a_share_whose_key_is_written_often_does_not_starve() {
     let b = bench(1 << 20);
     let hot = "written often";
-    let shard = b.cache.hash(hot.as_bytes()) as usize % SHARDS;
-    let replies = |shard: usize| b.cache.live[shard].load(Ordering::Relaxed);
+    let share = b.cache.share(b.cache.hash(hot.as_bytes()));
     for n in 0..20_000 {
         b.put(&get(&format!("key {n}")), "v");
     }
-    let before = replies(shard);
+    let before = share.replies();
     assert!(before > 20, "{before}: there is something to lose");
     for n in 20_000..22_000 {
         b.drop_key(hot);
         b.put(&get(&format!("key {n}")), "v");
         b.put(&get(hot), "v");
     }
-    assert!(replies(shard) > before / 2, "{} replies of {before} are left", replies(shard));
+    assert!(share.replies() > before / 2, "{} replies of {before} are left", share.replies());
     assert!(b.cache.used() <= b.cache.budget());
 }
 
