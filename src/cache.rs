@@ -296,6 +296,12 @@ impl Cache {
         hashes.for_each(|hash| self.table.prefetch_entry(hash));
     }
 
+    /// Asks the memory for what dropping the key will touch.
+    pub fn prefetch_drop(&self, hash: u64) {
+        self.table.prefetch_slot(hash);
+        prefetch((&raw const *self.revision(hash)).cast());
+    }
+
     /// The reply to `v`, and the time as of which it must be fresh. Comparing the replies themselves finds the entry: none
     /// but the key's holds such a reply.
     #[inline(always)]
@@ -319,12 +325,6 @@ impl Cache {
     ) -> Option<(&'s Node, Time)> {
         let v = Variant { view, id, key, tail };
         shard.candidates().find_map(|entry| entry.find(&v, || self.variant_hash(&v)))
-    }
-
-    /// Asks the memory for what dropping the key will touch.
-    pub fn prefetch_drop(&self, hash: u64) {
-        self.table.prefetch_slot(hash);
-        prefetch((&raw const *self.revision(hash)).cast());
     }
 
     #[inline(always)]

@@ -277,9 +277,10 @@ impl Session {
             self.upstream_left();
         }
         let ending = self.closing.is_some() || self.eof || self.client.draining();
-        let why = if ending { self.ended() } else { None };
-        let holding = self.outbox.bytes() > 0 || input.left() > 0;
-        why.or_else(|| if holding { self.too_much(input) } else { None })
+        if ending && let Some(why) = self.ended() {
+            return Some(why);
+        }
+        self.too_much(input)
     }
 
     /// Whether what it ends with has come.

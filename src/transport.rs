@@ -243,16 +243,17 @@ impl Stream {
 
     /// Mostly a socket takes it at once; only if it does not, somebody must be woken.
     fn poll_write_slice(&mut self, cx: &mut Context<'_>, slice: &[u8]) -> Poll<io::Result<usize>> {
-        let full = |tried: &io::Result<usize>| matches!(tried, Err(e) if e.kind() == io::ErrorKind::WouldBlock);
+        let tried = match self {
+            Stream::Tcp(s) => s.try_write(slice),
+            Stream::Unix(s) => s.try_write(slice),
+            Stream::Tls(_) | Stream::Memory(_) => Err(io::ErrorKind::WouldBlock.into()),
+        };
+        if !matches!(&tried, Err(e) if e.kind() == io::ErrorKind::WouldBlock) {
+            return Poll::Ready(tried);
+        }
         match self {
-            Stream::Tcp(s) => match s.try_write(slice) {
-                tried if full(&tried) => Pin::new(s).poll_write(cx, slice),
-                tried => Poll::Ready(tried),
-            },
-            Stream::Unix(s) => match s.try_write(slice) {
-                tried if full(&tried) => Pin::new(s).poll_write(cx, slice),
-                tried => Poll::Ready(tried),
-            },
+            Stream::Tcp(s) => Pin::new(s).poll_write(cx, slice),
+            Stream::Unix(s) => Pin::new(s).poll_write(cx, slice),
             Stream::Tls(s) => s.poll_write(cx, &[IoSlice::new(slice)]),
             Stream::Memory(s) => Pin::new(s).poll_write(cx, slice),
         }

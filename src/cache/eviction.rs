@@ -113,8 +113,8 @@ impl Queues {
         loop {
             // The only newcomer stays for a while, where there is room for few; but not if many others had to go for it.
             let alone = self.small.items.len() == 1 && !self.is_heavy(self.small.bytes);
-            let full = !self.small.items.is_empty() && self.small.bytes * SMALL >= self.small.bytes + self.main.bytes;
-            let from_small = full && !alone || self.main.items.is_empty();
+            let large = !self.small.items.is_empty() && self.small.bytes * SMALL >= self.small.bytes + self.main.bytes;
+            let from_small = large && !alone || self.main.items.is_empty();
             let queue = if from_small { &mut self.small } else { &mut self.main };
             let item = queue.items.pop()?;
             let Probe::Live { weight, hits } = probe(&item) else {
@@ -126,13 +126,12 @@ impl Queues {
                 self.main.push(item, weight);
                 continue;
             }
-            if !from_small {
-                return Some(item);
+            if from_small {
+                if let Some(stale) = self.renew(item, weight, &mut probe) {
+                    return Some(stale);
+                }
+                self.remember(&item);
             }
-            if let Some(stale) = self.renew(item, weight, &mut probe) {
-                return Some(stale);
-            }
-            self.remember(&item);
             return Some(item);
         }
     }
