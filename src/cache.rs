@@ -197,7 +197,7 @@ pub struct FillToken {
     cache: Arc<Cache>,
     flight: Arc<InFlight>,
     hash: u64,
-    flight_key: u64,
+    variant: u32,
     seq: u32,
 }
 
@@ -209,9 +209,14 @@ impl FillToken {
     }
 }
 
+/// Which flight a read of this key (by its hash) and variant (by its) belongs to.
+fn flight_key(hash: u64, variant: u32) -> u64 {
+    hash ^ u64::from(variant).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
 impl Drop for FillToken {
     fn drop(&mut self) {
-        self.cache.flights.remove_if(&self.flight_key, |_, f| Arc::ptr_eq(f, &self.flight));
+        self.cache.flights.remove_if(&flight_key(self.hash, self.variant), |_, f| Arc::ptr_eq(f, &self.flight));
         self.flight.flight.land();
     }
 }
@@ -296,10 +301,15 @@ impl Cache {
         hashes.for_each(|hash| self.table.prefetch_entry(hash));
     }
 
+    /// Asks the memory for what a miss of the key will touch, beside what its lookup does.
+    pub fn prefetch_begin(&self, hash: u64) {
+        prefetch((&raw const *self.revision(hash)).cast());
+    }
+
     /// Asks the memory for what dropping the key will touch.
     pub fn prefetch_drop(&self, hash: u64) {
         self.table.prefetch_slot(hash);
-        prefetch((&raw const *self.revision(hash)).cast());
+        self.prefetch_begin(hash);
     }
 
     /// The reply to `v`, and the time as of which it must be fresh. Comparing the replies themselves finds the entry: none
@@ -363,11 +373,11 @@ impl Cache {
 
     /// Announces a read that is about to go upstream.
     pub fn begin(self: &Arc<Self>, hash: u64, v: &Variant<'_>) -> Begin {
-        let flight_key = hash ^ u64::from(self.variant_hash(v)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let variant = self.variant_hash(v);
         let revision = self.revision(hash).load(Ordering::Acquire);
         let epoch = self.epoch.load(Ordering::Acquire);
         let lead = || Arc::new(InFlight { flight: Flight::default(), revision, epoch });
-        let flight = match self.flights.entry(flight_key) {
+        let flight = match self.flights.entry(flight_key(hash, variant)) {
             // A revoked flight may be joined by nobody: it may have read what is now old.
             sync::Place::Occupied(f) if f.get().revision == revision && f.get().epoch == epoch => {
                 return Begin::Join(f.get().clone());
@@ -381,10 +391,11 @@ impl Cache {
         };
         // Release: who counts this token knows that its revision was read before (`begun`).
         let seq = self.seq.fetch_add(1, Ordering::Release);
-        Begin::Lead(FillToken { cache: self.clone(), flight, hash, flight_key, seq })
+        Begin::Lead(FillToken { cache: self.clone(), flight, hash, variant, seq })
     }
 
-    /// Stores a reply, if the token is still valid. `sent` is when the read was sent. True if it is now cached.
+    /// Stores the reply to `v`, which the token was taken for, if it is still valid. `sent` is when the read was sent. True if
+    /// it is now cached.
     pub fn fill(&self, token: FillToken, v: &Variant<'_>, reply: &[u8], times: FillTimes, lane: LaneStamp) -> bool {
         if reply.len() + v.key.len() + v.tail.len() > self.max_entry {
             return false;
@@ -393,7 +404,7 @@ impl Cache {
             Stamp { deadline: times.deadline, stored: times.stored, lane, epoch: token.flight.epoch, seq: token.seq };
         let node = Node::new(v, reply, stamp);
         let weight = node.weight();
-        let item = Item { hash: token.hash, variant: self.variant_hash(v), seq: token.seq };
+        let item = Item { hash: token.hash, variant: token.variant, seq: token.seq };
         if !self.store(&token, v, node, times.sent) {
             self.stats.revoked.fetch_add(1, Ordering::Relaxed);
             self.events.note(item.hash, times.stored, Event::Refused);
@@ -426,7 +437,7 @@ impl Cache {
                     Replies::One(old) => self.variant_hash(&old.variant()),
                     Replies::Many(_) => 0,
                 };
-                let hashes = Hashes { new: self.variant_hash(v), old };
+                let hashes = Hashes { new: token.variant, old };
                 place.get_mut().insert(hashes, v, node, sent).into_iter().collect()
             }
             Place::Occupied(mut place) => {

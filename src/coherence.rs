@@ -175,6 +175,11 @@ impl Coherence {
         Some(self.generation.load(Ordering::Acquire)).filter(|g| *g != 0)
     }
 
+    /// How the living link hears of changes.
+    pub fn mode(&self) -> Option<Mode> {
+        self.link.load().as_ref().map(|link| link.mode)
+    }
+
     /// The living link.
     pub fn link(&self) -> Option<Arc<LinkId>> {
         self.link.load_full()

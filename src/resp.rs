@@ -425,7 +425,15 @@ impl Default for Cutter {
 
 impl Cutter {
     /// The length of the reply at the start of `buf`, or `None` if it is not whole yet.
+    #[inline]
     pub fn cut(&mut self, buf: &[u8]) -> Result<Option<usize>, NotResp> {
+        match short_reply(buf) {
+            Some(len) if self.need == 1 => Ok(Some(len)),
+            _ => self.cut_any(buf),
+        }
+    }
+
+    fn cut_any(&mut self, buf: &[u8]) -> Result<Option<usize>, NotResp> {
         while self.values > 0 {
             let rest = buf.get(self.pos..).unwrap_or_default();
             let Some(newline) = memchr::memchr(b'\n', rest) else {
@@ -474,6 +482,32 @@ impl Cutter {
         self.values += u64::try_from(n).unwrap_or(0).saturating_mul(each);
         self.values -= own;
     }
+}
+
+/// The length of the reply at the start of `buf`, if it is what most are, and whole: one short line (`+OK`, `:-1`), or a
+/// bulk string. What it does not know, [`Cutter::cut_any`] looks at.
+#[inline]
+fn short_reply(buf: &[u8]) -> Option<usize> {
+    let end = short_line(buf)?;
+    let (kind, digits) = buf[..end].strip_suffix(b"\r\n")?.split_first()?;
+    match (kind, digits) {
+        (b'+' | b':', _) => Some(end),
+        (b'$', [b'1'..=b'9', ..]) if digits.iter().all(u8::is_ascii_digit) => {
+            let len = digits.iter().fold(0, |n, digit| n * 10 + usize::from(digit - b'0'));
+            Some(end + len + 2).filter(|whole| *whole <= buf.len())
+        }
+        _ => None,
+    }
+}
+
+/// Where the line at the start of `buf` ends, if that is within eight bytes. They are looked at as one word: its lowest byte
+/// that is zero where it is a newline gets its highest bit set.
+#[inline]
+fn short_line(buf: &[u8]) -> Option<usize> {
+    const EACH: u64 = u64::MAX / 255;
+    let zero_if_newline = u64::from_le_bytes(*buf.first_chunk()?) ^ (EACH * u64::from(b'\n'));
+    let found = zero_if_newline.wrapping_sub(EACH) & !zero_if_newline & (EACH << 7);
+    (found != 0).then(|| found.trailing_zeros() as usize / 8 + 1)
 }
 
 /// The end of the value at the start of `buf`, which holds at least one whole value.

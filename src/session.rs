@@ -327,6 +327,8 @@ impl Session {
         self.stall.is_some() && self.poll_wait(cx, input)
     }
 
+    /// Kept out of the way of those that do not wait.
+    #[cold]
     fn poll_wait(&mut self, cx: &mut Context<'_>, input: &mut Input) -> bool {
         let after = match &mut self.stall {
             None => return false,
@@ -418,6 +420,8 @@ impl Session {
             if self.serve_hits(input) {
                 continue;
             }
+            // What misses seldom misses alone.
+            input.hash_behind().into_iter().for_each(|hash| self.cache.prefetch_begin(hash));
             let mut keys = std::mem::take(&mut self.keys);
             let table = table.get_or_insert_with(|| self.shared.node.table.load());
             let step = self.dispatch(&input.request(), table, &mut keys);

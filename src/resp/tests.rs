@@ -94,6 +94,36 @@ fn replies_of_every_kind_are_cut_however_they_arrive() {
 }
 
 #[test]
+fn a_short_reply_is_cut_as_it_is_when_it_comes_in_pieces() {
+    let replies: &[&[u8]] = &[
+        b"+OK\r\n",
+        b":-1\r\n",
+        b"+\r\n",
+        b":123456\r\n",
+        b":1234567\r\n",
+        b"$3\r\nabc\r\n",
+        b"$12\r\nabc\r\n\r\ndefgh\r\n",
+        b"$0\r\n\r\n",
+        b"$-1\r\n",
+        b"$03\r\nabc\r\n",
+        b"$99999\r\nabc\r\n",
+        b"$\r\nabc\r\n",
+        b"$1x\r\nabc\r\n",
+        b"+a\nb\r\n",
+        b"*1\r\n:1\r\n",
+        b"\r\n+OK\r\n",
+    ];
+    for reply in replies {
+        let followed = [reply, b"+next\r\n:1\r\n".as_slice()].concat();
+        let mut pieces = Cutter::default();
+        let slow = pieces.cut(&followed[..1]).and_then(|_| pieces.cut(&followed));
+        let mut whole = Cutter::default();
+        assert_eq!(whole.cut(&followed), slow, "{}", String::from_utf8_lossy(reply));
+        assert!(slow.is_err() || (whole.need(), whole.pos) == (pieces.need(), pieces.pos));
+    }
+}
+
+#[test]
 fn a_deep_reply_costs_no_stack() {
     let mut deep = b"*1\r\n".repeat(1_000_000);
     deep.extend_from_slice(b":1\r\n");

@@ -206,6 +206,12 @@ impl Input {
         Request { buf, args, hash: found.hash() }
     }
 
+    /// The hash of the next request's first argument, if there is one and it is known.
+    #[inline]
+    pub(super) fn hash_behind(&self) -> Option<u64> {
+        self.found.get(self.next + 1).and_then(Found::hash)
+    }
+
     /// Keys and hashes of the GETs (in the usual spelling) from the present request on, as far as was looked ahead, and
     /// no more than `most`.
     #[inline]

@@ -253,7 +253,7 @@ impl Connection {
     pub fn send_fill(&self, place: Place, read: FillRead, now: Time) {
         let mut shared = self.shared.borrow_mut();
         // Asked after the token was taken, like the generation: if the mode changes now, the token is void.
-        let tracked = self.node.coherence.link().is_none_or(|link| link.mode == Mode::Tracked);
+        let tracked = self.node.coherence.mode().is_none_or(|mode| mode == Mode::Tracked);
         let fill = Fill::new(place, read, now, Terms { tracked, max_ttl: self.node.max_ttl });
         let before = shared.out.len();
         fill.write(&mut shared.out);
@@ -758,6 +758,15 @@ impl Connection {
             }
             return None;
         }
+        let stamp = shared.stamp;
+        if let Some(InFlight { expect: Expect::Fill(fill), sent, .. }) = shared.awaited.front_mut() {
+            let sent = *sent;
+            if fill.reply(frame, now, &self.node.coherence, stamp) {
+                shared.prefetch(AHEAD, &self.node.coherence.cache);
+                shared.awaited.pop_front();
+            }
+            return Some(sent);
+        }
         // A reply nobody asked for: the positions are lost, and so is the connection.
         let Some(mut item) = shared.awaited.pop_front() else {
             debug_assert!(false, "a reply nobody asked for");
@@ -766,17 +775,6 @@ impl Connection {
         };
         let sent = item.sent;
         match &mut item.expect {
-            Expect::Fill(fill) => {
-                let stamp = shared.stamp;
-                drop(shared);
-                let done = fill.reply(frame, now, &self.node.coherence, stamp);
-                let mut shared = self.shared.borrow_mut();
-                match done {
-                    true => shared.prefetch(AHEAD - 1, &self.node.coherence.cache),
-                    false => shared.awaited.push_front(item),
-                }
-                return Some(sent);
-            }
             Expect::Ping => shared.pings = shared.pings.saturating_sub(1),
             Expect::Arm(generation) => {
                 shared.arming = false;
@@ -788,6 +786,8 @@ impl Connection {
             }
             Expect::Confirm { .. } => shared.confirms -= 1,
             Expect::Reply { .. } => shared.prefetch(AHEAD - 1, &self.node.coherence.cache),
+            // dealt with above
+            Expect::Fill(_) => {}
         }
         drop(shared);
         match item.expect {

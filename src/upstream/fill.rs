@@ -13,7 +13,7 @@ use crate::clock::LaneStamp;
 use crate::coherence::Coherence;
 use crate::command::FieldTtl;
 use crate::outbox::{Piece, Place};
-use crate::resp::{self, Line};
+use crate::resp;
 use crate::sabotage::{self, Rule};
 use crate::time::Time;
 
@@ -66,6 +66,44 @@ pub struct Terms {
     pub max_ttl: Duration,
 }
 
+/// A reply until it is told: small ones need no memory of their own.
+enum Kept {
+    Small(SmallVec<[u8; 128]>),
+    Large(Bytes),
+}
+
+impl Default for Kept {
+    fn default() -> Kept {
+        Kept::Small(SmallVec::new())
+    }
+}
+
+impl Kept {
+    fn of(reply: Piece<'_>) -> Kept {
+        match reply {
+            Piece::Slice(bytes) => Kept::Small(SmallVec::from_slice(bytes)),
+            Piece::Bytes(bytes) => Kept::Large(bytes),
+        }
+    }
+
+    fn piece(&self) -> Piece<'_> {
+        match self {
+            Kept::Small(bytes) => Piece::Slice(bytes),
+            Kept::Large(bytes) => Piece::Bytes(bytes.clone()),
+        }
+    }
+}
+
+impl std::ops::Deref for Kept {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Kept::Small(bytes) => bytes,
+            Kept::Large(bytes) => bytes,
+        }
+    }
+}
+
 /// The read on its way.
 pub struct Fill {
     /// Who asked; `None` once answered.
@@ -75,7 +113,7 @@ pub struct Fill {
     terms: Terms,
     /// Which reply is next: 0 of CLIENT CACHING, 1 of the read, then of the questions.
     step: usize,
-    reply: Bytes,
+    reply: Kept,
     stored: Time,
     spoiled: bool,
 }
@@ -84,7 +122,7 @@ impl Fill {
     /// To be sent at `sent`.
     pub fn new(place: Place, read: FillRead, sent: Time, terms: Terms) -> Fill {
         let step = usize::from(!terms.tracked);
-        let (reply, stored) = (Bytes::new(), Time::ZERO);
+        let (reply, stored) = (Kept::default(), Time::ZERO);
         Fill { place: Some(place), read, sent, terms, step, reply, stored, spoiled: false }
     }
 
@@ -97,9 +135,7 @@ impl Fill {
         out.push(request);
         for key in &self.read.keys {
             out.push(PTTL);
-            out.push(&Line::new(b'$', key.range.len()));
-            out.push(&request[key.range.clone()]);
-            out.push(b"\r\n");
+            out.push(&request[bulk(request, &key.range)]);
         }
         match self.read.field_ttl {
             FieldTtl::No => {}
@@ -142,7 +178,7 @@ impl Fill {
             1 => {
                 self.stored = now;
                 self.spoiled |= matches!(bytes[0], b'-' | b'!') || bytes.len() > coherence.cache.max_entry();
-                self.reply = frame.into_bytes();
+                self.reply = Kept::of(frame);
             }
             n if n < 2 + keys => {
                 let ttl = bytes.strip_prefix(b":").and_then(|n| resp::parse_i64(n.strip_suffix(b"\r\n")?));
@@ -156,7 +192,7 @@ impl Fill {
         if last {
             self.store(now, coherence, lane.filter(|_| !self.spoiled));
             if let Some(place) = self.place.take() {
-                place.deliver(Piece::Bytes(std::mem::take(&mut self.reply)), now);
+                place.deliver(self.reply.piece(), now);
             }
         }
         last
@@ -184,7 +220,7 @@ impl Fill {
             return false;
         }
         let key = &mut self.read.keys[i];
-        let (Some(token), Some(deadline)) = (key.token.take(), deadline(self.sent, ttl, says_missing(reply))) else {
+        let (Some(token), Some(deadline)) = (key.token.take(), deadline(self.sent, ttl, reply)) else {
             return false;
         };
         let longest = if self.terms.max_ttl.is_zero() { Time::NEVER } else { self.sent + self.terms.max_ttl };
@@ -209,12 +245,17 @@ impl Fill {
     }
 }
 
-/// When a reply that came with this PTTL ends; `None` if it must not be kept. `missing`: it is what a key that does not
-/// exist answers.
-fn deadline(sent: Time, pttl: i64, missing: bool) -> Option<Time> {
+/// Where the bulk string stands whose bytes stand at `bytes`: its length before, the end of its line behind.
+fn bulk(request: &[u8], bytes: &Range<usize>) -> Range<usize> {
+    let length = request[..bytes.start].iter().rposition(|b| *b == b'$').unwrap_or(0);
+    length..bytes.end + 2
+}
+
+/// When a reply that came with this PTTL ends; `None` if it must not be kept.
+fn deadline(sent: Time, pttl: i64, reply: &[u8]) -> Option<Time> {
     match pttl {
         -1 => Some(Time::NEVER),
-        -2 if missing => Some(Time::NEVER),
+        -2 if says_missing(reply) => Some(Time::NEVER),
         1.. => Some(sent + Duration::from_millis(pttl as u64)),
         // It died between the read and the question, or dies this very millisecond.
         _ => None,
@@ -281,11 +322,23 @@ mod tests {
 
     #[test]
     fn deadlines_count_from_the_time_of_sending() {
-        assert_eq!(deadline(Time(5), 2, false), Some(Time(2_000_005)));
-        assert_eq!(deadline(Time(5), -1, false), Some(Time::NEVER));
-        assert_eq!(deadline(Time(5), -2, true), Some(Time::NEVER));
-        assert_eq!(deadline(Time(5), -2, false), None, "a value that died in between");
-        assert_eq!(deadline(Time(5), 0, false), None);
+        let value = b"$1\r\nx\r\n";
+        assert_eq!(deadline(Time(5), 2, value), Some(Time(2_000_005)));
+        assert_eq!(deadline(Time(5), -1, value), Some(Time::NEVER));
+        assert_eq!(deadline(Time(5), -2, b"$-1\r\n"), Some(Time::NEVER));
+        assert_eq!(deadline(Time(5), -2, value), None, "a value that died in between");
+        assert_eq!(deadline(Time(5), 0, value), None);
+    }
+
+    #[test]
+    fn a_key_is_asked_about_in_the_bytes_the_client_sent() {
+        for key in [&b"k"[..], b"", b"a$9\r\n$1", &[b'x'; 300]] {
+            let request = resp::encode(&[b"HGET", key, b"$field"]);
+            let start = b"*3\r\n$4\r\nHGET\r\n".len();
+            let of_key = resp::encode(&[key])[b"*1\r\n".len()..].to_vec();
+            let end = start + of_key.len() - 2;
+            assert_eq!(&request[bulk(&request, &(end - key.len()..end))], of_key);
+        }
     }
 
     #[test]
