@@ -17,36 +17,56 @@ const SLICES: usize = 16;
 
 /// Room of a buffer that is handed round.
 pub const ROOM: usize = 16 * 1024;
-/// Buffers a thread keeps for whoever needs one next.
-const SPARES: usize = 16;
+/// Larger ones have a multiple of this, so that those for values of one size fit each other.
+const STEP: usize = 4 * 1024;
+/// Bytes of buffers that a thread keeps for whoever needs one next.
+const SPARE_BYTES: usize = 2 << 20;
 /// What has grown beyond this is not kept.
-const SPARE_MAX: usize = 4 * ROOM;
+const SPARE_MAX: usize = 8 * ROOM;
 
 thread_local! {
-    static SPARE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+    static SPARES: RefCell<Spares> = const { RefCell::new(Spares { buffers: Vec::new(), bytes: 0 }) };
+}
+
+struct Spares {
+    buffers: Vec<BytesMut>,
+    bytes: usize,
+}
+
+impl Spares {
+    /// The one given back last that has so much room.
+    fn take(&mut self, least: usize) -> Option<BytesMut> {
+        let at = self.buffers.iter().rposition(|spare| spare.capacity() >= least)?;
+        let spare = self.buffers.remove(at);
+        self.bytes -= spare.capacity();
+        Some(spare)
+    }
+
+    fn keep(&mut self, spare: BytesMut) {
+        if self.bytes + spare.capacity() <= SPARE_BYTES {
+            self.bytes += spare.capacity();
+            self.buffers.push(spare);
+        }
+    }
 }
 
 /// What is kept, in a buffer of its own, of something that has begun and of which no more comes for now.
 const KEPT_SMALL: usize = 1024;
 
-/// How much room to read into, when `have` bytes are there and what has begun `need`s so many. For the last piece of something large
-/// there is room enough already: to ask for more would copy all of it.
-pub fn room(need: usize, have: usize) -> usize {
-    match need.saturating_sub(have) {
-        rest @ 1.. if have >= SPARE_MAX => rest,
-        rest => rest.max(ROOM),
+/// Makes sure that `buf` has room for what is read next, when what has begun `need`s so many bytes. What is large gets all it
+/// needs at once, and is not copied again to make room for more.
+pub fn equip(buf: &mut BytesMut, need: usize) {
+    // A little more than is needed: a read that fills all there is would be followed by another.
+    let least = if (ROOM..SPARE_MAX).contains(&need) { (need + 1).next_multiple_of(STEP) } else { ROOM };
+    if buf.capacity() < least {
+        exchange(buf, least);
     }
+    buf.reserve(need.saturating_sub(buf.len()).max(1));
 }
 
-/// Makes sure that `buf`, in which there is little or nothing, has room.
-pub fn equip(buf: &mut BytesMut) {
-    if buf.capacity() < ROOM {
-        exchange(buf);
-    }
-}
-
-fn exchange(buf: &mut BytesMut) {
-    let spare = SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(ROOM));
+fn exchange(buf: &mut BytesMut, least: usize) {
+    let spare = SPARES.with_borrow_mut(|spares| spares.take(least));
+    let spare = spare.unwrap_or_else(|| BytesMut::with_capacity(least));
     let little = std::mem::replace(buf, spare);
     if !little.is_empty() {
         buf.extend_from_slice(&little);
@@ -69,11 +89,7 @@ fn give_back(mut buf: BytesMut) {
     buf.clear();
     let large = buf.try_reclaim(SPARE_MAX + 1);
     if !large && buf.try_reclaim(ROOM) {
-        SPARE.with_borrow_mut(|spare| {
-            if spare.len() < SPARES {
-                spare.push(buf);
-            }
-        });
+        SPARES.with_borrow_mut(|spares| spares.keep(buf));
     }
 }
 
@@ -100,7 +116,7 @@ impl OutBuf {
     #[inline]
     pub fn push(&mut self, bytes: &[u8]) {
         if self.tail.is_empty() {
-            equip(&mut self.tail);
+            equip(&mut self.tail, 0);
         }
         self.tail.extend_from_slice(bytes);
     }
@@ -148,7 +164,9 @@ impl OutBuf {
             if !first.is_empty() {
                 return;
             }
-            self.chunks.pop_front();
+            if let Some(Ok(ours)) = self.chunks.pop_front().map(Bytes::try_into_mut) {
+                give_back(ours);
+            }
         }
         if n < self.tail.len() {
             self.tail.advance(n);
@@ -184,37 +202,79 @@ mod tests {
         bytes
     }
 
+    fn spares() -> usize {
+        SPARES.with_borrow(|spares| {
+            assert_eq!(spares.bytes, spares.buffers.iter().map(BytesMut::capacity).sum::<usize>());
+            assert!(spares.bytes <= SPARE_BYTES);
+            spares.buffers.len()
+        })
+    }
+
     #[test]
-    fn the_end_of_something_large_is_not_read_into_a_larger_copy() {
-        let need = 100 * SPARE_MAX;
-        let mut buf = BytesMut::new();
-        buf.reserve(room(need, 0));
-        let allocated = buf.as_ptr();
-        for have in [ROOM, SPARE_MAX, need - ROOM, need - 1] {
-            buf.resize(have, b'x');
-            buf.reserve(room(need, have));
-            assert_eq!(buf.as_ptr(), allocated, "{have} bytes");
+    fn something_large_is_copied_once_if_at_all() {
+        for need in [ROOM - 1, ROOM, 5 * ROOM, SPARE_MAX - 1, SPARE_MAX, 100 * SPARE_MAX] {
+            let mut buf = BytesMut::new();
+            equip(&mut buf, 0);
+            // its begin says how much more there is
+            buf.extend_from_slice(b"*1\r\n");
+            equip(&mut buf, need);
+            let at = buf.as_ptr();
+            for have in [need / 7, need / 2, need - 1] {
+                buf.resize(have, b'x');
+                equip(&mut buf, need);
+                assert!(buf.capacity() >= need && buf.as_ptr() == at, "{have} of {need} bytes");
+            }
         }
-        assert_eq!([room(0, 0), room(20, 10), room(0, need)], [ROOM; 3]);
     }
 
     #[test]
     fn what_is_silent_holds_no_buffer() {
         let mut buf = BytesMut::new();
-        equip(&mut buf);
+        equip(&mut buf, 0);
         rest(&mut buf);
         assert_eq!(buf.capacity(), 0);
-        equip(&mut buf);
+        equip(&mut buf, 0);
         buf.extend_from_slice(b"*1\r\n");
         rest(&mut buf);
         assert_eq!((&buf[..], buf.capacity() < 64), (&b"*1\r\n"[..], true));
-        equip(&mut buf);
+        equip(&mut buf, 0);
         assert_eq!((&buf[..], buf.capacity() >= ROOM), (&b"*1\r\n"[..], true));
     }
 
     #[test]
+    fn a_large_piece_that_is_written_is_a_buffer_again() {
+        let need = 4 * ROOM;
+        let mut buf = BytesMut::new();
+        equip(&mut buf, need);
+        buf.resize(need, b'x');
+        let at = buf.as_ptr();
+        let mut out = OutBuf::default();
+        out.push_bytes(std::mem::take(&mut buf).freeze());
+        out.advance(need - 1);
+        assert_eq!(spares(), 0);
+        out.advance(1);
+        assert_eq!(spares(), 1);
+        equip(&mut buf, need);
+        assert_eq!((buf.as_ptr(), spares()), (at, 0));
+        // Somebody else has it too.
+        buf.resize(need, b'x');
+        let piece = std::mem::take(&mut buf).freeze();
+        out.push_bytes(piece.clone());
+        out.advance(need);
+        assert_eq!((spares(), piece.len()), (0, need));
+    }
+
+    #[test]
+    fn spares_are_bounded() {
+        let many: Vec<BytesMut> = (0..200).map(|_| BytesMut::with_capacity(ROOM)).collect();
+        many.into_iter().for_each(give_back);
+        assert_eq!(spares(), SPARE_BYTES / ROOM);
+        give_back(BytesMut::with_capacity(ROOM));
+        assert_eq!(spares(), SPARE_BYTES / ROOM);
+    }
+
+    #[test]
     fn what_is_left_of_a_large_buffer_is_not_kept() {
-        let spares = || SPARE.with_borrow(Vec::len);
         for (size, kept) in [(ROOM, 1), (SPARE_MAX, 2), (SPARE_MAX * 100, 2)] {
             let mut buf = BytesMut::with_capacity(size);
             buf.resize(size - 100, b'x');

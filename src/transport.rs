@@ -193,8 +193,8 @@ impl Stream {
     /// Reads more of something that `need`s so many bytes, as far as is known, into a buffer that is held only while there is
     /// something in it. `Ok(0)`: the peer is done.
     pub fn poll_more(&mut self, cx: &mut Context<'_>, buf: &mut BytesMut, need: usize) -> Poll<io::Result<usize>> {
-        buffer::equip(buf);
-        let poll = self.poll_read(cx, buf, buffer::room(need, buf.len()));
+        buffer::equip(buf, need);
+        let poll = self.poll_read(cx, buf, 1);
         if poll.is_pending() {
             buffer::rest(buf);
         }
