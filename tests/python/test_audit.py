@@ -113,6 +113,8 @@ def test_a_stale_key_of_an_mget_is_counted_and_logged(lab, rule, level):
     with Connection(site.a.ports[level]) as conn, site.server.connect() as past:
         for value in range(1, 6):
             wait_until(lambda: is_hit(site, conn, keys), "the snapshot is cached, and proven")
+            # before anything changes: else the auditor may find that it cannot tell
+            wait_until(lambda: site.a.stats()["audit_checked_total"] >= value, "the hit is audited")
             site.relay.delay("link", 0.2)
             changed_behind(rule, conn, past, value)
             told = conn.call("MGET", *keys)
