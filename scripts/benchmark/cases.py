@@ -6,6 +6,8 @@ import time
 from collections import defaultdict
 
 KEYS = 100_000
+#: Bytes of all values together: three servers hold them, and a proxy's cache of 1 GB must.
+VALUES_MAX = 512 << 20
 #: Requests of one cell by pipeline, for values of 64 bytes.
 REQUESTS = {1: 60_000, 16: 500_000, 100: 1_000_000}
 NEARSIDE, NEARSIDE_AUTO = "nearside, 1 thread", "nearside"
@@ -13,6 +15,11 @@ NEARSIDE, NEARSIDE_AUTO = "nearside, 1 thread", "nearside"
 
 def say(text):
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def keys_of(size):
+    """How many keys have values of so many bytes."""
+    return min(KEYS, VALUES_MAX // size)
 
 
 def warm(bench, server, keys=KEYS):
@@ -59,17 +66,17 @@ class Cells:
 
 def measure(bench, cells, server, upstream, cell):
     test, size, connections, pipeline = cell
-    requests = max(20_000, REQUESTS[pipeline] // max(1, size // 512))
+    requests, keys = max(8_000, REQUESTS[pipeline] // max(1, size // 512)), keys_of(size)
     if test == "SET":
         # a SET of what a proxy has cached is reported back to it: how much of that there is must not depend on what ran before
-        write_all(bench, upstream, size)
+        write_all(bench, upstream, size, keys)
     elif server.label != "bare socket":
-        warm(bench, server)
+        warm(bench, server, keys)
     gets, cpu = upstream.calls().get("get", 0), server.cpu()
     if test == "mixed 95:5":
-        bench.load(server, requests=requests, connections=connections, pipeline=pipeline, writes=5, value=size, keys=KEYS)
+        bench.load(server, requests=requests, connections=connections, pipeline=pipeline, writes=5, value=size, keys=keys)
     else:
-        bench.redis_benchmark(server, test.lower(), requests, pipeline, connections, size, KEYS)
+        bench.redis_benchmark(server, test.lower(), requests, pipeline, connections, size, keys)
     cells.times[cell, server.label].append((server.cpu() - cpu) / requests * 1e6)
     if test == "GET" and server.label.startswith("nearside"):
         cells.leaks[cell, server.label] += upstream.calls().get("get", 0) - gets
@@ -85,7 +92,7 @@ def grid(bench, rounds, sizes, connections):
     cells = Cells()
     for size in sizes:
         for server in stores:
-            write_all(bench, server, size)
+            write_all(bench, server, size, keys_of(size))
         for round_ in range(rounds):
             turn = servers[round_ % len(servers) :] + servers[: round_ % len(servers)]
             say(f"values of {size} bytes, round {round_ + 1} of {rounds}")

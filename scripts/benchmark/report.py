@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
-from cases import KEYS, NEARSIDE, NEARSIDE_AUTO, REQUESTS
+from cases import KEYS, NEARSIDE, NEARSIDE_AUTO, REQUESTS, VALUES_MAX
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402  the backend comes first
@@ -182,7 +182,7 @@ process, all its threads; the load comes from the same machine, so throughput wo
 
 - machine: {machine()}; load average {os.getloadavg()[2]:.1f} over the last 15 minutes, of which the bench itself makes about 2
 - versions: {"; ".join(f"{name}: {version}" for name, version in sorted(found.versions.items()))}
-- {KEYS:,} random keys, warmed; GETs that were to be hits of nearside and reached the upstream: {leaks}
+- {KEYS:,} random keys (no more than have {VALUES_MAX >> 20} MiB of values), warmed; GETs that were to be hits of nearside and reached the upstream: {leaks}
 - a SET is of a key that no proxy has cached, unless it says otherwise
 - `nearside` has a thread a core, as by default; the targets are about one thread, as redis-server and twemproxy have
 
