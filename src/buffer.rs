@@ -19,53 +19,33 @@ const SLICES: usize = 16;
 pub const ROOM: usize = 16 * 1024;
 /// Larger ones have a multiple of this, so that those for values of one size fit each other.
 const STEP: usize = 4 * 1024;
-/// Bytes of buffers that a thread keeps for whoever needs one next.
-const SPARE_BYTES: usize = 2 << 20;
+/// Buffers a thread keeps for whoever needs one next.
+const SPARES: usize = 32;
 /// What has grown beyond this is not kept.
 const SPARE_MAX: usize = 8 * ROOM;
 
 thread_local! {
-    static SPARES: RefCell<Spares> = const { RefCell::new(Spares { buffers: Vec::new(), bytes: 0 }) };
-}
-
-struct Spares {
-    buffers: Vec<BytesMut>,
-    bytes: usize,
-}
-
-impl Spares {
-    /// The one given back last that has so much room.
-    fn take(&mut self, least: usize) -> Option<BytesMut> {
-        let at = self.buffers.iter().rposition(|spare| spare.capacity() >= least)?;
-        let spare = self.buffers.remove(at);
-        self.bytes -= spare.capacity();
-        Some(spare)
-    }
-
-    fn keep(&mut self, spare: BytesMut) {
-        if self.bytes + spare.capacity() <= SPARE_BYTES {
-            self.bytes += spare.capacity();
-            self.buffers.push(spare);
-        }
-    }
+    static SPARE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What is kept, in a buffer of its own, of something that has begun and of which no more comes for now.
 const KEPT_SMALL: usize = 1024;
 
-/// Makes sure that `buf` has room for what is read next, when what has begun `need`s so many bytes. What is large gets all it
-/// needs at once, and is not copied again to make room for more.
+/// Makes sure that `buf` has a buffer of its own, and room for all of what has begun, if that `need`s no more than is handed round.
 pub fn equip(buf: &mut BytesMut, need: usize) {
     // A little more than is needed: a read that fills all there is would be followed by another.
     let least = if (ROOM..SPARE_MAX).contains(&need) { (need + 1).next_multiple_of(STEP) } else { ROOM };
     if buf.capacity() < least {
         exchange(buf, least);
     }
-    buf.reserve(need.saturating_sub(buf.len()).max(1));
 }
 
 fn exchange(buf: &mut BytesMut, least: usize) {
-    let spare = SPARES.with_borrow_mut(|spares| spares.take(least));
+    // Of small ones the one given back last, which is still in the processor's cache.
+    let spare = SPARE.with_borrow_mut(|spares| {
+        let fits = spares.iter().rposition(|spare| spare.capacity() >= least)?;
+        Some(spares.swap_remove(fits))
+    });
     let spare = spare.unwrap_or_else(|| BytesMut::with_capacity(least));
     let little = std::mem::replace(buf, spare);
     if !little.is_empty() {
@@ -89,7 +69,11 @@ fn give_back(mut buf: BytesMut) {
     buf.clear();
     let large = buf.try_reclaim(SPARE_MAX + 1);
     if !large && buf.try_reclaim(ROOM) {
-        SPARES.with_borrow_mut(|spares| spares.keep(buf));
+        SPARE.with_borrow_mut(|spares| {
+            if spares.len() < SPARES {
+                spares.push(buf);
+            }
+        });
     }
 }
 
@@ -203,11 +187,7 @@ mod tests {
     }
 
     fn spares() -> usize {
-        SPARES.with_borrow(|spares| {
-            assert_eq!(spares.bytes, spares.buffers.iter().map(BytesMut::capacity).sum::<usize>());
-            assert!(spares.bytes <= SPARE_BYTES);
-            spares.buffers.len()
-        })
+        SPARE.with_borrow(Vec::len)
     }
 
     #[test]
@@ -218,10 +198,12 @@ mod tests {
             // its begin says how much more there is
             buf.extend_from_slice(b"*1\r\n");
             equip(&mut buf, need);
+            buf.reserve(need - buf.len());
             let at = buf.as_ptr();
             for have in [need / 7, need / 2, need - 1] {
                 buf.resize(have, b'x');
                 equip(&mut buf, need);
+                buf.reserve(need - have);
                 assert!(buf.capacity() >= need && buf.as_ptr() == at, "{have} of {need} bytes");
             }
         }
@@ -266,11 +248,8 @@ mod tests {
 
     #[test]
     fn spares_are_bounded() {
-        let many: Vec<BytesMut> = (0..200).map(|_| BytesMut::with_capacity(ROOM)).collect();
-        many.into_iter().for_each(give_back);
-        assert_eq!(spares(), SPARE_BYTES / ROOM);
-        give_back(BytesMut::with_capacity(ROOM));
-        assert_eq!(spares(), SPARE_BYTES / ROOM);
+        (0..2 * SPARES).for_each(|_| give_back(BytesMut::with_capacity(ROOM)));
+        assert_eq!(spares(), SPARES);
     }
 
     #[test]

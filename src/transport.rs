@@ -194,7 +194,7 @@ impl Stream {
     /// something in it. `Ok(0)`: the peer is done.
     pub fn poll_more(&mut self, cx: &mut Context<'_>, buf: &mut BytesMut, need: usize) -> Poll<io::Result<usize>> {
         buffer::equip(buf, need);
-        let poll = self.poll_read(cx, buf, 1);
+        let poll = self.poll_read(cx, buf, need.saturating_sub(buf.len()).max(1));
         if poll.is_pending() {
             buffer::rest(buf);
         }
