@@ -301,15 +301,15 @@ impl Cache {
         hashes.for_each(|hash| self.table.prefetch_entry(hash));
     }
 
-    /// Asks the memory for what a miss of the key will touch, beside what its lookup does.
-    pub fn prefetch_begin(&self, hash: u64) {
+    /// Asks the memory for the key's revision, which a miss reads and a drop raises.
+    pub fn prefetch_revision(&self, hash: u64) {
         prefetch((&raw const *self.revision(hash)).cast());
     }
 
     /// Asks the memory for what dropping the key will touch.
     pub fn prefetch_drop(&self, hash: u64) {
         self.table.prefetch_slot(hash);
-        self.prefetch_begin(hash);
+        self.prefetch_revision(hash);
     }
 
     /// The reply to `v`, and the time as of which it must be fresh. Comparing the replies themselves finds the entry: none

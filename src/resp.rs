@@ -492,8 +492,8 @@ fn short_reply(buf: &[u8]) -> Option<usize> {
     let (kind, digits) = buf[..end].strip_suffix(b"\r\n")?.split_first()?;
     match (kind, digits) {
         (b'+' | b':', _) => Some(end),
-        (b'$', [b'1'..=b'9', ..]) if digits.iter().all(u8::is_ascii_digit) => {
-            let len = digits.iter().fold(0, |n, digit| n * 10 + usize::from(digit - b'0'));
+        (b'$', _) => {
+            let len = usize::try_from(parse_i64(digits)?).ok()?;
             Some(end + len + 2).filter(|whole| *whole <= buf.len())
         }
         _ => None,

@@ -421,7 +421,9 @@ impl Session {
                 continue;
             }
             // What misses seldom misses alone.
-            input.hash_behind().into_iter().for_each(|hash| self.cache.prefetch_begin(hash));
+            if let Some(hash) = input.hash_behind() {
+                self.cache.prefetch_revision(hash);
+            }
             let mut keys = std::mem::take(&mut self.keys);
             let table = table.get_or_insert_with(|| self.shared.node.table.load());
             let step = self.dispatch(&input.request(), table, &mut keys);

@@ -34,8 +34,9 @@ def warm(bench, server, keys=KEYS):
             return
 
 
-def write_all(bench, server, size=64, keys=KEYS):
+def write_all(bench, server, size=64, keys=None):
     """Writes every key; behind a proxy's back, so that it has nothing cached."""
+    keys = keys or keys_of(size)
     bench.load(server, requests=keys, keys=keys, dist="sequential", pipeline=100, writes=100, value=size)
 
 
@@ -69,7 +70,7 @@ def measure(bench, cells, server, upstream, cell):
     requests, keys = max(8_000, REQUESTS[pipeline] // max(1, size // 512)), keys_of(size)
     if test == "SET":
         # a SET of what a proxy has cached is reported back to it: how much of that there is must not depend on what ran before
-        write_all(bench, upstream, size, keys)
+        write_all(bench, upstream, size)
     elif server.label != "bare socket":
         warm(bench, server, keys)
     gets, cpu = upstream.calls().get("get", 0), server.cpu()
@@ -92,7 +93,7 @@ def grid(bench, rounds, sizes, connections):
     cells = Cells()
     for size in sizes:
         for server in stores:
-            write_all(bench, server, size, keys_of(size))
+            write_all(bench, server, size)
         for round_ in range(rounds):
             turn = servers[round_ % len(servers) :] + servers[: round_ % len(servers)]
             say(f"values of {size} bytes, round {round_ + 1} of {rounds}")

@@ -762,38 +762,39 @@ impl Connection {
         if let Some(InFlight { expect: Expect::Fill(fill), sent, .. }) = shared.awaited.front_mut() {
             let sent = *sent;
             if fill.reply(frame, now, &self.node.coherence, stamp) {
-                shared.prefetch(AHEAD, &self.node.coherence.cache);
                 shared.awaited.pop_front();
+                shared.prefetch(AHEAD - 1, &self.node.coherence.cache);
             }
             return Some(sent);
         }
         // A reply nobody asked for: the positions are lost, and so is the connection.
-        let Some(mut item) = shared.awaited.pop_front() else {
+        let Some(InFlight { expect, sent, .. }) = shared.awaited.pop_front() else {
             debug_assert!(false, "a reply nobody asked for");
             shared.close = true;
             return None;
         };
-        let sent = item.sent;
-        match &mut item.expect {
+        match expect {
+            Expect::Reply { place, effect, .. } => {
+                shared.prefetch(AHEAD - 1, &self.node.coherence.cache);
+                drop(shared);
+                self.settle(place, &effect, frame, now);
+            }
+            Expect::Confirm { place, .. } => {
+                shared.confirms -= 1;
+                drop(shared);
+                place.deliver(frame, now);
+            }
             Expect::Ping => shared.pings = shared.pings.saturating_sub(1),
             Expect::Arm(generation) => {
                 shared.arming = false;
                 if bytes == b"+OK\r\n" {
-                    shared.armed = *generation;
+                    shared.armed = generation;
                 } else if bytes.starts_with(b"-NOPERM") {
                     shared.rights.fill = false;
                 }
             }
-            Expect::Confirm { .. } => shared.confirms -= 1,
-            Expect::Reply { .. } => shared.prefetch(AHEAD - 1, &self.node.coherence.cache),
             // dealt with above
             Expect::Fill(_) => {}
-        }
-        drop(shared);
-        match item.expect {
-            Expect::Reply { place, effect, .. } => self.settle(place, &effect, frame, now),
-            Expect::Confirm { place, .. } => place.deliver(frame, now),
-            _ => {}
         }
         Some(sent)
     }

@@ -72,12 +72,6 @@ enum Kept {
     Large(Bytes),
 }
 
-impl Default for Kept {
-    fn default() -> Kept {
-        Kept::Small(SmallVec::new())
-    }
-}
-
 impl Kept {
     fn of(reply: Piece<'_>) -> Kept {
         match reply {
@@ -122,7 +116,7 @@ impl Fill {
     /// To be sent at `sent`.
     pub fn new(place: Place, read: FillRead, sent: Time, terms: Terms) -> Fill {
         let step = usize::from(!terms.tracked);
-        let (reply, stored) = (Kept::default(), Time::ZERO);
+        let (reply, stored) = (Kept::Small(SmallVec::new()), Time::ZERO);
         Fill { place: Some(place), read, sent, terms, step, reply, stored, spoiled: false }
     }
 
