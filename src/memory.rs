@@ -1,18 +1,33 @@
-//! How soon memory that nobody uses goes back to the system: a setting of mimalloc, the program's allocator. Where another
-//! one is in its place it does nothing.
+//! How soon memory that nobody uses goes back to the system: settings of mimalloc, the program's allocator. Where another
+//! one is in its place they do nothing.
 
 use std::ffi::c_long;
 
-use libmimalloc_sys::{mi_option_set_default, mi_option_t};
+use libmimalloc_sys::{mi_collect, mi_option_set_default, mi_option_t};
 
 /// `mi_option_purge_delay` of mimalloc.h (version 3), which the bindings do not name.
 const PURGE_DELAY: mi_option_t = 15;
-/// Milliseconds: at once. By default it is a second, in which replies of 1 MB come and go some hundred times. Any delay lets the next
-/// large one be put beside the last one while that is on its way back: two of 512 MB are then there at a time.
-const SOON: c_long = 0;
+/// Milliseconds. By default it is a second, in which replies of 1 MB come and go some hundred times. At once is too soon: what a
+/// batch of misses needs would be taken from the system again by the next, page by page.
+const SOON: c_long = 10;
+/// `mi_option_arena_max_object_size`, likewise.
+const SHARED_MAX: mi_option_t = 45;
+/// KiB. What is larger has memory of its own, which goes back at once: a second value of 512 MB would be put beside the first
+/// while that is on its way back.
+const LARGE: c_long = 4096;
 
-/// From now on, what is free goes back at once, unless the environment (`MIMALLOC_PURGE_DELAY`, in ms) says otherwise.
+/// From now on, what is free goes back soon, unless the environment says otherwise (`MIMALLOC_PURGE_DELAY`, in ms;
+/// `MIMALLOC_ARENA_MAX_OBJECT_SIZE`, in KiB).
 pub fn give_back_soon() {
-    // SAFETY: the option exists, and takes any number.
-    unsafe { mi_option_set_default(PURGE_DELAY, SOON) }
+    // SAFETY: the options exist, and take any number.
+    unsafe {
+        mi_option_set_default(PURGE_DELAY, SOON);
+        mi_option_set_default(SHARED_MAX, LARGE);
+    }
+}
+
+/// Gives back what has been free for that long: the allocator itself looks only when it is used.
+pub fn give_back() {
+    // SAFETY: may be called by any thread at any time.
+    unsafe { mi_collect(false) }
 }

@@ -32,7 +32,7 @@ use crate::upstream::{self, Pool, link};
 
 /// Connections dealt to a worker that it has not taken yet.
 const DEALT: usize = 1024;
-/// How often it is looked whether a flush or a lost lane has left dead entries.
+/// How often it is looked whether a flush or a lost lane has left dead entries, and free memory is given back.
 const SWEEP: Duration = Duration::from_secs(1);
 /// How many of these looks pass before expired entries are swept too.
 const SWEEPS_UNTIL_EXPIRED: u32 = 30;
@@ -313,6 +313,7 @@ fn start_sweep(shared: &Arc<Shared>, running: Arc<AtomicBool>) -> Result<JoinHan
         let (mut swept, mut looks) = (cache.deaths(), 0);
         while running.load(Ordering::Acquire) {
             std::thread::park_timeout(SWEEP);
+            memory::give_back();
             looks += 1;
             let deaths = cache.deaths();
             if deaths != swept || looks >= SWEEPS_UNTIL_EXPIRED {
