@@ -31,8 +31,9 @@
 //! # Threads
 //!
 //! The main thread accepts and deals connections to the workers. A worker owns its sessions, its lanes and its idle
-//! dedicated connections; nothing of them is locked. The link has a thread of its own, so that a busy worker delays
-//! neither invalidations nor the clock. Shared by all: [`shared::Shared`], which holds the cache, the clocks, the node.
+//! dedicated connections; nothing of them is locked, and what the node says is heard between any few sessions. The link
+//! has a thread of its own, so that a busy worker delays neither invalidations nor the clock. Shared by all:
+//! [`shared::Shared`], which holds the cache, the clocks, the node.
 //!
 //! # The layers, from the top; nothing points up
 //!

@@ -213,16 +213,27 @@ fn start_worker(
     let shared = shared.clone();
     let runtime = runtime().map_err(Error::Io)?;
     spawn(format!("nearside-{n}"), move || {
-        let local = LocalSet::new();
         let pool = Rc::new(Pool::new(shared.node.clone()));
-        local.block_on(&runtime, async move {
+        let deal = async {
             while let Some(dealt) = dealt.recv().await {
                 start_session(&shared, &pool, dealt);
             }
             // The workers' dealers are dropped only once the drain is over.
             drop(stopping);
-        });
+        };
+        runtime.block_on(work(pool.run(), deal));
     })
+}
+
+/// A worker's connections to the node, and its sessions, in turns of a [`LocalSet`] each: what the node answers is heard between
+/// any 61 sessions. It would else wait behind all that have something to do, as its request has done already.
+async fn work(connections: impl Future<Output = ()>, deal: impl Future<Output = ()>) {
+    let sessions = LocalSet::new();
+    tokio::select! {
+        biased;
+        () = connections => {}
+        () = sessions.run_until(deal) => {}
+    }
 }
 
 fn start_session(shared: &Arc<Shared>, pool: &Rc<Pool>, dealt: Dealt) {
@@ -386,7 +397,31 @@ async fn accept(listener: Listener, door: Arc<Door>, shared: Arc<Shared>, worker
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_the_node_says_is_heard_between_sessions_however_many_want_their_turn() {
+        let (heard, polled) = (&*Box::leak(Box::new(Cell::new(0))), &*Box::leak(Box::new(Cell::new(0))));
+        let busy = |turns: &'static Cell<u32>| {
+            poll_fn(move |cx| {
+                turns.set(turns.get() + 1);
+                cx.waker().wake_by_ref();
+                Poll::<()>::Pending
+            })
+        };
+        let lanes = LocalSet::new();
+        lanes.spawn_local(busy(heard));
+        let deal = async {
+            (0..1000).for_each(|_| drop(tokio::task::spawn_local(busy(polled))));
+            while polled.get() < 10_000 {
+                tokio::task::yield_now().await;
+            }
+        };
+        work(lanes.run_until(std::future::pending()), deal).await;
+        assert!(heard.get() >= polled.get() / 61, "{} of {}", heard.get(), polled.get());
+    }
 
     #[test]
     fn a_few_clients_share_a_thread_and_many_spread_evenly() {

@@ -20,6 +20,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use tokio::sync::Semaphore;
+use tokio::task::LocalSet;
 
 use crate::cache::FlushCause;
 use crate::coherence::Coherence;
@@ -210,6 +211,8 @@ pub struct Pool {
     lanes: RefCell<HashMap<ConnectionKey, Rc<Connection>>>,
     idle: RefCell<HashMap<ConnectionKey, VecDeque<Rc<Connection>>>>,
     scripts: Rc<Cell<usize>>,
+    /// What the connections do.
+    tasks: LocalSet,
 }
 
 /// Dedicated connections that are opened at once, far fewer than a server's backlog holds (511): when thousands of clients
@@ -234,14 +237,30 @@ impl Drop for Turn {
 impl Pool {
     /// An empty pool.
     pub fn new(node: Arc<Node>) -> Pool {
-        Pool { node, lanes: RefCell::default(), idle: RefCell::default(), scripts: Rc::default() }
+        Pool {
+            node,
+            lanes: RefCell::default(),
+            idle: RefCell::default(),
+            scripts: Rc::default(),
+            tasks: LocalSet::new(),
+        }
+    }
+
+    /// Runs its connections, for good.
+    pub async fn run(&self) {
+        self.tasks.run_until(std::future::pending()).await
+    }
+
+    fn start(&self, key: &ConnectionKey, role: Role) -> Rc<Connection> {
+        let connection = Connection::new(self.node.clone(), key.clone(), role);
+        self.tasks.spawn_local(connection::run(connection.clone()));
+        connection
     }
 
     /// The shared connection for this user, protocol and database.
     pub fn lane(&self, key: &ConnectionKey) -> Rc<Connection> {
         let mut lanes = self.lanes.borrow_mut();
-        let start = || Connection::start(self.node.clone(), key.clone(), Role::Lane);
-        lanes.entry(key.clone()).or_insert_with(start).clone()
+        lanes.entry(key.clone()).or_insert_with(|| self.start(key, Role::Lane)).clone()
     }
 
     /// Forgets a lane that the server has refused, so that databases and users that do not exist leave nothing behind.
@@ -286,7 +305,7 @@ impl Pool {
         let count = &self.node.dedicated;
         let max = self.node.max_dedicated;
         count.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| (n < max).then_some(n + 1)).ok()?;
-        Some(Connection::start(self.node.clone(), key.clone(), Role::Dedicated))
+        Some(self.start(key, Role::Dedicated))
     }
 
     /// Takes it back for the next session, if its state allows that.

@@ -183,8 +183,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Makes it and starts its task on this thread. It connects at once if dedicated, else when first needed.
-    pub fn start(node: Arc<Node>, key: ConnectionKey, role: Role) -> Rc<Connection> {
+    /// One that [`run`] then runs. It connects at once if dedicated, else when first needed.
+    pub fn new(node: Arc<Node>, key: ConnectionKey, role: Role) -> Rc<Connection> {
         let shared = Shared {
             phase: Phase::Opening,
             out: OutBuf::default(),
@@ -213,16 +213,14 @@ impl Connection {
             raw_queue: VecDeque::new(),
             raw_waiting: 0,
         };
-        let connection = Rc::new(Connection {
+        Rc::new(Connection {
             key,
             role,
             node,
             shared: RefCell::new(shared),
             changed: Notify::new(),
             client_id: Arc::default(),
-        });
-        tokio::task::spawn_local(run(connection.clone()));
-        connection
+        })
     }
 
     // --- what sessions ask of it ---
@@ -413,7 +411,8 @@ fn fail(expect: Expect, error: &Bytes, node: &Node, now: Time) {
 
 // --- the connection's task ---
 
-async fn run(connection: Rc<Connection>) {
+/// What it does until it is closed or given up.
+pub async fn run(connection: Rc<Connection>) {
     loop {
         if connection.role == Role::Lane && !connection.needed().await {
             connection.shared.borrow_mut().phase = Phase::Closed(connection.node.error("this connection was given up"));

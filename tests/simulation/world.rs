@@ -385,7 +385,10 @@ impl Proxy {
         let shared = Arc::new(Shared::at(server.clone(), config.clone(), upstream()));
         spawn_local(link::run(shared.node.clone()));
         spawn_local(watch::run(shared.node.clone()));
-        let pools = (0..POOLS).map(|_| Rc::new(Pool::new(shared.node.clone()))).collect();
+        let pools: Vec<_> = (0..POOLS).map(|_| Rc::new(Pool::new(shared.node.clone()))).collect();
+        for pool in pools.clone() {
+            spawn_local(async move { pool.run().await });
+        }
         Proxy { shared, pools }
     }
 }
