@@ -12,9 +12,11 @@ pub mod watch;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::Context;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -202,6 +204,13 @@ impl Node {
 fn levels(config: &Config) -> Vec<Level> {
     let all = [Level::Bounded, Level::Causal, Level::Linearizable];
     all.into_iter().filter(|level| config.listen.iter().any(|l| l.consistency == *level)).collect()
+}
+
+/// Has a connection polled again after the sessions: woken at once it would be the next in its own line, and could bring
+/// more than a session may have before that is asked.
+pub fn wake_after_sessions(cx: &mut Context<'_>) {
+    // What it leaves behind is woken when the runtime next looks for events: the sessions have had their turn then.
+    let _ = pin!(tokio::task::yield_now()).poll(cx);
 }
 
 /// The connections of one thread.

@@ -35,7 +35,7 @@ use crate::transport::Stream;
 
 /// Spelled as [`resp::own`] does.
 const PING: &[u8] = b"*1\r\n$4\r\npING\r\n";
-/// Reads before other tasks of the thread get their turn.
+/// Reads before the thread's sessions get their turn.
 const READS_PER_TURN: usize = 16;
 /// Answers for which the memory is asked ahead, so that its latencies overlap.
 const AHEAD: usize = 8;
@@ -612,7 +612,7 @@ impl Connection {
             }
             reads += 1;
             if reads == READS_PER_TURN {
-                cx.waker().wake_by_ref();
+                super::wake_after_sessions(cx);
                 break;
             }
         }
