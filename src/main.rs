@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 use nearside::config::{Config, Overrides};
 use nearside::embedded::Embedded;
 use nearside::error::Error;
-use nearside::{limits, server, tls, verify};
+use nearside::{limits, memory, server, tls, verify};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -84,6 +84,8 @@ fn check(options: verify::Options) -> Result<ExitCode, Error> {
 }
 
 fn start(args: Args) -> Result<(), Error> {
+    let small_pages = memory::use_small_pages();
+    memory::give_back_soon();
     let Args { config: file, listen, upstream, consistency, max_memory, threads, log, check } = args;
     let flags = Overrides { listen, upstream, consistency, max_memory, threads, log };
     let mut config = Config::load(file.as_deref(), &flags)?;
@@ -97,6 +99,9 @@ fn start(args: Args) -> Result<(), Error> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    if let Err(e) = small_pages {
+        warn!("the system keeps to huge pages ({e}): allow for more memory, or set MIMALLOC_ALLOW_THP=0");
+    }
     limits::reserve_files(&mut config)?;
     // the main thread runs this itself: the embedded server dies with the thread that started it
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(config))

@@ -134,7 +134,6 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     if upstream.tls.as_ref().is_some_and(|tls| tls.insecure) {
         tracing::warn!("upstream_tls_insecure: whoever answers at {upstream} is believed, and gets the passwords");
     }
-    memory::give_back_soon();
     let shared = Arc::new(Shared::new(config, upstream)?);
     let (stop, stopping) = watch::channel(false);
     let mut listeners = Vec::new();

@@ -230,9 +230,13 @@ class Proxy(Child):
         """The most memory that the process ever had."""
         return self._memory("VmHWM")
 
-    def _memory(self, which):
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(rf"{which}:\s+(\d+) kB", status)[1]) * 1024
+    def huge_page_bytes(self):
+        """Its memory in pages of 2 MiB."""
+        return self._memory("AnonHugePages", "smaps_rollup")
+
+    def _memory(self, which, file="status"):
+        told = Path(f"/proc/{self.process.pid}/{file}").read_text()
+        return int(re.search(rf"{which}:\s+(\d+) kB", told)[1]) * 1024
 
     def panics(self):
         return [line for line in self.read_log().splitlines() if "panicked at" in line]

@@ -73,6 +73,20 @@ def test_nothing_of_large_values_stays_once_they_are_through(lab):
         conn.close()
 
 
+def test_memory_comes_in_small_pages(lab):
+    """Of huge ones, what is freed within one stays; and the kernel makes them of small ones, so that memory grows with time."""
+    server = lab.server()
+    proxy = lab.proxy(server.port)
+    with Connection(server.port) as direct, Connection(proxy.port) as conn:
+        direct.pipeline([("SET", f"key:{i}", "x" * 10_000) for i in range(2000)])
+        before = proxy.resident_bytes()
+        conn.pipeline([("GET", f"key:{i}") for i in range(2000)])
+        assert proxy.stats()["entries"] == 2000
+        assert proxy.resident_bytes() - before > 20_000_000
+        # those of the time before the program could say so
+        assert proxy.huge_page_bytes() <= 8 << 20
+
+
 def test_ten_thousand_commands_in_one_write(site):
     commands, expected = [], []
     for i in range(2500):
