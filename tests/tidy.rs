@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Who may use whom; nothing points up. The leaves all may use.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("main", &["config", "embedded", "limits", "server", "tls", "verify"]),
+    ("main", &["config", "embedded", "limits", "memory", "server", "tls", "verify"]),
     ("verify", &["buffer", "config", "resp", "time", "transport"]),
     (
         "server",
