@@ -99,10 +99,19 @@ impl OutBuf {
     /// Copies `bytes` to the end.
     #[inline]
     pub fn push(&mut self, bytes: &[u8]) {
-        if self.tail.is_empty() {
-            equip(&mut self.tail, 0);
+        if self.tail.capacity() - self.tail.len() < bytes.len() {
+            self.make_room(bytes.len());
         }
         self.tail.extend_from_slice(bytes);
+    }
+
+    /// What is full is not made larger, which would copy it: another follows.
+    fn make_room(&mut self, more: usize) {
+        if self.tail.len() > KEPT_SMALL {
+            self.seal();
+        }
+        let need = self.tail.len() + more;
+        equip(&mut self.tail, need);
     }
 
     /// Appends `bytes`, by reference if that is cheaper than a copy.
@@ -110,9 +119,45 @@ impl OutBuf {
         if bytes.len() < LARGE {
             return self.push(&bytes);
         }
+        self.chain(bytes);
+    }
+
+    fn chain(&mut self, bytes: Bytes) {
         self.seal();
         self.queued += bytes.len();
         self.chunks.push_back(bytes);
+    }
+
+    /// Moves the first `n` bytes to the end of `to`: little by a copy, the rest by reference.
+    pub fn move_to(&mut self, to: &mut OutBuf, mut n: usize) {
+        if n == self.len() && to.is_empty() {
+            return std::mem::swap(self, to);
+        }
+        while n > 0 {
+            let step = self.first().len().min(n);
+            if step <= KEPT_SMALL {
+                to.push(&self.first()[..step]);
+                self.advance(step);
+            } else {
+                to.chain(self.split_to(step));
+            }
+            n -= step;
+        }
+        // What is left of its buffer would keep all of it.
+        if self.tail.is_empty() {
+            self.tail = BytesMut::new();
+        }
+    }
+
+    fn first(&self) -> &[u8] {
+        self.chunks.front().map_or(&self.tail, |chunk| chunk)
+    }
+
+    /// The first `n` bytes, of what is in one piece.
+    fn split_to(&mut self, n: usize) -> Bytes {
+        let Some(chunk) = self.chunks.front_mut() else { return self.tail.split_to(n).freeze() };
+        self.queued -= n;
+        if n < chunk.len() { chunk.split_to(n) } else { self.chunks.pop_front().unwrap_or_default() }
     }
 
     fn seal(&mut self) {
@@ -261,6 +306,72 @@ mod tests {
             assert!(buf.capacity() <= 100);
             give_back(buf);
             assert_eq!(spares(), kept, "{size} bytes");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_copied_again() {
+        let mut buf = OutBuf::default();
+        let piece = [b'x'; 1000];
+        (0..100).for_each(|_| buf.push(&piece));
+        assert_eq!((buf.len(), buf.chunks.len()), (100 * piece.len(), 100 / (ROOM / piece.len())));
+        assert!(buf.chunks.iter().all(|chunk| chunk.len() == ROOM / piece.len() * piece.len()));
+        buf.advance(buf.len());
+        assert_eq!(spares(), 7);
+        // Little that stands before something large is, rather than to send it by itself.
+        buf.push(b"little");
+        buf.push(&[b'y'; ROOM]);
+        assert_eq!(buf.as_one().map(<[u8]>::len), Some(6 + ROOM));
+    }
+
+    #[test]
+    fn bytes_move_from_one_to_another() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let (mut from, mut to) = (OutBuf::default(), OutBuf::default());
+        let (mut behind, mut before) = (Vec::new(), Vec::new());
+        for round in 0..20_000 {
+            let bytes = vec![round as u8; [3, 70, 1100, LARGE + 5][random.usize(..4)]];
+            match random.usize(..5) {
+                0 => {
+                    to.push(&bytes);
+                    before.extend_from_slice(&bytes);
+                }
+                1 => {
+                    from.push_bytes(Bytes::from(bytes.clone()));
+                    behind.extend_from_slice(&bytes);
+                }
+                2 => {
+                    from.push(&bytes);
+                    behind.extend_from_slice(&bytes);
+                }
+                3 => {
+                    let n = [0, random.usize(..=from.len()), from.len()][random.usize(..3)];
+                    from.move_to(&mut to, n);
+                    before.extend(behind.drain(..n));
+                }
+                _ => {
+                    let n = [random.usize(..=to.len()), to.len()][random.usize(..2)];
+                    assert_eq!(contents(&to)[..n.min(SLICES)], before[..n.min(SLICES)]);
+                    to.advance(n);
+                    before.drain(..n);
+                }
+            }
+            assert_eq!((from.len(), to.len()), (behind.len(), before.len()));
+        }
+        assert_eq!((from.take(), to.take()), (behind, before));
+    }
+
+    #[test]
+    fn what_was_moved_away_holds_no_buffer() {
+        for size in [10, KEPT_SMALL + 1] {
+            let (mut from, mut to) = (OutBuf::default(), OutBuf::default());
+            to.push(b"not empty");
+            from.push(&vec![b'x'; 2 * size]);
+            from.move_to(&mut to, size);
+            from.move_to(&mut to, size);
+            assert_eq!((from.len(), from.tail.capacity()), (0, 0));
+            to.advance(to.len());
+            assert_eq!(SPARE.with_borrow_mut(std::mem::take).len(), 2, "{size} bytes");
         }
     }
 

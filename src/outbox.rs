@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::buffer::OutBuf;
 use crate::time::Time;
@@ -46,22 +46,31 @@ impl Piece<'_> {
     }
 }
 
-enum Slot {
-    /// Somebody will fill it. `follow`: what comes behind it in the session must not overtake it.
-    Waiting { follow: bool },
-    /// Answered, but something before it is not.
-    Ready(Vec<Bytes>, BytesMut),
+/// A reply that is still to come.
+struct Gap {
+    /// What comes behind it in the session must not overtake it.
+    follow: bool,
+    /// Where it stands among all that was ever held.
+    at: u64,
+    /// It has come, but one before it has not.
+    reply: Option<Bytes>,
 }
 
 #[derive(Default)]
 struct Inner {
+    /// Complete from the front.
     out: OutBuf,
-    slots: VecDeque<Slot>,
-    /// Number of the first slot.
+    gaps: VecDeque<Gap>,
+    /// Number of the first gap.
     base: u64,
+    /// What was known at once, but behind a gap.
+    held: OutBuf,
+    /// Bytes that were held and are not any more.
+    released: u64,
+    /// Bytes of replies that are in their gap.
+    early: usize,
     waiting: usize,
     followed: usize,
-    held_bytes: usize,
     waker: Option<Waker>,
     /// When the last upstream reply came in.
     seen: Time,
@@ -90,7 +99,8 @@ impl Outbox {
     /// Takes the next place. With `follow`, what comes behind it in the session must not overtake it.
     pub fn reserve(self: &Rc<Self>, follow: bool) -> Place {
         let mut inner = self.0.borrow_mut();
-        inner.slots.push_back(Slot::Waiting { follow });
+        let at = inner.released + inner.held.len() as u64;
+        inner.gaps.push_back(Gap { follow, at, reply: None });
         inner.waiting += 1;
         inner.followed += usize::from(follow);
         let seq = inner.next() - 1;
@@ -101,45 +111,33 @@ impl Outbox {
     /// A reply that is known at once.
     pub fn put(&self, piece: Piece<'_>) {
         let mut inner = self.0.borrow_mut();
-        if inner.slots.is_empty() {
-            return inner.write(piece);
+        if !inner.gone {
+            append(inner.end(), piece);
         }
-        inner.held_bytes += piece.len();
-        if let Some(Slot::Ready(chunks, tail)) = inner.slots.back_mut() {
-            return hold(chunks, tail, piece);
-        }
-        let (mut chunks, mut tail) = (Vec::new(), BytesMut::new());
-        hold(&mut chunks, &mut tail, piece);
-        inner.slots.push_back(Slot::Ready(chunks, tail));
     }
 
-    /// Straight to where replies are written from; `None` if an earlier reply is still to come, or nobody reads them.
+    /// Straight to where replies that are known at once are kept; `None` if nobody reads them.
     pub fn direct(&self) -> Option<Direct<'_>> {
         let inner = self.0.borrow_mut();
-        (inner.slots.is_empty() && !inner.gone).then(|| Direct(inner))
+        (!inner.gone).then(|| Direct(RefMut::map(inner, Inner::end)))
     }
 
     fn deliver(&self, seq: u64, piece: Piece<'_>, now: Time) {
         let mut inner = self.0.borrow_mut();
         inner.seen = inner.seen.max(now);
         let index = (seq - inner.base) as usize;
-        let Some(Slot::Waiting { follow }) = inner.slots.get(index) else {
+        let Some(Gap { follow, reply: None, .. }) = inner.gaps.get(index) else {
             debug_assert!(false, "a place is filled once");
             return;
         };
-        let follow = *follow;
+        inner.followed -= usize::from(*follow);
         inner.waiting -= 1;
-        inner.followed -= usize::from(follow);
         if index == 0 {
-            inner.write(piece);
-            inner.slots.pop_front();
-            inner.base += 1;
-            inner.write_ready();
+            inner.close_first(piece);
+            inner.close_others();
         } else {
-            inner.held_bytes += piece.len();
-            let (mut chunks, mut tail) = (Vec::new(), BytesMut::new());
-            hold(&mut chunks, &mut tail, piece);
-            inner.slots[index] = Slot::Ready(chunks, tail);
+            inner.early += piece.len();
+            inner.gaps[index].reply = Some(piece.into_bytes());
         }
         inner.wake();
     }
@@ -173,6 +171,7 @@ impl Outbox {
         let mut inner = self.0.borrow_mut();
         inner.gone = true;
         inner.out.clear();
+        inner.held.clear();
         inner.waker = None;
     }
 
@@ -199,13 +198,12 @@ impl Outbox {
     /// Whether so many commands are not answered, or more than so many bytes wait.
     pub fn owes(&self, commands: usize, bytes: usize) -> bool {
         let inner = self.0.borrow();
-        inner.waiting >= commands || inner.out.len() + inner.held_bytes > bytes
+        inner.waiting >= commands || inner.bytes() > bytes
     }
 
     /// Bytes that wait to be written or for a reply before them.
     pub fn bytes(&self) -> usize {
-        let inner = self.0.borrow();
-        inner.out.len() + inner.held_bytes
+        self.0.borrow().bytes()
     }
 
     /// Whether something can be written now.
@@ -216,7 +214,7 @@ impl Outbox {
     /// Everything is answered and written.
     pub fn is_idle(&self) -> bool {
         let inner = self.0.borrow();
-        inner.slots.is_empty() && inner.out.is_empty()
+        inner.gaps.is_empty() && inner.out.is_empty()
     }
 
     /// When the last upstream reply came in.
@@ -246,22 +244,23 @@ impl Outbox {
 }
 
 /// See [`Outbox::direct`].
-pub struct Direct<'a>(RefMut<'a, Inner>);
+pub struct Direct<'a>(RefMut<'a, OutBuf>);
 
 impl Direct<'_> {
     /// A reply that is known at once.
-    #[inline]
+    #[inline(always)]
     pub fn put(&mut self, piece: Piece<'_>) {
-        append(&mut self.0.out, piece);
+        append(&mut self.0, piece);
     }
 
-    /// Bytes that wait to be written.
+    /// Bytes that wait there.
     pub fn bytes(&self) -> usize {
-        self.0.out.len()
+        self.0.len()
     }
 }
 
-#[inline]
+// In the way of every hit.
+#[inline(always)]
 fn append(out: &mut OutBuf, piece: Piece<'_>) {
     match piece {
         Piece::Slice(s) => out.push(s),
@@ -269,21 +268,9 @@ fn append(out: &mut OutBuf, piece: Piece<'_>) {
     }
 }
 
-fn hold(chunks: &mut Vec<Bytes>, tail: &mut BytesMut, piece: Piece<'_>) {
-    match piece {
-        Piece::Bytes(b) if b.len() >= crate::buffer::LARGE => {
-            if !tail.is_empty() {
-                chunks.push(tail.split().freeze());
-            }
-            chunks.push(b);
-        }
-        other => tail.extend_from_slice(other.as_slice()),
-    }
-}
-
 impl Inner {
     fn next(&self) -> u64 {
-        self.base + self.slots.len() as u64
+        self.base + self.gaps.len() as u64
     }
 
     fn write(&mut self, piece: Piece<'_>) {
@@ -293,14 +280,30 @@ impl Inner {
         append(&mut self.out, piece);
     }
 
-    fn write_ready(&mut self) {
-        while let Some(Slot::Ready(..)) = self.slots.front() {
-            let Some(Slot::Ready(chunks, tail)) = self.slots.pop_front() else { return };
-            self.base += 1;
-            for chunk in chunks.into_iter().chain(std::iter::once(tail.freeze())) {
-                self.held_bytes -= chunk.len();
-                self.write(Piece::Bytes(chunk));
-            }
+    /// Where the next reply goes.
+    fn end(&mut self) -> &mut OutBuf {
+        if self.gaps.is_empty() { &mut self.out } else { &mut self.held }
+    }
+
+    fn bytes(&self) -> usize {
+        self.out.len() + self.held.len() + self.early
+    }
+
+    /// The first gap's reply, and what was held behind it.
+    fn close_first(&mut self, reply: Piece<'_>) {
+        self.write(reply);
+        self.gaps.pop_front();
+        self.base += 1;
+        let free = self.gaps.front().map_or(self.held.len(), |next| (next.at - self.released) as usize);
+        self.held.move_to(&mut self.out, free);
+        self.released += free as u64;
+    }
+
+    /// Those whose reply has come before its turn.
+    fn close_others(&mut self) {
+        while let Some(reply) = self.gaps.front_mut().and_then(|first| first.reply.take()) {
+            self.early -= reply.len();
+            self.close_first(Piece::Bytes(reply));
         }
     }
 
@@ -331,5 +334,38 @@ mod tests {
         assert_eq!(outbox.take(), b"!abcde");
         assert!(outbox.is_idle());
         assert_eq!((outbox.waiting(), outbox.followed(), outbox.bytes(), outbox.seen()), (0, 0, 0, Time(2)));
+    }
+
+    #[test]
+    fn whoever_answers_first_the_order_stays() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let outbox = Rc::new(Outbox::default());
+        let (mut expected, mut told, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..20_000 {
+            let reply = vec![round as u8; [0, 5, 70, 2000, crate::buffer::LARGE][random.usize(..5)]];
+            match random.usize(..8) {
+                0 | 1 if waiting.len() < 20 => {
+                    waiting.push((outbox.reserve(random.bool()), reply.clone()));
+                    expected.extend_from_slice(&reply);
+                }
+                2..6 => {
+                    outbox.put(if random.bool() { Piece::Slice(&reply) } else { Piece::Bytes(reply.clone().into()) });
+                    expected.extend_from_slice(&reply);
+                }
+                // Mostly the one that was asked first.
+                6 if !waiting.is_empty() => {
+                    let index = if random.u8(..4) == 0 { random.usize(..waiting.len()) } else { 0 };
+                    let (place, reply) = waiting.remove(index);
+                    place.deliver(Piece::Slice(&reply), Time(round));
+                }
+                _ => told.extend(outbox.take()),
+            }
+            assert_eq!(outbox.waiting(), waiting.len());
+        }
+        for (place, reply) in waiting {
+            place.deliver(Piece::Slice(&reply), Time(1));
+        }
+        told.extend(outbox.take());
+        assert!(told == expected && outbox.is_idle() && outbox.bytes() == 0);
     }
 }

@@ -48,10 +48,11 @@ impl Session {
     /// with any key; it may pass commands about other keys, as if other clients had sent them. (A client library that
     /// sends many requests over one connection nearly always has a write outstanding.) Above `bounded`, it passes nothing.
     fn may_overtake(&self, hash: u64) -> bool {
-        match self.level {
-            Level::Bounded => self.outbox.followed() == 0 && !self.outstanding.contains(hash),
-            Level::Causal | Level::Linearizable => self.outbox.waiting() == 0,
-        }
+        self.outbox.waiting() == 0 || self.may_overtake_others() && !self.outstanding.contains(hash)
+    }
+
+    fn may_overtake_others(&self) -> bool {
+        self.level == Level::Bounded && self.outbox.followed() == 0
     }
 
     /// Whether the session's level can be kept with this server; else its reads go upstream.
@@ -77,15 +78,22 @@ impl Session {
     }
 
     /// The way most requests go: GETs whose replies are there, one after another. The first of another kind is left to
-    /// [`Session::dispatch`], as is everything while something is outstanding, and a hit that is to be audited. True if any was served.
+    /// [`Session::dispatch`], as is a hit that is to be audited, or that may not overtake what is outstanding. True if any was served.
     pub(super) fn serve_hits(&mut self, input: &mut Input) -> bool {
         if self.lent.is_some() || self.bypass || self.paused || !self.shared.node.coherence.keeps(self.level) {
+            return false;
+        }
+        let alone = self.outbox.waiting() == 0;
+        if !alone && !self.may_overtake_others() {
             return false;
         }
         let (mut watermark, mut shown, mut served) = (self.watermark(), self.shown, 0);
         let causal = self.level == Level::Causal;
         let Some(mut out) = self.outbox.direct() else { return false };
         for (key, hash) in input.gets(self.sampler.left()) {
+            if !alone && self.outstanding.contains(hash) {
+                break;
+            }
             let variant = Variant { view: self.view, id: GET_ID, key, tail: b"" };
             let found = self.cache.lookup(hash, &variant, self.now, watermark, |node| {
                 out.put(reply_of(node));
