@@ -128,6 +128,11 @@ impl OutBuf {
         self.chunks.push_back(bytes);
     }
 
+    /// Nothing comes for now, nor is anything taken.
+    pub fn rest(&mut self) {
+        rest(&mut self.tail);
+    }
+
     /// Moves the first `n` bytes to the end of `to`: little by a copy, the rest by reference.
     pub fn move_to(&mut self, to: &mut OutBuf, mut n: usize) {
         if n == self.len() && to.is_empty() {
@@ -373,6 +378,17 @@ mod tests {
             to.advance(to.len());
             assert_eq!(SPARE.with_borrow_mut(std::mem::take).len(), 2, "{size} bytes");
         }
+    }
+
+    #[test]
+    fn little_that_waits_holds_little() {
+        let mut buf = OutBuf::default();
+        buf.push(b"+OK\r\n");
+        buf.rest();
+        assert_eq!((buf.as_one(), buf.tail.capacity() < 64, spares()), (Some(&b"+OK\r\n"[..]), true, 1));
+        buf.push(&[b'x'; KEPT_SMALL]);
+        buf.rest();
+        assert_eq!((buf.len(), buf.tail.capacity(), spares()), (5 + KEPT_SMALL, ROOM, 0));
     }
 
     #[test]

@@ -232,6 +232,11 @@ impl Outbox {
         other
     }
 
+    /// The session waits: little that is held meanwhile is to hold little memory.
+    pub fn rest(&self) {
+        self.0.borrow_mut().held.rest();
+    }
+
     /// Writes what is complete.
     pub fn poll_write(&self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<std::io::Result<()>> {
         stream.poll_write(cx, &mut self.0.borrow_mut().out)

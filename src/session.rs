@@ -245,7 +245,10 @@ impl Session {
                 continue;
             }
             match self.poll_read(cx, input) {
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    self.outbox.rest();
+                    return Poll::Pending;
+                }
                 Poll::Ready(Ok(true)) => now = Some(self.arrived),
                 Poll::Ready(Ok(false)) => self.eof = true,
                 Poll::Ready(Err(_)) => return Poll::Ready("its connection broke"),
