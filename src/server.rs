@@ -199,16 +199,6 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
 
-/// One of several workers lets whoever else wants its core go first before it sleeps: by then mostly there is something to do again,
-/// so it is woken less often and finds more at a time.
-fn worker_runtime(workers: usize) -> io::Result<tokio::runtime::Runtime> {
-    let mut builder = Builder::new_current_thread();
-    if workers > 1 {
-        builder.on_thread_park(std::thread::yield_now);
-    }
-    builder.enable_all().build()
-}
-
 fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
     std::thread::Builder::new().name(name).spawn(work).map_err(Error::Io)
 }
@@ -220,7 +210,7 @@ fn start_worker(
     stopping: watch::Receiver<bool>,
 ) -> Result<JoinHandle<()>, Error> {
     let shared = shared.clone();
-    let runtime = worker_runtime(shared.config.threads).map_err(Error::Io)?;
+    let runtime = runtime().map_err(Error::Io)?;
     spawn(format!("nearside-{n}"), move || {
         let pool = Rc::new(Pool::new(shared.node.clone()));
         let deal = async {
