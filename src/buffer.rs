@@ -133,12 +133,13 @@ impl OutBuf {
         rest(&mut self.tail);
     }
 
-    /// Moves the first `n` bytes to the end of `to`: little by a copy, the rest by reference.
+    /// Moves the first `n` bytes, of which there are as many, to the end of `to`: little by a copy, the rest by reference.
     pub fn move_to(&mut self, to: &mut OutBuf, mut n: usize) {
+        debug_assert!(n <= self.len(), "what is not there cannot move");
         if n == self.len() && to.is_empty() {
             return std::mem::swap(self, to);
         }
-        while n > 0 {
+        while n > 0 && !self.is_empty() {
             let step = self.first().len().min(n);
             if step <= KEPT_SMALL {
                 to.push(&self.first()[..step]);

@@ -294,11 +294,14 @@ impl Inner {
         self.out.len() + self.held.len() + self.early
     }
 
-    /// The first gap's reply, and what was held behind it.
+    /// The first gap's reply, and what was held behind it (nothing any more, if nobody reads it).
     fn close_first(&mut self, reply: Piece<'_>) {
         self.write(reply);
         self.gaps.pop_front();
         self.base += 1;
+        if self.gone {
+            return;
+        }
         let free = self.gaps.front().map_or(self.held.len(), |next| (next.at - self.released) as usize);
         self.held.move_to(&mut self.out, free);
         self.released += free as u64;
@@ -372,5 +375,20 @@ mod tests {
         }
         told.extend(outbox.take());
         assert!(told == expected && outbox.is_idle() && outbox.bytes() == 0);
+    }
+
+    #[test]
+    fn who_is_gone_is_told_nothing() {
+        let outbox = Rc::new(Outbox::default());
+        let first = outbox.reserve(false);
+        outbox.put(Piece::Slice(b"held"));
+        let (second, third) = (outbox.reserve(false), outbox.reserve(true));
+        outbox.put(Piece::Slice(b"held too"));
+        second.deliver(Piece::Slice(b"early"), Time(1));
+        outbox.close();
+        outbox.put(Piece::Slice(b"late"));
+        first.deliver(Piece::Slice(b"late"), Time(2));
+        third.deliver(Piece::Slice(b"late"), Time(3));
+        assert!(outbox.is_idle() && outbox.bytes() == 0 && outbox.waiting() == 0 && outbox.followed() == 0);
     }
 }

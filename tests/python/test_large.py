@@ -79,9 +79,11 @@ def test_memory_comes_in_small_pages(lab):
     proxy = lab.proxy(server.port)
     with Connection(server.port) as direct, Connection(proxy.port) as conn:
         direct.pipeline([("SET", f"key:{i}", "x" * 10_000) for i in range(2000)])
+        # once that is answered, it has a connection that can fill the cache
+        conn.call("GET", "another")
         before = proxy.resident_bytes()
         conn.pipeline([("GET", f"key:{i}") for i in range(2000)])
-        assert proxy.stats()["entries"] == 2000
+        assert proxy.stats()["entries"] >= 2000
         assert proxy.resident_bytes() - before > 20_000_000
         # those of the time before the program could say so
         assert proxy.huge_page_bytes() <= 8 << 20
