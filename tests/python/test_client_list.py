@@ -66,7 +66,8 @@ def test_client_list_says_what_a_client_does(port, words, expected):
 
 def test_the_lines_have_the_servers_own_fields(port, site):
     with Connection(port) as conn:
-        line = conn.call("CLIENT", "LIST").decode().splitlines()[-1]
+        own = f"id={conn.call('CLIENT', 'ID')} "
+        line = next(line for line in conn.call("CLIENT", "LIST").decode().splitlines() if line.startswith(own))
         info = conn.call("CLIENT", "INFO").decode().rstrip("\n")
     with Connection(site.server.port) as bare:
         servers = bare.call("CLIENT", "INFO").decode()
