@@ -124,6 +124,9 @@ impl Outbox {
 
     fn deliver(&self, seq: u64, piece: Piece<'_>, now: Time) {
         let mut inner = self.0.borrow_mut();
+        if inner.gone {
+            return;
+        }
         inner.seen = inner.seen.max(now);
         let index = (seq - inner.base) as usize;
         let Some(Gap { follow, reply: None, .. }) = inner.gaps.get(index) else {
@@ -145,7 +148,9 @@ impl Outbox {
     /// Bytes out of the order (a push): before every reply still awaited, after all that is complete.
     pub fn push(&self, piece: Piece<'_>) {
         let mut inner = self.0.borrow_mut();
-        inner.write(piece);
+        if !inner.gone {
+            append(&mut inner.out, piece);
+        }
         inner.wake();
     }
 
@@ -166,13 +171,9 @@ impl Outbox {
         self.0.borrow().broken
     }
 
-    /// The session is gone: replies to it are thrown away.
+    /// The session is gone: nothing is kept for it, and replies to it are thrown away.
     pub fn close(&self) {
-        let mut inner = self.0.borrow_mut();
-        inner.gone = true;
-        inner.out.clear();
-        inner.held.clear();
-        inner.waker = None;
+        *self.0.borrow_mut() = Inner { gone: true, ..Inner::default() };
     }
 
     /// The first place that is not told yet.
@@ -278,13 +279,6 @@ impl Inner {
         self.base + self.gaps.len() as u64
     }
 
-    fn write(&mut self, piece: Piece<'_>) {
-        if self.gone {
-            return;
-        }
-        append(&mut self.out, piece);
-    }
-
     /// Where the next reply goes.
     fn end(&mut self) -> &mut OutBuf {
         if self.gaps.is_empty() { &mut self.out } else { &mut self.held }
@@ -294,14 +288,11 @@ impl Inner {
         self.out.len() + self.held.len() + self.early
     }
 
-    /// The first gap's reply, and what was held behind it (nothing any more, if nobody reads it).
+    /// The first gap's reply, and what was held behind it.
     fn close_first(&mut self, reply: Piece<'_>) {
-        self.write(reply);
+        append(&mut self.out, reply);
         self.gaps.pop_front();
         self.base += 1;
-        if self.gone {
-            return;
-        }
         let free = self.gaps.front().map_or(self.held.len(), |next| (next.at - self.released) as usize);
         self.held.move_to(&mut self.out, free);
         self.released += free as u64;
