@@ -99,19 +99,22 @@ impl OutBuf {
     /// Copies `bytes` to the end.
     #[inline]
     pub fn push(&mut self, bytes: &[u8]) {
-        if self.tail.capacity() - self.tail.len() < bytes.len() {
-            self.make_room(bytes.len());
+        // The compiler sees that there is room, and does not ask again.
+        if self.tail.capacity() - self.tail.len() >= bytes.len() {
+            return self.tail.extend_from_slice(bytes);
         }
-        self.tail.extend_from_slice(bytes);
+        self.push_full(bytes);
     }
 
     /// What is full is not made larger, which would copy it: another follows.
-    fn make_room(&mut self, more: usize) {
+    #[inline(never)]
+    fn push_full(&mut self, bytes: &[u8]) {
         if self.tail.len() > KEPT_SMALL {
             self.seal();
         }
-        let need = self.tail.len() + more;
+        let need = self.tail.len() + bytes.len();
         equip(&mut self.tail, need);
+        self.tail.extend_from_slice(bytes);
     }
 
     /// Appends `bytes`, by reference if that is cheaper than a copy.

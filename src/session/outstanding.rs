@@ -39,6 +39,8 @@ impl Outstanding {
     }
 
     /// Whether the key is among them.
+    // By itself: most hits find nothing outstanding, and their loop needs the registers.
+    #[inline(never)]
     pub(super) fn contains(&self, hash: u64) -> bool {
         self.keys.iter().any(|(_, other)| *other == hash)
     }
