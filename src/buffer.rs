@@ -107,7 +107,6 @@ impl OutBuf {
     }
 
     /// What is full is not made larger, which would copy it: another follows.
-    #[inline(never)]
     fn push_full(&mut self, bytes: &[u8]) {
         if self.tail.len() > KEPT_SMALL {
             self.seal();

@@ -79,7 +79,7 @@ impl Session {
 
     /// The way most requests go: GETs whose replies are there, one after another. The first of another kind is left to
     /// [`Session::dispatch`], as is a hit that is to be audited, or that may not overtake what is outstanding. True if any was served.
-    // By itself: inlined, its loop has too few registers (at 16 GETs a turn, 453 instructions a GET instead of 449).
+    // By itself: inlined, its loop has too few registers (`scripts/counts --release` tells).
     #[inline(never)]
     pub(super) fn serve_hits(&mut self, input: &mut Input) -> bool {
         if self.lent.is_some() || self.bypass || self.paused || !self.shared.node.coherence.keeps(self.level) {
