@@ -25,9 +25,9 @@ LIFE = 40  # commands of one connection's life, at the most
 class Soak:
     """One server, one proxy, and threads that ill-treat it."""
 
-    def __init__(self, folder, kind="redis"):
+    def __init__(self, folder, kind="redis", settings=()):
         self.server = Server(folder, kind)
-        self.proxy = Proxy(folder, self.server.port, settings={"max_memory": "32mb"})
+        self.proxy = Proxy(folder, self.server.port, settings={"max_memory": "32mb", **dict(settings)})
         self.counts = Counter()
         self.stop = threading.Event()
 
