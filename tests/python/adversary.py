@@ -27,9 +27,6 @@ USER_PASSWORD = "of the user"
 BIG = 1 << 20  # bytes of a value that is expensive to hold
 SETTINGS = {
     "max_memory": "32mb",
-    "maxmemory_clients": "64mb",
-    "lane_idle_timeout": "1s",
-    "dedicated_idle_timeout": "1s",
     "max_dedicated": 512,
     "audit_one_in": 0,
 }
@@ -353,7 +350,7 @@ ATTACKS = [
     (idle_connections, 8000, 500, Bounds(grown_mb=64), False),
     (connection_churn, 100_000, 2000, Bounds(), False),
     (half_requests, 4000, 300, Bounds(grown_mb=64), False),
-    (many_arguments, 500, 50, Bounds(), False),
+    (many_arguments, 500, 50, Bounds(grown_mb=16), False),
     (slow_readers, 300, 40, CLIENTS_MEMORY, False),
     (slow_writers, 300, 80, CLIENTS_MEMORY, False),
     (slow_subscribers, 40, 10, CLIENTS_MEMORY, False),
@@ -364,7 +361,7 @@ ATTACKS = [
     (users, 3000, 200, Bounds(upstream_connections=512 + 64), False),
     (any_password, 3000, 300, Bounds(), False),
     (guessed_passwords, 3000, 300, Bounds(), True),
-    (huge_before_login, 200, 40, Bounds(), True),
+    (huge_before_login, 200, 40, Bounds(grown_mb=16), True),
     (random_commands, 1_000_000, 5000, Bounds(), False),
     (cold_keys, 1_000_000, 20_000, Bounds(grown_mb=64), False),
     (deep_pipelines, 100, 10, CLIENTS_MEMORY, False),
