@@ -153,15 +153,24 @@ pub struct Plan {
     pub id: u16,
     /// For [`Table::name`].
     pub name: u16,
+    /// Whether it may be said again when its connection is lost before the reply: the server itself calls it a read, and
+    /// it is no module's command, whose reads may change something after all (a cursor goes on).
+    pub repeatable: bool,
 }
 
 /// [`Plan::id`] of GET.
 pub const GET_ID: u16 = 1;
 
 /// The plan of a GET.
-pub const GET: Plan =
-    Plan { route: Route::Cache(CacheRead::One(FieldTtl::No)), effect: Effect::Keys, id: GET_ID, name: build::GET_NAME };
-const UNKNOWN: Plan = Plan { route: Route::Lane, effect: Effect::Unknown, id: 0, name: build::NO_NAME };
+pub const GET: Plan = Plan {
+    route: Route::Cache(CacheRead::One(FieldTtl::No)),
+    effect: Effect::Keys,
+    id: GET_ID,
+    name: build::GET_NAME,
+    repeatable: true,
+};
+const UNKNOWN: Plan =
+    Plan { route: Route::Lane, effect: Effect::Unknown, id: 0, name: build::NO_NAME, repeatable: false };
 
 /// Longest command name that is looked up, `container|sub` included. What is longer is unknown.
 const NAME_MAX: usize = 64;
@@ -220,7 +229,7 @@ impl Table {
         let effect = keys::effect(spec, request, self.script_keys, keys);
         let route = self.route(spec, request);
         let id = if matches!(route, Route::Cache(_)) { spec.id } else { 0 };
-        Plan { route, effect, id, name: spec.name }
+        Plan { route, effect, id, name: spec.name, repeatable: spec.repeatable && effect != Effect::Unknown }
     }
 
     /// The name of a command as CLIENT LIST spells it: `get`, `client|list`; `NULL` if it is none.

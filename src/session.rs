@@ -121,6 +121,8 @@ pub struct Session {
     paused: bool,
     /// The present request has been given another form already.
     replaced: bool,
+    /// The present request may be sent again if its lane is lost.
+    repeatable: bool,
     /// How often the present request has waited.
     tries: u32,
     outstanding: Outstanding,
@@ -186,6 +188,7 @@ impl Session {
             bypass: false,
             paused: false,
             replaced: false,
+            repeatable: false,
             tries: 0,
             outstanding: Outstanding::default(),
             closing: None,
@@ -453,6 +456,7 @@ impl Session {
     fn dispatch(&mut self, request: &Request<'_>, table: &Table, keys: &mut Keys) -> Step {
         let plan = table.plan(request, keys);
         self.command = u32::from(plan.name);
+        self.repeatable = plan.repeatable;
         if self.lent.is_some() {
             return self.dispatch_lent(request, plan, keys);
         }
@@ -518,10 +522,10 @@ impl Session {
                 let known = self.outstanding.note_all(self.outbox.next(), &effect);
                 let place = self.outbox.reserve(!known);
                 if input.request().buf.len() >= crate::buffer::LARGE {
-                    connection.send(Piece::Bytes(input.take()), place, effect, self.now);
+                    connection.send(Piece::Bytes(input.take()), place, effect, self.repeatable, self.now);
                     return self.next_request();
                 }
-                connection.send(Piece::Slice(input.request().buf), place, effect, self.now);
+                connection.send(Piece::Slice(input.request().buf), place, effect, self.repeatable, self.now);
             }
         }
         input.consume();

@@ -420,6 +420,42 @@ fn the_whole_table_of_the_server_is_planned_safely() {
     });
 }
 
+#[test]
+fn only_what_the_server_calls_a_read_is_repeated() {
+    on_every_table(|server| {
+        let table = server.table(ScriptKeys::Any);
+        for command in server.commands() {
+            let request = command.shortest();
+            let (plan, _) = plan(&table, &request);
+            let read = command.is("readonly") && !command.is("module") && !command.is("write");
+            assert_eq!(plan.repeatable, read && plan.effect != Effect::Unknown, "{}: {request}", server.name);
+        }
+        let repeatable = |text: &str| plan(&table, text).0.repeatable;
+        for once in [
+            "PUBLISH c m",
+            "SPUBLISH c m",
+            "FUNCTION LOAD s",
+            "BGSAVE",
+            "ACL SETUSER a",
+            "CONFIG SET a b",
+            "SCRIPT LOAD s",
+            "CLIENT KILL a",
+            "CLIENT PAUSE 1",
+            "EVAL_RO s 0",
+            "PING",
+            "NOSUCH",
+            "SLOWLOG RESET",
+            "LATENCY RESET",
+            "CONFIG RESETSTAT",
+        ] {
+            assert!(!repeatable(once), "{}: {once}", server.name);
+        }
+        for again in ["GET k", "mget a b", "TTL k", "DBSIZE", "SCAN 0", "OBJECT ENCODING k"] {
+            assert!(repeatable(again), "{}: {again}", server.name);
+        }
+    });
+}
+
 /// One request for each cacheable read of key `k`.
 const READS: &[&str] = &[
     "GET k",

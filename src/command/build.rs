@@ -30,6 +30,8 @@ pub(super) struct Spec {
     pub unknown_without_keys: bool,
     /// The server says that it does not write, whatever its key specs say (PFCOUNT; modules).
     pub readonly: bool,
+    /// See [`Plan::repeatable`](super::Plan::repeatable).
+    pub repeatable: bool,
     /// Ours, and the server's if it gave one.
     arity: [i64; 2],
 }
@@ -95,6 +97,7 @@ impl Spec {
             unknown: incomplete || (module && (!readonly || entry.is_some_and(|e| e.movable))),
             unknown_without_keys: write || module,
             readonly,
+            repeatable: readonly && !module && !write,
             arity: [row.map_or(-1, |(_, row)| row.arity), entry.map_or(-1, |e| e.arity)],
         }
     }

@@ -1,7 +1,7 @@
 //! Hits that are audited ([`crate::audit`]): the same read once more, on the session's lane.
 
 use super::Session;
-use super::local::ask;
+use super::local::ask_again;
 use crate::audit::{Before, Sample, Told, Verdict, says_nothing};
 use crate::cache::entry::Node;
 use crate::command::Request;
@@ -33,7 +33,7 @@ impl Session {
         if !self.shared.audit.may_begin(self.now) {
             return;
         }
-        let again = ask(&self.lane, request.buf);
+        let again = ask_again(&self.lane, request.buf);
         let shared = self.shared.clone();
         tokio::task::spawn_local(async move {
             let coherence = &shared.node.coherence;

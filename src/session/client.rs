@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::local::{ask, verbatim};
+use super::local::{ask, ask_again, verbatim};
 use super::{After, Session, Stall, Step};
 use crate::clients::listing::{Filters, Line, Listing};
 use crate::clients::{Client, Words};
@@ -133,7 +133,7 @@ impl Session {
     fn list(&self, request: &Request<'_>, filters: &[&[u8]]) -> Step {
         let verdict = (!filters.is_empty()).then(|| ask(&self.lane, request.buf));
         let filters = Filters::parse(filters, false);
-        let reply = ask(&self.lane, &resp::encode(&["CLIENT", "LIST"]));
+        let reply = ask_again(&self.lane, &resp::encode(&["CLIENT", "LIST"]));
         let (asker, resp3) = (self.asker(request, &self.lane), self.key.resp3);
         Step::Stall(Stall::For(Box::pin(async move {
             if let Some(refusal) = refusal(verdict).await {
@@ -167,7 +167,7 @@ impl Session {
         let verdict = ask(&self.lane, &resp::encode(&question));
         let filters = Filters::parse(&filters, !old_form);
         let needs = filters.as_ref().is_ok_and(Filters::need_server);
-        let list = needs.then(|| ask(&self.lane, &resp::encode(&["CLIENT", "LIST"])));
+        let list = needs.then(|| ask_again(&self.lane, &resp::encode(&["CLIENT", "LIST"])));
         let (asker, lane) = (self.asker(request, &self.lane), self.lane.clone());
         Step::Stall(Stall::For(Box::pin(async move {
             if let Some(refusal) = refusal(Some(verdict)).await {

@@ -55,7 +55,7 @@ impl Session {
             return self.say("-ERR value is not an integer or out of range");
         };
         let Ok(db) = u32::try_from(db) else { return self.say("-ERR DB index is out of range") };
-        let right = ask(&self.lane, &resp::encode(&["SELECT", &self.key.db.to_string()]));
+        let right = ask_again(&self.lane, &resp::encode(&["SELECT", &self.key.db.to_string()]));
         let key = (db != self.key.db).then(|| ConnectionKey { db, via: None, ..self.key.clone() });
         let moved = key.map(|key| self.moved_to(key, None, |ok| ok));
         Step::Stall(Stall::For(Box::pin(async move {
@@ -279,11 +279,20 @@ async fn verdict(node: &Node, key: Option<&ConnectionKey>, question: &[u8]) -> R
     }
 }
 
-/// Asks the server one question on a shared lane, for the proxy itself.
-pub(super) fn ask(lane: &Connection, question: &[u8]) -> impl Future<Output = Vec<u8>> + use<> {
+/// Puts one command to the server on a shared lane, and gives its reply to the proxy itself.
+pub(super) fn ask(lane: &Connection, command: &[u8]) -> impl Future<Output = Vec<u8>> + use<> {
+    put(lane, command, false)
+}
+
+/// The same with a question that changes nothing: a lane that is lost may put it again.
+pub(super) fn ask_again(lane: &Connection, question: &[u8]) -> impl Future<Output = Vec<u8>> + use<> {
+    put(lane, question, true)
+}
+
+fn put(lane: &Connection, command: &[u8], repeatable: bool) -> impl Future<Output = Vec<u8>> + use<> {
     let outbox = Rc::new(Outbox::default());
     let place = outbox.reserve(true);
-    lane.send(Piece::Slice(question), place, Effect::None, Time::now());
+    lane.send(Piece::Slice(command), place, Effect::None, repeatable, Time::now());
     poll_fn(move |cx| {
         outbox.register(cx.waker());
         if outbox.waiting() > 0 { Poll::Pending } else { Poll::Ready(outbox.take()) }

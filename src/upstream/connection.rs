@@ -225,10 +225,11 @@ impl Connection {
 
     // --- what sessions ask of it ---
 
-    /// Sends a request as it is; its reply goes to `place` after `effect`.
-    pub fn send(&self, request: Piece<'_>, place: Place, effect: Effect, now: Time) {
-        let retry = (self.role == Role::Lane && !effect.may_write() && request.len() < LARGE)
-            .then(|| request.as_slice().into());
+    /// Sends a request as it is; its reply goes to `place` after `effect`. `repeatable`: it changes nothing, so that a lane
+    /// which is lost may send it again.
+    pub fn send(&self, request: Piece<'_>, place: Place, effect: Effect, repeatable: bool, now: Time) {
+        let again = repeatable && self.role == Role::Lane && !effect.may_write() && request.len() < LARGE;
+        let retry = again.then(|| request.as_slice().into());
         self.enqueue(request, Expect::Reply { place, effect, retry }, now);
     }
 

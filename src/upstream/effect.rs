@@ -74,7 +74,7 @@ impl Effect {
         unknown
     }
 
-    /// Whether the command may have changed something, so that it must never be repeated.
+    /// Whether the command may have changed a key. (One that changes none may still not be repeatable: PUBLISH.)
     pub fn may_write(&self) -> bool {
         match self {
             Effect::None | Effect::Read(_) => false,
