@@ -51,6 +51,7 @@ pub fn fields(shared: &Shared) -> Vec<(String, String)> {
     add("clock_age_ms", &age.map_or(-1, |a| a.as_millis() as i64));
     add("lanes", &node.lanes.load(Ordering::Relaxed));
     add("dedicated", &node.dedicated.load(Ordering::Relaxed));
+    add("upstream_out_of_turn", &get(&node.out_of_turn));
     add("clients", &shared.clients.len());
     add("clients_total", &shared.clients.total());
     add("clients_refused", &get(&shared.clients.refused));

@@ -11,6 +11,8 @@ use std::ops::Range;
 
 /// Longest inline request and longest count line, as in Redis.
 const INLINE_MAX: usize = 64 * 1024;
+/// No reply has so many bytes or values: a number that is larger is none.
+const LARGEST: i64 = 1 << 40;
 
 /// Why a client's bytes are not a request. The text is Redis's; the connection is closed after it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -443,7 +445,7 @@ impl Cutter {
             let end = self.pos + newline + 1;
             let line = rest[..newline].strip_suffix(b"\r").ok_or(NotResp)?;
             let (kind, number) = line.split_first().ok_or(NotResp)?;
-            let number = || parse_i64(number).ok_or(NotResp);
+            let number = || parse_i64(number).filter(|n| *n < LARGEST).ok_or(NotResp);
             match kind {
                 b'+' | b'-' | b':' | b'_' | b',' | b'#' | b'(' => self.value(end),
                 b'$' | b'=' | b'!' => {
@@ -479,8 +481,8 @@ impl Cutter {
 
     fn aggregate(&mut self, end: usize, n: i64, each: u64, own: u64) {
         self.pos = end;
-        self.values += u64::try_from(n).unwrap_or(0).saturating_mul(each);
-        self.values -= own;
+        // Saturated, nested as they may be: no connection lives to see so many.
+        self.values = self.values.saturating_add(u64::try_from(n).unwrap_or(0).saturating_mul(each)) - own;
     }
 }
 

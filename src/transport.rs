@@ -22,6 +22,8 @@ use crate::tls;
 const KEEPALIVE: Duration = Duration::from_secs(60);
 /// Bytes that a pipe within the process holds.
 const PIPE: usize = 64 * 1024;
+/// Room that is made at once for what has begun: its length is the peer's word, and need not be true.
+const ROOM_AHEAD: usize = 64 << 20;
 
 /// One connection.
 pub enum Stream {
@@ -194,7 +196,7 @@ impl Stream {
     /// something in it. `Ok(0)`: the peer is done.
     pub fn poll_more(&mut self, cx: &mut Context<'_>, buf: &mut BytesMut, need: usize) -> Poll<io::Result<usize>> {
         buffer::equip(buf, need);
-        let poll = self.poll_read(cx, buf, need.saturating_sub(buf.len()).max(1));
+        let poll = self.poll_read(cx, buf, need.saturating_sub(buf.len()).clamp(1, ROOM_AHEAD));
         if poll.is_pending() {
             buffer::rest(buf);
         }

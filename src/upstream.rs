@@ -12,6 +12,7 @@ pub mod watch;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -107,6 +108,8 @@ pub struct Node {
     pub lanes: AtomicUsize,
     /// Connections lent to single sessions.
     pub dedicated: AtomicUsize,
+    /// Connections that ended because they were sent what cannot be: a reply that nobody asked for, or no RESP.
+    pub out_of_turn: AtomicU64,
     /// See [`Config`].
     pub connect_timeout: Duration,
     /// See [`Config`].
@@ -151,6 +154,7 @@ impl Node {
             seen: AtomicU64::new(0),
             lanes: AtomicUsize::new(0),
             dedicated: AtomicUsize::new(0),
+            out_of_turn: AtomicU64::new(0),
             connect_timeout: config.connect_timeout,
             upstream_timeout: config.upstream_timeout,
             heartbeat: config.heartbeat,
@@ -180,6 +184,19 @@ impl Node {
     fn acl_changed(&self) {
         self.acl_changes.fetch_add(1, Ordering::AcqRel);
         self.coherence.flush(FlushCause::Acl);
+    }
+
+    /// Says and counts that a connection is lost because of what came on it, if that is why.
+    fn note_broken(&self, name: &str, why: &io::Error) {
+        if self.count_broken(why) {
+            tracing::warn!("{name} to {} is lost, and opened anew when it is needed: {why}", self.address);
+        }
+    }
+
+    fn count_broken(&self, why: &io::Error) -> bool {
+        let broken = why.kind() == io::ErrorKind::InvalidData;
+        self.out_of_turn.fetch_add(u64::from(broken), Ordering::Relaxed);
+        broken
     }
 
     /// An error reply in the proxy's name.

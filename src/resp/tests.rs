@@ -154,3 +154,12 @@ fn a_short_get_is_what_the_scanner_finds() {
         }
     }
 }
+
+#[test]
+fn numbers_that_no_reply_has_are_no_resp() {
+    for bytes in [&b"$9223372036854775000\r\n"[..], b"*1099511627776\r\n", b"%9223372036854775807\r\n"] {
+        assert_eq!(Cutter::default().cut(bytes), Err(NotResp), "{bytes:?}");
+    }
+    let deep = b"*1099511627775\r\n".repeat(1 << 12);
+    assert_eq!(Cutter::default().cut(&deep), Ok(None), "and nothing overflows");
+}

@@ -4,7 +4,7 @@
 //! Bounds: the bytes queued for the node (`lane_buffer_limit`, checked by sessions before they send), what is awaited
 //! (each session's own limit), one reply at a time in the input buffer.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
@@ -35,6 +35,9 @@ use crate::transport::Stream;
 
 /// Spelled as [`resp::own`] does.
 const PING: &[u8] = b"*1\r\n$4\r\npING\r\n";
+const PONG: &[u8] = b"+PONG\r\n";
+/// Bytes of an unasked error that the log and clients are shown.
+const SHOWN: usize = 128;
 /// Reads before the thread's sessions get their turn.
 const READS_PER_TURN: usize = 16;
 /// Answers for which the memory is asked ahead, so that its latencies overlap.
@@ -426,7 +429,12 @@ pub async fn run(connection: Rc<Connection>) {
                 let why = pump(&connection, opened.stream, opened.input).await;
                 connection.lost(&why)
             }
-            Err(refusal) => connection.not_opened(refusal),
+            Err(refusal) => {
+                if let handshake::Refusal::Io(why) = &refusal {
+                    connection.node.count_broken(why);
+                }
+                connection.not_opened(refusal)
+            }
         };
         connection.changed.notify_waiters();
         if outcome == Outcome::End {
@@ -543,6 +551,7 @@ impl Connection {
             self.node.lanes.fetch_sub(1, Ordering::Relaxed);
             tracing::debug!("lane lost: {why}");
         }
+        self.node.note_broken(self.role.name(), why);
         failed.into_iter().for_each(|(expect, error)| fail(expect, error, &self.node, now));
         if let Some(session) = session {
             session.break_off();
@@ -710,14 +719,18 @@ impl Connection {
         let mut done = 0;
         let error = loop {
             match cutter.cut(&input[done..]) {
-                Ok(Some(len)) if len >= LARGE => {
-                    bytes::Buf::advance(input, std::mem::take(&mut done));
-                    let frame = input.split_to(len).freeze();
-                    answered = self.frame(Piece::Bytes(frame), now).or(answered);
-                }
                 Ok(Some(len)) => {
-                    answered = self.frame(Piece::Slice(&input[done..done + len]), now).or(answered);
-                    done += len;
+                    let told = if len >= LARGE {
+                        bytes::Buf::advance(input, std::mem::take(&mut done));
+                        self.frame(Piece::Bytes(input.split_to(len).freeze()), now)
+                    } else {
+                        done += len;
+                        self.frame(Piece::Slice(&input[done - len..done]), now)
+                    };
+                    match told {
+                        Ok(sent) => answered = sent.or(answered),
+                        Err(e) => break Some(e),
+                    }
                 }
                 Ok(None) => break None,
                 Err(e) => break Some(io::Error::new(io::ErrorKind::InvalidData, e)),
@@ -730,15 +743,15 @@ impl Connection {
         error
     }
 
-    /// One frame of the server. Returns when what it answers was sent.
-    fn frame(self: &Rc<Self>, frame: Piece<'_>, now: Time) -> Option<Time> {
+    /// One frame of the server. Returns when what it answers was sent, if that proves that the server held the connection then.
+    fn frame(self: &Rc<Self>, frame: Piece<'_>, now: Time) -> io::Result<Option<Time>> {
         let bytes = frame.as_slice();
         let mut shared = self.shared.borrow_mut();
         if shared.raw == Some(Raw::Watching) {
             if let Some(session) = shared.session.clone().filter(|_| !resp::is_own(bytes)) {
                 session.push(frame);
             }
-            return None;
+            return Ok(None);
         }
         let kind = push_kind(bytes, shared.resp3, shared.is_subscribed() || shared.confirms > 0);
         if let Some(kind) = kind {
@@ -749,30 +762,43 @@ impl Connection {
                 if shared.behind.len() > MAX_BEHIND {
                     shared.release_behind(behind);
                 }
-                return None;
+                return Ok(None);
             }
             let session = shared.session.clone();
             drop(shared);
             if let Some(session) = session {
                 session.push(frame);
             }
-            return None;
+            return Ok(None);
         }
-        let stamp = shared.stamp;
-        if let Some(InFlight { expect: Expect::Fill(fill), sent, .. }) = shared.awaited.front_mut() {
-            let sent = *sent;
+        self.answer(shared, frame, now)
+    }
+
+    /// A reply: that to what is awaited first, if it can be one to it.
+    fn answer(
+        self: &Rc<Self>,
+        mut shared: RefMut<'_, Shared>,
+        frame: Piece<'_>,
+        now: Time,
+    ) -> io::Result<Option<Time>> {
+        let bytes = frame.as_slice();
+        let (stamp, written) = (shared.stamp, shared.written());
+        let Some(first) = shared.awaited.front_mut().filter(|first| first.start < written) else {
+            return Err(out_of_turn("a reply that nobody asked for", bytes));
+        };
+        if !first.expect.allows(bytes) {
+            return Err(out_of_turn("a reply that nobody asked for in this place", bytes));
+        }
+        let sent = first.sent;
+        let proven = proves_life(bytes).then_some(sent);
+        if let Expect::Fill(fill) = &mut first.expect {
             if fill.reply(frame, now, &self.node.coherence, stamp) {
                 shared.awaited.pop_front();
                 shared.prefetch(AHEAD - 1, &self.node.coherence.cache);
             }
-            return Some(sent);
+            return Ok(proven);
         }
-        // A reply nobody asked for: the positions are lost, and so is the connection.
-        let Some(InFlight { expect, sent, .. }) = shared.awaited.pop_front() else {
-            debug_assert!(false, "a reply nobody asked for");
-            shared.close = true;
-            return None;
-        };
+        let Some(InFlight { expect, .. }) = shared.awaited.pop_front() else { return Ok(None) };
         match expect {
             Expect::Reply { place, effect, .. } => {
                 shared.prefetch(AHEAD - 1, &self.node.coherence.cache);
@@ -784,19 +810,21 @@ impl Connection {
                 drop(shared);
                 place.deliver(frame, now);
             }
-            Expect::Ping => shared.pings = shared.pings.saturating_sub(1),
+            Expect::Ping => {
+                shared.pings = shared.pings.saturating_sub(1);
+                shared.heed_refusal(bytes);
+            }
             Expect::Arm(generation) => {
                 shared.arming = false;
                 if bytes == b"+OK\r\n" {
                     shared.armed = generation;
-                } else if bytes.starts_with(b"-NOPERM") {
-                    shared.rights.fill = false;
                 }
+                shared.heed_refusal(bytes);
             }
             // dealt with above
             Expect::Fill(_) => {}
         }
-        Some(sent)
+        Ok(proven)
     }
 
     /// Rule 2: first the cache, then the client.
@@ -857,6 +885,17 @@ impl Connection {
 }
 
 impl Expect {
+    /// Whether this can be the answer. Of a client's own command nothing is known: what comes in its turn is its reply.
+    fn allows(&self, bytes: &[u8]) -> bool {
+        match self {
+            Expect::Reply { .. } => true,
+            Expect::Fill(fill) => fill.allows(bytes),
+            Expect::Confirm { .. } => is_error(bytes),
+            Expect::Ping => bytes == PONG || is_error(bytes),
+            Expect::Arm(_) => bytes == b"+OK\r\n" || is_error(bytes),
+        }
+    }
+
     /// Whether its answer takes no longer than the node takes for anything. A script may run for long, a write may be
     /// paused (CLIENT PAUSE), a module may block: meanwhile the node answers others.
     fn is_prompt(&self) -> bool {
@@ -886,6 +925,13 @@ impl Shared {
         let here = role == Role::Lane && first.expect.is_prompt();
         let last = if here { self.heard } else { seen };
         now.since(first.sent.max(last))
+    }
+
+    /// The server's answer to something of the proxy's own: a user who may not say it is not cached for.
+    fn heed_refusal(&mut self, bytes: &[u8]) {
+        if is_refusal(bytes) {
+            self.rights.fill = false;
+        }
     }
 
     /// What its user may do now. Who may not fill any more is not asked for anything either.
@@ -949,17 +995,40 @@ impl Shared {
     }
 }
 
-/// The first word of a push, or `None` if the frame is a reply. RESP2 has no push type: there it is what a subscriber
-/// gets while it is one.
+/// The first word of a push (nothing if it has none), or `None` if the frame is a reply. RESP2 has no push type: there it is
+/// what a subscriber gets while it is one.
 fn push_kind(frame: &[u8], resp3: bool, subscribed: bool) -> Option<&[u8]> {
     let marked = frame[0] == b'>';
     if !marked && (resp3 || !subscribed || frame[0] != b'*') {
         return None;
     }
-    let (_, rest) = resp::split_aggregate(frame)?;
-    let (word, _) = resp::split_bulk(rest)?;
-    let pubsub = word.ends_with(b"subscribe") || word.ends_with(b"message");
-    (marked || pubsub).then_some(word)
+    let elements = resp::split_aggregate(frame).filter(|(count, _)| *count > 0);
+    let word = elements.and_then(|(_, rest)| resp::split_bulk(rest)).map(|(word, _)| word);
+    let pubsub = word.is_some_and(|word| word.ends_with(b"subscribe") || word.ends_with(b"message"));
+    (marked || pubsub).then_some(word.unwrap_or_default())
+}
+
+fn is_error(frame: &[u8]) -> bool {
+    matches!(frame[0], b'-' | b'!')
+}
+
+/// The server's own word on what a user may not say.
+fn is_refusal(frame: &[u8]) -> bool {
+    frame.starts_with(b"-NOPERM")
+}
+
+/// Whether a reply shows that the server held the connection when it was asked. An error may come from whatever stands
+/// between, which says a last word and closes while the server has let the connection go already.
+fn proves_life(frame: &[u8]) -> bool {
+    !is_error(frame) || is_refusal(frame)
+}
+
+/// The positions are lost, and so is the connection: what is awaited on it fails. Of the bytes only an error's text is shown:
+/// anything else may be a client's value.
+fn out_of_turn(what: &str, frame: &[u8]) -> io::Error {
+    let shown = if is_error(frame) { &frame[..frame.len().min(SHOWN)] } else { &frame[..1] };
+    let shown = String::from_utf8_lossy(shown.trim_ascii_end());
+    io::Error::new(io::ErrorKind::InvalidData, format!("{what}: {}", shown.escape_debug()))
 }
 
 /// The last value of a confirmation: how many subscriptions there are now.

@@ -163,6 +163,19 @@ impl Fill {
         self.read.keys.iter().filter_map(|key| key.token.as_ref()).for_each(FillToken::prefetch);
     }
 
+    /// Whether this can be the next reply. (No read that is cached answers `+OK`: CLIENT CACHING's answer has come late.)
+    pub fn allows(&self, bytes: &[u8]) -> bool {
+        let keys = self.read.keys.len();
+        matches!(bytes[0], b'-' | b'!')
+            || match (self.step, self.read.field_ttl) {
+                (0, _) => bytes == b"+OK\r\n",
+                (1, _) => bytes != b"+OK\r\n",
+                (n, _) if n < 2 + keys => bytes[0] == b':',
+                (_, FieldTtl::Whole) => matches!(bytes[0], b'$' | b'='),
+                _ => matches!(bytes[0], b'*' | b'$' | b'_'),
+            }
+    }
+
     /// The next reply. True if it was the last one: what was read is then stored, or noted as told, and only then told.
     pub fn reply(&mut self, frame: Piece<'_>, now: Time, coherence: &Coherence, lane: Option<LaneStamp>) -> bool {
         let keys = self.read.keys.len();

@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
 
@@ -139,26 +140,54 @@ async fn greet(
     let asked = Time::now();
     let select = (key.db != 0).then(|| resp::own(&["SELECT", &key.db.to_string()]));
     let other = selector.map(|creds| hello_as(creds.as_deref(), false, name));
-    let steps =
-        if other.is_some() { [other, select, Some(hello(key, name))] } else { [Some(hello(key, name)), select, None] };
+    let steps = if other.is_some() {
+        [other, select.clone(), Some(hello(key, name))]
+    } else {
+        [Some(hello(key, name)), select.clone(), None]
+    };
     let tracking = link.as_ref().is_some_and(|link| link.mode == Mode::Tracked);
     let track = link.as_ref().filter(|_| tracking).map(|link| track(link.client_id));
     let request: Vec<u8> = steps.iter().flatten().chain(&track).flatten().copied().collect();
     wire.send(&request).await?;
     let mut hello = Bytes::new();
-    for _ in steps.iter().flatten() {
+    for step in steps.iter().flatten() {
         let reply = wire.reply().await?;
         match reply[0] {
             b'-' => return Err(Refusal::Server(reply)),
-            b'+' => {}
-            _ => hello = reply,
+            b'+' if Some(step) == select.as_ref() => {}
+            _ if Some(step) != select.as_ref() && is_hello(&reply) => hello = reply,
+            _ => return Err(out_of_turn(&reply).into()),
         }
     }
     let armed = match link {
-        Some(link) if !tracking || &wire.reply().await?[..] == b"+OK\r\n" => Some(link.generation),
+        Some(link) if !tracking || accepted(&wire.reply().await?)? => Some(link.generation),
         _ => None,
     };
     Ok(Opened { stream: wire.stream, input: wire.input, hello, rights, armed, asked })
+}
+
+/// What was said instead of an answer: nobody knows which question the next reply is about.
+pub fn out_of_turn(reply: &[u8]) -> io::Error {
+    let kind = (reply[0] as char).escape_debug();
+    io::Error::new(io::ErrorKind::InvalidData, format!("a reply that nobody asked for in this place: {kind}"))
+}
+
+/// Whether it can be what HELLO answers.
+pub fn is_hello(reply: &[u8]) -> bool {
+    matches!(reply[0], b'*' | b'%') && memchr::memmem::find(reply, b"$5\r\nproto\r\n").is_some()
+}
+
+fn closed() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the server")
+}
+
+/// Whether a command was done that answers `+OK`.
+fn accepted(reply: &[u8]) -> io::Result<bool> {
+    match reply {
+        b"+OK\r\n" => Ok(true),
+        [b'-' | b'!', ..] => Ok(false),
+        _ => Err(out_of_turn(reply)),
+    }
 }
 
 /// A socket used one question at a time, before (or instead of) being shared.
@@ -179,7 +208,24 @@ impl Wire {
     /// Says who we are; the reply to [`hello`].
     pub async fn greet(&mut self, key: &ConnectionKey, name: &str) -> io::Result<Bytes> {
         self.send(&hello(key, name)).await?;
-        self.reply().await
+        let reply = self.reply().await?;
+        if reply[0] == b'-' || is_hello(&reply) { Ok(reply) } else { Err(out_of_turn(&reply)) }
+    }
+
+    /// Before a question: nothing has come that was not asked for.
+    ///
+    /// # Errors
+    /// Something has, or the connection has ended.
+    pub async fn quiet(&mut self) -> io::Result<()> {
+        if self.input.is_empty() {
+            let come = poll_fn(|cx| Poll::Ready(self.stream.poll_read(cx, &mut self.input, 4096))).await;
+            match come {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(Ok(0)) => return Err(closed()),
+                Poll::Ready(read) => read?,
+            };
+        }
+        Err(out_of_turn(&self.input))
     }
 
     /// Writes all of it.
@@ -198,7 +244,7 @@ impl Wire {
                 return Ok(self.input.split_to(len).freeze());
             }
             if poll_fn(|cx| self.stream.poll_read(cx, &mut self.input, 4096)).await? == 0 {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the server"));
+                return Err(closed());
             }
         }
     }

@@ -47,6 +47,7 @@ pub async fn run(node: Arc<Node>) {
                 let id = ears.map(|ears| LinkId { generation, client_id, mode: ears.mode });
                 let mut link = Link::new(node.clone(), id, ears.is_some_and(|ears| ears.resp3));
                 let why = link.run(wire).await;
+                node.count_broken(&why);
                 if link.up {
                     node.coherence.link_lost();
                     tracing::warn!(
@@ -57,6 +58,9 @@ pub async fn run(node: Arc<Node>) {
             }
             Err(refusal) => {
                 failures += 1;
+                if let Refusal::Io(why) = &refusal {
+                    node.count_broken(why);
+                }
                 if failures == 1 {
                     report(&node, &refusal);
                 }

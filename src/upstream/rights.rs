@@ -8,7 +8,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::handshake::{Wire, hello};
+use super::handshake::{Wire, hello, is_hello, out_of_turn};
 use super::{ConnectionKey, Node};
 use crate::coherence::standing::Mode;
 use crate::command::FieldTtl;
@@ -61,6 +61,11 @@ pub async fn of(node: &Node, key: &ConnectionKey) -> Rights {
     let asked = tokio::time::timeout(node.connect_timeout, ask(node, key.user(), link.mode)).await;
     match asked.unwrap_or_else(|late| Err(late.into())) {
         Ok([fill, fields, info]) => Rights { as_of: Some(as_of), fill, fields, info },
+        // Nobody knows which verdict is which: the lane asks again.
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
+            node.note_broken("nearside-rights", &e);
+            Rights::NONE
+        }
         Err(e) => {
             tracing::debug!("rights of {} not known: {e}", String::from_utf8_lossy(key.user()));
             Rights::all(as_of)
@@ -81,7 +86,10 @@ async fn ask(node: &Node, user: &[u8], mode: Mode) -> std::io::Result<[bool; 3]>
         request.extend(resp::own(&dryrun.chain(command.iter().map(|arg| arg.as_bytes())).collect::<Vec<_>>()));
     }
     wire.send(&request).await?;
-    wire.reply().await?;
+    let greeting = wire.reply().await?;
+    if greeting[0] != b'-' && !is_hello(&greeting) {
+        return Err(out_of_turn(&greeting));
+    }
     let mut may = [true; 3];
     for _ in &fill {
         may[0] &= !is_refused(&wire.reply().await?);
@@ -89,6 +97,7 @@ async fn ask(node: &Node, user: &[u8], mode: Mode) -> std::io::Result<[bool; 3]>
     for may in &mut may[1..] {
         *may = !is_refused(&wire.reply().await?);
     }
+    wire.quiet().await?;
     Ok(may)
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::handshake::{Refusal, Wire, is_passing};
+use super::handshake::{Refusal, Wire, is_passing, out_of_turn};
 use super::{Node, probe};
 use crate::cache::FlushCause;
 use crate::config::Invalidation;
@@ -96,7 +96,14 @@ pub async fn run(node: Arc<Node>) {
     loop {
         match watch(&node, &mut last, &mut failures).await {
             Ok(never) => match never {},
-            Err(e) => tracing::debug!("watch of {} lost: {e}", node.address),
+            Err(e) => {
+                tracing::debug!("watch of {} lost: {e}", node.address);
+                if e.kind() == io::ErrorKind::InvalidData {
+                    // The last look may have been at what was not asked for: nobody knows what it should have shown.
+                    node.note_broken("nearside-watch", &e);
+                    node.acl_changed();
+                }
+            }
         }
         failures += 1;
         tokio::time::sleep(node.backoff(failures)).await;
@@ -152,6 +159,7 @@ pub async fn look(wire: &mut Wire, node: &Node) -> Result<Look, Refusal> {
     if keyspace {
         questions.extend(resp::own(&["CONFIG", "GET", "notify-keyspace-events"]));
     }
+    wire.quiet().await?;
     let sent = Time::now();
     wire.send(&questions).await?;
     let (stats, replication, acl) = (wire.reply().await?, wire.reply().await?, wire.reply().await?);
@@ -160,6 +168,10 @@ pub async fn look(wire: &mut Wire, node: &Node) -> Result<Look, Refusal> {
     let replies = [&stats, &replication, &acl].into_iter().chain(&notifies);
     if let Some(passing) = replies.into_iter().find(|reply| is_passing(reply)) {
         return Err(Refusal::Server(passing.clone()));
+    }
+    let in_turn = [(&stats, b"$="), (&replication, b"$="), (&acl, b"*~")];
+    if let Some((stray, _)) = in_turn.into_iter().find(|(reply, kind)| reply[0] != b'-' && !kind.contains(&reply[0])) {
+        return Err(out_of_turn(stray).into());
     }
     let commands: &[&str] = if keyspace { &SILENT } else { &SILENT[..1] };
     Ok(Look {

@@ -8,7 +8,7 @@ import threading
 import time
 
 CHUNK = 65536
-ROLES = {b"nearside-link": "link", b"nearside-lane": "lane", b"nearside-watch": "watch", b"nearside-rights": "rights"}
+ROLES = {b"nearside-link": "link", b"nearside-lane": "lane", b"nearside-watch": "watch", b"nearside-rights": "rights", b"nearside-dedicated": "dedicated"}
 
 
 class Weather:
@@ -30,6 +30,8 @@ class Relay:
         self._pairs = []
         self.refused = None
         """A word: requests with it are answered by an error here, as a server would that does not know it."""
+        self.greetings = {}
+        """By role: bytes that the next connection of the role is sent before the server's first answer."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -53,6 +55,13 @@ class Relay:
         pairs = [pair for pair in list(self._pairs) if pair.role == role and pair.open]
         for pair in pairs:
             pair.cut()
+        return len(pairs)
+
+    def inject(self, role, data):
+        """Sends the proxy bytes that the server has not said, on this role's connections; how many there were."""
+        pairs = [pair for pair in list(self._pairs) if pair.role == role and pair.open]
+        for pair in pairs:
+            pair.inject(data)
         return len(pairs)
 
     def kill(self):
@@ -116,6 +125,12 @@ class Pair:
             except OSError:
                 pass
 
+    def inject(self, data):
+        try:
+            self._client.sendall(data)
+        except OSError:
+            pass
+
     def _pump_requests(self):
         self._pump(self._client, self._server, self._look_at_request)
 
@@ -144,6 +159,8 @@ class Pair:
     def _look_at_request(self, data):
         if self.role is None:
             self.role = next((role for mark, role in ROLES.items() if mark in data), None)
+            if greeting := self.relay.greetings.pop(self.role, None):
+                self.inject(greeting)
         refused = self.relay.refused is not None and self.relay.refused in data
         if refused:
             self._client.sendall(b"-ERR syntax error\r\n")
