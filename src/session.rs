@@ -8,6 +8,7 @@
 mod audit;
 mod client;
 mod dedicated;
+mod flow;
 mod input;
 mod local;
 mod outstanding;
@@ -40,12 +41,6 @@ use dedicated::Lent;
 use input::Input;
 use outstanding::Outstanding;
 
-/// Commands of one session that may be unanswered at once; the rest of its pipeline waits in its input.
-const MAX_WAITING: usize = 1024;
-/// Replies a session may owe before it reads on.
-const OUTPUT_SOFT: usize = 1 << 20;
-/// Input read ahead of a command that has to wait.
-const READ_AHEAD: usize = 1 << 20;
 /// Turns of the loop before other tasks of the thread get theirs.
 const TURNS: usize = 8;
 
@@ -244,7 +239,7 @@ impl Session {
             if let Some(why) = self.over(input) {
                 return Poll::Ready(why);
             }
-            if self.held_back && !self.must_drain() {
+            if self.held_back && !self.holds_back(input) {
                 continue;
             }
             match self.poll_read(cx, input) {
@@ -259,22 +254,6 @@ impl Session {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
-    }
-
-    fn poll_read(&mut self, cx: &mut Context<'_>, input: &mut Input) -> Poll<std::io::Result<bool>> {
-        let left = input.left();
-        let full = left >= READ_AHEAD && (self.stall.is_some() || self.must_drain());
-        if self.eof || self.closing.is_some() || full {
-            return Poll::Pending;
-        }
-        input.poll_read(cx, &mut self.stream).map_ok(|n| {
-            self.arrived = Time::now();
-            n > 0
-        })
-    }
-
-    fn must_drain(&self) -> bool {
-        self.outbox.owes(MAX_WAITING, OUTPUT_SOFT)
     }
 
     /// Whether and why the session ends now.
@@ -300,31 +279,6 @@ impl Session {
             _ if self.client.draining() && (idle || waits_for_others) => Some("the proxy stops"),
             _ => None,
         }
-    }
-
-    /// Whether more of it is held than it may have.
-    fn too_much(&self, input: &Input) -> Option<Why> {
-        let config = &self.shared.config;
-        // Others on a connection of their own may ask for large replies, as anybody may.
-        let told = self.lent.as_ref().is_some_and(Lent::is_told);
-        let (limit, setting) = if told {
-            (config.client_output_buffer_limit_pubsub, "client_output_buffer_limit_pubsub")
-        } else {
-            (config.client_output_buffer_limit, "client_output_buffer_limit")
-        };
-        if self.outbox.bytes() > limit {
-            self.shared.slow_readers.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(
-                client = self.client.addr,
-                "closed: more than {limit} bytes that it does not read ({setting})"
-            );
-            return Some("it reads too slowly");
-        }
-        if input.left() > self.shared.config.client_query_buffer_limit {
-            tracing::warn!(client = self.client.addr, "closed: its request exceeds client_query_buffer_limit");
-            return Some("its request is too large");
-        }
-        None
     }
 
     /// True if what the request waited for has happened.
@@ -406,7 +360,7 @@ impl Session {
         self.paused = self.shared.node.paused_until.load(Ordering::Relaxed) > self.now.0;
         let mut table = None;
         while self.closing.is_none() && self.stall.is_none() {
-            self.held_back = self.must_drain();
+            self.held_back = self.holds_back(input);
             if self.held_back {
                 break;
             }
@@ -471,16 +425,10 @@ impl Session {
     }
 
     fn forward(&self, lane: Rc<Connection>, effect: Effect) -> Step {
-        let limit = self.shared.config.lane_buffer_limit;
-        if lane.backlog() > limit {
-            return Step::Stall(Stall::For(Box::pin(async move {
-                while lane.backlog() > limit / 2 {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-                After::Again
-            })));
+        match self.wait_for_room(&lane) {
+            Some(stall) => Step::Stall(stall),
+            None => Step::Send(lane, effect),
         }
-        Step::Send(lane, effect)
     }
 
     /// The hash of argument `i`.

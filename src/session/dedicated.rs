@@ -103,6 +103,11 @@ impl Lent {
         self.monitoring || self.connection.subscriptions() > 0
     }
 
+    /// A blocking command is on its way.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocking
+    }
+
     /// It waits for somebody else to do something, for as long as it takes.
     pub(super) fn waits_for_others(&self) -> bool {
         self.blocking || self.listens()
@@ -294,6 +299,9 @@ impl Session {
     /// Raw: everything the client sends goes through as it is, but for the number of another client.
     pub(super) fn pass_on(&mut self, input: &mut Input) {
         while input.left() > 0 {
+            if let Some(stall) = self.lent.as_ref().and_then(|lent| self.wait_for_room(&lent.connection)) {
+                return self.carry_out(Step::Stall(stall), input);
+            }
             match input.find(&self.cache, self.shared.config.proto_max_bulk_len) {
                 Ok(true) => {}
                 Ok(false) => return,
@@ -401,6 +409,9 @@ impl Session {
 
     fn subscribe(&mut self, request: &Request<'_>) -> Step {
         let (Some(lent), Some(kind)) = (&self.lent, confirmation(request)) else { return Step::Done };
+        if let Some(stall) = self.wait_for_room(&lent.connection) {
+            return Step::Stall(stall);
+        }
         // Without arguments, UNSUBSCRIBE confirms once for each channel there is, and at least once: the first counts.
         let left = (request.len() - 1).max(1);
         let place = self.outbox.reserve(true);

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use smallvec::{SmallVec, smallvec};
 
+use super::flow::OUTPUT_SOFT;
 use super::input::Input;
-use super::{After, OUTPUT_SOFT, Session, Stall, Step};
+use super::{After, Session, Stall, Step};
 use crate::cache::entry::{Node, Variant};
 use crate::cache::{Begin, FillToken, Lookup, Need};
 use crate::command::{self, CacheRead, FieldTtl, GET_ID, Keys, Plan, Request};
@@ -92,6 +93,7 @@ impl Session {
         let (mut watermark, mut shown, mut served) = (self.watermark(), self.shown, 0);
         let causal = self.level == Level::Causal;
         let Some(mut out) = self.outbox.direct() else { return false };
+        let enough = out.bytes() + OUTPUT_SOFT;
         for (key, hash) in input.gets(self.sampler.left()) {
             if !alone && self.outstanding.contains(hash) {
                 break;
@@ -107,7 +109,7 @@ impl Session {
                 watermark = watermark.max(stored);
             }
             served += 1;
-            if out.bytes() > OUTPUT_SOFT {
+            if out.bytes() > enough {
                 break;
             }
         }
@@ -161,6 +163,9 @@ impl Session {
         hash: u64,
         overtake: bool,
     ) -> Step {
+        if let Some(stall) = self.wait_for_room(&self.lane) {
+            return Step::Stall(stall);
+        }
         let token = if request.buf.len() > REQUEST_MAX {
             None
         } else {
@@ -240,6 +245,9 @@ impl Session {
                 Lookup::Behind(need) if self.worth_waiting() => return self.wait_for(need),
                 Lookup::Behind(_) | Lookup::Miss => {}
             }
+        }
+        if let Some(stall) = self.wait_for_room(&self.lane) {
+            return Step::Stall(stall);
         }
         self.count_miss();
         let get = |i: usize| Variant { view: self.view, id: GET_ID, key: request.arg(i), tail: b"" };

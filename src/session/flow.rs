@@ -1,0 +1,96 @@
+//! How much of one client is held: requests read ahead of those that are dealt with, and replies that it has not read.
+//!
+//! Many clients write a whole pipeline before they read the first reply. So a session never waits for its client to read:
+//!
+//! | the next request waits for | meanwhile |
+//! |---|---|
+//! | the client, which has not read [`OUTPUT_SOFT`] of replies | up to [`READ_AHEAD`] is read; with as much, requests are dealt with all the same, until `client_output_buffer_limit` ends the session |
+//! | the server (a reply, room on a lane) | up to [`READ_AHEAD`] is read: the server answers whether the client reads or not |
+//! | other clients (a blocking command, CLIENT PAUSE) | all is read, until `client_query_buffer_limit` ends the session |
+
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use super::dedicated::Lent;
+use super::input::Input;
+use super::{After, Session, Stall, Why};
+use crate::time::Time;
+use crate::upstream::connection::Connection;
+
+/// Commands of one session that may be unanswered at once; the rest of its pipeline waits in its input.
+const MAX_WAITING: usize = 1024;
+/// Replies a session may owe before it reads ahead rather than owe more; and what one look at its hits may add.
+pub(super) const OUTPUT_SOFT: usize = 1 << 20;
+/// Input read ahead of a request that waits.
+const READ_AHEAD: usize = 1 << 20;
+/// How often a session looks whether a full connection to the server has room again.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+impl Session {
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, input: &mut Input) -> Poll<std::io::Result<bool>> {
+        let full = input.left() >= READ_AHEAD && self.waits_for_server();
+        if self.eof || self.closing.is_some() || full {
+            return Poll::Pending;
+        }
+        input.poll_read(cx, &mut self.stream).map_ok(|n| {
+            self.arrived = Time::now();
+            n > 0
+        })
+    }
+
+    /// Whether the next request waits for something that comes by itself.
+    fn waits_for_server(&self) -> bool {
+        let others = self.paused || self.lent.as_ref().is_some_and(Lent::is_blocked);
+        !others && (self.stall.is_some() || self.outbox.waiting() >= MAX_WAITING)
+    }
+
+    /// Whether the next request is left alone, because so much is owed already.
+    #[inline]
+    pub(super) fn holds_back(&self, input: &Input) -> bool {
+        self.outbox.owes(MAX_WAITING, OUTPUT_SOFT)
+            && (input.left() < READ_AHEAD || self.outbox.waiting() >= MAX_WAITING)
+    }
+
+    /// What a request waits for if so much waits to be sent on its connection that nothing more may (`lane_buffer_limit`).
+    /// The server takes it whether clients read their replies or not, so none of them can make the others wait for good.
+    pub(super) fn wait_for_room(&self, connection: &Rc<Connection>) -> Option<Stall> {
+        let limit = self.shared.config.lane_buffer_limit;
+        if connection.backlog() <= limit {
+            return None;
+        }
+        let connection = connection.clone();
+        Some(Stall::For(Box::pin(async move {
+            while connection.backlog() > limit / 2 {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            After::Again
+        })))
+    }
+
+    /// Whether more of it is held than it may have.
+    pub(super) fn too_much(&self, input: &Input) -> Option<Why> {
+        let config = &self.shared.config;
+        // Others on a connection of their own may ask for large replies, as anybody may.
+        let told = self.lent.as_ref().is_some_and(Lent::is_told);
+        let (limit, setting) = if told {
+            (config.client_output_buffer_limit_pubsub, "client_output_buffer_limit_pubsub")
+        } else {
+            (config.client_output_buffer_limit, "client_output_buffer_limit")
+        };
+        if self.outbox.bytes() > limit {
+            self.shared.slow_readers.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(
+                client = self.client.addr,
+                "closed: more than {limit} bytes that it does not read ({setting})"
+            );
+            return Some("it reads too slowly");
+        }
+        if input.left() > self.shared.config.client_query_buffer_limit {
+            tracing::warn!(client = self.client.addr, "closed: its request exceeds client_query_buffer_limit");
+            return Some("its request is too large");
+        }
+        None
+    }
+}
