@@ -3,6 +3,7 @@
 
 pub mod connection;
 pub mod effect;
+pub mod event;
 pub mod fill;
 pub mod handshake;
 pub mod link;

@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use super::event::Event;
 use super::handshake::{Refusal, Wire, id_of, is_passing};
 use super::probe::{self, CHANNEL, Ears};
 use super::{Node, watch};
@@ -28,8 +29,10 @@ use crate::resp::{self, Cutter};
 use crate::sabotage::{self, Rule};
 use crate::time::Time;
 
-/// How long a server that does nothing for us is left alone before it is asked again.
+/// How long a server that does nothing for us is left alone before it is asked again: at first, and at the most. A change of
+/// its ACL, of its role, or of its notifications is a reason to ask at once.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+const ASK_AGAIN_MAX: Duration = Duration::from_secs(60);
 /// What the proxy's own user may not lack; README says what it should have besides.
 const RIGHTS: &str = "+client +subscribe +ping +command +info";
 /// PINGs on their way at once; who comes later shares the next.
@@ -37,36 +40,117 @@ const PINGS: usize = 4;
 
 /// Keeps the link up for as long as the process lives.
 pub async fn run(node: Arc<Node>) {
-    let mut failures = 0;
+    let mut tries = Tries::default();
     let mut generation = 0;
     loop {
         match open(&node).await {
-            Ok((wire, client_id, ears)) => {
-                failures = 0;
+            Ok((wire, client_id, Some(ears))) => {
+                tries.asked = 0;
                 generation += 1;
-                let id = ears.map(|ears| LinkId { generation, client_id, mode: ears.mode });
-                let mut link = Link::new(node.clone(), id, ears.is_some_and(|ears| ears.resp3));
+                let id = LinkId { generation, client_id, mode: ears.mode };
+                let mut link = Link::new(node.clone(), id);
                 let why = link.run(wire).await;
                 node.count_broken(&why);
-                if link.up {
-                    node.coherence.link_lost();
-                    tracing::warn!(
-                        "link to {} lost ({why}): cache flushed, reads go upstream until it is back",
-                        node.address
-                    );
-                }
+                tries.ended(&node, &link, &why);
             }
+            Ok((wire, _, None)) => match stand_by(&node, wire, tries.ask_again(&node)).await {
+                Woken::Ask => continue,
+                Woken::Closed(lived) => tries.lasted(lived),
+            },
             Err(refusal) => {
-                failures += 1;
                 if let Refusal::Io(why) = &refusal {
                     node.count_broken(why);
                 }
-                if failures == 1 {
+                if !std::mem::replace(&mut tries.refused, true) {
                     report(&node, &refusal);
+                }
+                tries.failures += 1;
+            }
+        }
+        tries.pause = node.backoff(tries.failures.max(1));
+        tokio::time::sleep(tries.pause).await;
+    }
+}
+
+/// What the attempts so far came to, so that the pauses between them, and between the lines in the log, grow.
+#[derive(Default)]
+struct Tries {
+    /// In a row.
+    failures: u32,
+    /// Before the latest attempt.
+    pause: Duration,
+    /// The latest could not even be opened.
+    refused: bool,
+    /// How often in a row a server that does nothing for us was asked whether it does.
+    asked: u32,
+    /// Why the latest link ended that had never come up.
+    barren: Option<String>,
+}
+
+impl Tries {
+    /// A connection that outlives the pause before it is no failure; one that ends sooner is, or a server that ends each
+    /// at once would get a hundred a second.
+    fn lasted(&mut self, lived: Duration) {
+        self.failures = if lived >= self.pause { 0 } else { self.failures + 1 };
+        self.refused = false;
+    }
+
+    fn ended(&mut self, node: &Node, link: &Link, why: &io::Error) {
+        if link.up {
+            self.lasted(Time::now().since(link.since));
+            self.barren = None;
+            node.coherence.link_lost();
+            tracing::warn!("link to {} lost ({why}): cache flushed, reads go upstream until it is back", node.address);
+            return;
+        }
+        self.failures += 1;
+        self.refused = false;
+        let why = why.to_string();
+        if self.barren.as_ref() != Some(&why) {
+            tracing::warn!("nothing is cached: link to {} came to nothing ({why}); trying again", node.address);
+            self.barren = Some(why);
+        }
+    }
+
+    /// How long a server that does nothing for us is left alone now.
+    fn ask_again(&mut self, node: &Node) -> Duration {
+        self.refused = false;
+        if node.invalidation == Invalidation::Off {
+            return Duration::MAX;
+        }
+        let pause = ASK_AGAIN.saturating_mul(1 << self.asked.min(16)).min(ASK_AGAIN_MAX);
+        self.asked += 1;
+        pause
+    }
+}
+
+/// Why a connection that listens to nothing was waited on no longer.
+enum Woken {
+    /// The server is to be asked again: the pause is over, or something has changed at the server.
+    Ask,
+    /// The server has closed it, after so long.
+    Closed(Duration),
+}
+
+/// Keeps a connection to a server that does nothing for us, and says nothing on it: its end tells of a server that has gone
+/// and may come back as another.
+async fn stand_by(node: &Node, mut wire: Wire, pause: Duration) -> Woken {
+    let begun = Time::now();
+    let mut ticks = tokio::time::interval(node.heartbeat);
+    loop {
+        tokio::select! {
+            read = poll_fn(|cx| wire.stream.poll_read(cx, &mut wire.input, crate::buffer::LARGE)) => {
+                wire.input.clear();
+                if !read.is_ok_and(|bytes| bytes > 0) {
+                    return Woken::Closed(Time::now().since(begun));
+                }
+            }
+            _ = ticks.tick() => {
+                if node.distrusted.swap(false, Ordering::AcqRel) || Time::now().since(begun) >= pause {
+                    return Woken::Ask;
                 }
             }
         }
-        tokio::time::sleep(node.backoff(failures.max(1))).await;
     }
 }
 
@@ -157,15 +241,20 @@ async fn learn(node: &Node, wire: &mut Wire) -> Result<(), Refusal> {
 
 struct Link {
     node: Arc<Node>,
-    /// `None`: the server does nothing for us.
+    /// Until it is up.
     id: Option<LinkId>,
     mode: Mode,
-    resp3: bool,
     up: bool,
     out: OutBuf,
     pings: Pings,
+    /// When it came up; until then, when it was opened.
     since: Time,
     heard: Time,
+}
+
+/// The begin of a frame, for people.
+fn shown(frame: &[u8]) -> String {
+    frame[..frame.len().min(64)].trim_ascii().escape_ascii().to_string()
 }
 
 /// The PINGs on their way, in order.
@@ -218,16 +307,11 @@ impl Pings {
 }
 
 impl Link {
-    fn new(node: Arc<Node>, id: Option<LinkId>, resp3: bool) -> Link {
+    fn new(node: Arc<Node>, id: LinkId) -> Link {
         let now = Time::now();
-        let mode = id.as_ref().map_or(Mode::Tracked, |id| id.mode);
+        let mode = id.mode;
         let pings = Pings::new(mode);
-        Link { node, id, mode, resp3, up: false, out: OutBuf::default(), pings, since: now, heard: now }
-    }
-
-    /// Whether it is of use, or will be.
-    fn listens(&self) -> bool {
-        self.up || self.id.is_some()
+        Link { node, id: Some(id), mode, up: false, out: OutBuf::default(), pings, since: now, heard: now }
     }
 
     async fn run(&mut self, mut wire: Wire) -> io::Error {
@@ -275,9 +359,6 @@ impl Link {
         if self.up && self.node.distrusted.swap(false, Ordering::AcqRel) {
             return Err(io::Error::other("what the server can keep has changed"));
         }
-        if !self.listens() && self.node.invalidation != Invalidation::Off && Time::now().since(self.since) > ASK_AGAIN {
-            return Err(io::Error::other("the server is asked again"));
-        }
         let silent = Time::now().since(self.heard);
         if silent > self.node.upstream_timeout {
             return Err(io::Error::new(io::ErrorKind::TimedOut, format!("silent for {} ms", silent.as_millis())));
@@ -296,10 +377,11 @@ impl Link {
 
     /// Applies what has come, in order.
     fn take_events(&mut self, wire: &mut Wire, cutter: &mut Cutter) -> io::Result<()> {
-        let invalid = || io::Error::new(io::ErrorKind::InvalidData, "an unexpected message on the link");
-        while let Some(len) = cutter.cut(&wire.input).map_err(|_| invalid())? {
+        let data = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
+        while let Some(len) = cutter.cut(&wire.input).map_err(|e| data(e.to_string()))? {
             let frame = wire.input.split_to(len);
-            match Event::parse(&frame, self.resp3).ok_or_else(invalid)? {
+            let unexpected = || data(format!("an unexpected message: {}", shown(&frame)));
+            match Event::parse(&frame).ok_or_else(unexpected)? {
                 Event::Keys(mut rest) => {
                     while let Some((key, next)) = resp::split_bulk(rest) {
                         self.node.coherence.key_changed(key, self.heard);
@@ -333,6 +415,7 @@ impl Link {
         match self.id.take() {
             Some(id) => {
                 self.up = true;
+                self.since = Time::now();
                 let (coherence, version) = (&self.node.coherence, self.node.version.load());
                 coherence.link_up(id, proven);
                 tracing::info!("link to {} ({version}) is up: caching, {}", self.node.address, self.mode);
@@ -344,127 +427,9 @@ impl Link {
     }
 }
 
-/// What the link can say.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Event<'a> {
-    /// These bulk strings name changed keys.
-    Keys(&'a [u8]),
-    /// This key has changed: a keyspace notification names one.
-    Key(&'a [u8]),
-    /// FLUSHALL and its like.
-    Everything,
-    /// The PING sent at this time has come back.
-    Pong(Time),
-    /// A PING was answered by an error.
-    NoPong,
-    /// Confirmations, and what others publish.
-    Other,
-}
-
-impl Event<'_> {
-    /// Reads one frame. `None`: that cannot be.
-    pub fn parse(frame: &[u8], resp3: bool) -> Option<Event<'_>> {
-        if matches!(frame[0], b'-' | b'!') {
-            return Some(Event::NoPong);
-        }
-        if resp3 && frame[0] == b'$' {
-            let (payload, _) = resp::split_bulk(frame)?;
-            return Self::pong(payload);
-        }
-        let (_, rest) = resp::split_aggregate(frame)?;
-        let (kind, rest) = resp::split_bulk(rest)?;
-        match kind {
-            b"pong" => {
-                let (payload, _) = resp::split_bulk(rest)?;
-                Self::pong(payload)
-            }
-            b"invalidate" if frame[0] == b'>' => Some(Self::payload(rest)),
-            b"pmessage" => {
-                let (_, rest) = resp::split_bulk(rest)?;
-                let (channel, _) = resp::split_bulk(rest)?;
-                Some(Event::Key(notified(channel)?))
-            }
-            b"message" => {
-                let (channel, payload) = resp::split_bulk(rest)?;
-                (channel == CHANNEL.as_bytes()).then_some(())?;
-                Some(Self::payload(payload))
-            }
-            _ => Some(Event::Other),
-        }
-    }
-
-    fn pong(payload: &[u8]) -> Option<Event<'static>> {
-        Some(Event::Pong(Time(u64::try_from(resp::parse_i64(payload)?).ok()?)))
-    }
-
-    fn payload(payload: &[u8]) -> Event<'_> {
-        match payload {
-            b"$-1\r\n" | b"*-1\r\n" | b"_\r\n" => Event::Everything,
-            [b'*' | b'~' | b'>', ..] => {
-                resp::split_aggregate(payload).map_or(Event::Other, |(_, keys)| Event::Keys(keys))
-            }
-            // Somebody has published to the channel: the key of that name is dropped, which harms nobody.
-            _ => Event::Keys(payload),
-        }
-    }
-}
-
-/// The key in `__keyspace@0__:key`.
-fn notified(channel: &[u8]) -> Option<&[u8]> {
-    let rest = channel.strip_prefix(b"__keyspace@")?;
-    let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
-    rest[digits..].strip_prefix(b"__:")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn message(payload: &str) -> String {
-        format!("*3\r\n$7\r\nmessage\r\n$20\r\n{CHANNEL}\r\n{payload}")
-    }
-
-    #[test]
-    fn every_form_of_event() {
-        let keys = message("*2\r\n$1\r\na\r\n$2\r\nbc\r\n");
-        assert_eq!(Event::parse(keys.as_bytes(), false), Some(Event::Keys(b"$1\r\na\r\n$2\r\nbc\r\n")));
-        for null in ["$-1\r\n", "*-1\r\n", "_\r\n"] {
-            assert_eq!(Event::parse(message(null).as_bytes(), false), Some(Event::Everything));
-        }
-        assert_eq!(
-            Event::parse(message("$1\r\nx\r\n").as_bytes(), false),
-            Some(Event::Keys(b"$1\r\nx\r\n")),
-            "published by anybody"
-        );
-        assert_eq!(Event::parse(b"*2\r\n$4\r\npong\r\n$2\r\n17\r\n", false), Some(Event::Pong(Time(17))));
-        assert_eq!(Event::parse(b"-BUSY Redis is busy\r\n", false), Some(Event::NoPong));
-        assert_eq!(Event::parse(b"+PONG\r\n", false), None);
-    }
-    #[test]
-    fn events_of_a_resp3_link() {
-        let push = |payload: &str| format!(">2\r\n$10\r\ninvalidate\r\n{payload}");
-        let parse = |frame: &str| match Event::parse(frame.as_bytes(), true) {
-            Some(Event::Keys(keys)) => String::from_utf8_lossy(keys).into_owned(),
-            other => format!("{other:?}"),
-        };
-        assert_eq!(parse(&push("*1\r\n$1\r\na\r\n")), "$1\r\na\r\n");
-        assert_eq!(parse(&push("_\r\n")), "Some(Everything)");
-        assert_eq!(parse("$2\r\n17\r\n"), "Some(Pong(Time(17)))");
-        assert_eq!(parse("!4\r\nBUSY\r\n"), "Some(NoPong)");
-        assert_eq!(parse("+OK\r\n"), "None");
-    }
-
-    #[test]
-    fn keys_of_keyspace_notifications() {
-        let event = |channel: &str| {
-            let parts = ["pmessage", "__keyspace@*__:*", channel, "set"];
-            Event::parse(&resp::encode(&parts), false).map(|e| format!("{e:?}"))
-        };
-        assert_eq!(event("__keyspace@0__:k"), Some(format!("{:?}", Event::Key(b"k"))));
-        assert_eq!(event("__keyspace@12__:a__:b"), Some(format!("{:?}", Event::Key(b"a__:b"))));
-        assert_eq!(event("__keyspace@0__:"), Some(format!("{:?}", Event::Key(b""))));
-        assert_eq!(event("__keyevent@0__:set"), None);
-    }
 
     #[test]
     fn one_ping_is_enough_but_for_broadcast() {

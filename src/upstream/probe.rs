@@ -21,8 +21,6 @@ const NEEDED: &str = "g$lshzxet";
 pub struct Ears {
     /// How changes are reported.
     pub mode: Mode,
-    /// In pushes of RESP3 instead of messages.
-    pub resp3: bool,
 }
 
 /// Why a mode cannot be had.
@@ -47,18 +45,19 @@ pub async fn listen(node: &Node, wire: &mut Wire, id: i64) -> Verdict<Ears> {
 /// Tracks for itself and looks at it; lanes will do the same.
 async fn tracked(wire: &mut Wire, id: i64) -> Verdict<Ears> {
     let number = id.to_string();
-    let steps: [&[&str]; 4] = [
-        &["CLIENT", "TRACKING", "ON", "REDIRECT", &number, "OPTIN"],
-        &["CLIENT", "CACHING", "YES"],
-        &["CLIENT", "TRACKING", "OFF"],
-        &["SUBSCRIBE", CHANNEL],
+    // Named without the number, which is another each time: what is told once is told apart by its text.
+    let steps: [(&[&str], &str); 4] = [
+        (&["CLIENT", "TRACKING", "ON", "REDIRECT", &number, "OPTIN"], "CLIENT TRACKING ON REDIRECT … OPTIN"),
+        (&["CLIENT", "CACHING", "YES"], "CLIENT CACHING YES"),
+        (&["CLIENT", "TRACKING", "OFF"], "CLIENT TRACKING OFF"),
+        (&["SUBSCRIBE", CHANNEL], "SUBSCRIBE __redis__:invalidate"),
     ];
-    for step in steps {
-        if let Err(why) = accepted(wire, step).await? {
+    for (step, name) in steps {
+        if let Err(why) = judge(name, &wire.ask(step).await?)? {
             return Ok(Err(format!("tracked: {why}")));
         }
     }
-    Ok(Ok(Ears { mode: Mode::Tracked, resp3: false }))
+    Ok(Ok(Ears { mode: Mode::Tracked }))
 }
 
 /// By messages to itself, so that the server's limit for subscribers holds; else by pushes, for servers without REDIRECT.
@@ -76,7 +75,7 @@ async fn broadcast(wire: &mut Wire, id: i64, prefixes: &[String]) -> Verdict<Ear
     wire.send(&command(true)).await?;
     let refused = match judge("CLIENT TRACKING ON REDIRECT … BCAST", &wire.reply().await?)? {
         Ok(()) => match accepted(wire, &["SUBSCRIBE", CHANNEL]).await? {
-            Ok(()) => return Ok(Ok(Ears { mode: Mode::Broadcast, resp3: false })),
+            Ok(()) => return Ok(Ok(Ears { mode: Mode::Broadcast })),
             Err(why) => why,
         },
         Err(why) => why,
@@ -84,7 +83,7 @@ async fn broadcast(wire: &mut Wire, id: i64, prefixes: &[String]) -> Verdict<Ear
     if accepted(wire, &["HELLO", "3"]).await?.is_ok() {
         wire.send(&command(false)).await?;
         if judge("CLIENT TRACKING ON BCAST", &wire.reply().await?)?.is_ok() {
-            return Ok(Ok(Ears { mode: Mode::Broadcast, resp3: true }));
+            return Ok(Ok(Ears { mode: Mode::Broadcast }));
         }
     }
     Ok(Err(format!("broadcast: {refused}")))
@@ -102,7 +101,7 @@ async fn keyspace(wire: &mut Wire) -> Verdict<Ears> {
         return Ok(Err(format!("keyspace: {why}")));
     }
     Ok(match accepted(wire, &["PSUBSCRIBE", NOTIFICATIONS]).await? {
-        Ok(()) => Ok(Ears { mode: Mode::Keyspace, resp3: false }),
+        Ok(()) => Ok(Ears { mode: Mode::Keyspace }),
         Err(why) => Err(format!("keyspace: {why}")),
     })
 }

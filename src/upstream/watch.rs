@@ -163,6 +163,8 @@ pub async fn look(wire: &mut Wire, node: &Node) -> Result<Look, Refusal> {
     let sent = Time::now();
     wire.send(&questions).await?;
     let (stats, replication, acl) = (wire.reply().await?, wire.reply().await?, wire.reply().await?);
+    // Where no link listens, nothing else may be heard of the server while a session waits for long.
+    node.seen.store(Time::now().0, Ordering::Relaxed);
     let ahead = Ahead::read(&wire.reply().await?, sent, Time::now());
     let notifies = if keyspace { Some(wire.reply().await?) } else { None };
     let replies = [&stats, &replication, &acl].into_iter().chain(&notifies);
@@ -226,8 +228,13 @@ fn lines(reply: &[u8], wanted: &[&str], end: Option<char>) -> Option<String> {
 fn compare(node: &Node, old: &Look, new: &mut Look) {
     let changed = |a: &Option<String>, b: &Option<String>| matches!((a, b), (Some(a), Some(b)) if a != b);
     let coherence = &node.coherence;
-    if !new.notifies {
+    // A link that comes up only now has asked for itself; if what it was told is over already, the next look finds it up.
+    let listening = coherence.generation().is_some();
+    if listening && !new.notifies {
         tracing::warn!("the upstream's notify-keyspace-events has changed: cache flushed");
+        node.distrusted.store(true, Ordering::Release);
+    }
+    if !listening && new.notifies && !old.notifies {
         node.distrusted.store(true, Ordering::Release);
     }
     if changed(&old.silent, &new.silent) {
@@ -254,6 +261,10 @@ fn compare(node: &Node, old: &Look, new: &mut Look) {
     {
         tracing::info!("the upstream's ACL has changed: cache flushed");
         node.acl_changed();
+        // What our user was refused, it may have been granted.
+        if !listening {
+            node.distrusted.store(true, Ordering::Release);
+        }
     }
 }
 
