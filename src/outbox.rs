@@ -76,6 +76,7 @@ struct Inner {
     seen: Time,
     gone: bool,
     broken: bool,
+    severed: bool,
 }
 
 /// Shared, within one thread, by a session and the connections that answer it.
@@ -92,6 +93,13 @@ impl Place {
     /// Fills the place.
     pub fn deliver(self, piece: Piece<'_>, now: Time) {
         self.outbox.deliver(self.seq, piece, now);
+    }
+
+    /// Leaves the place empty for good: the session ends.
+    pub fn sever(self) {
+        let mut inner = self.outbox.0.borrow_mut();
+        inner.severed = true;
+        inner.wake();
     }
 }
 
@@ -169,6 +177,11 @@ impl Outbox {
     /// Whether [`Outbox::break_off`] was called.
     pub fn broken(&self) -> bool {
         self.0.borrow().broken
+    }
+
+    /// Whether one of its places will never be filled ([`Place::sever`]).
+    pub fn severed(&self) -> bool {
+        self.0.borrow().severed
     }
 
     /// The session is gone: nothing is kept for it, and replies to it are thrown away.

@@ -11,6 +11,7 @@ mod dedicated;
 mod flow;
 mod input;
 mod local;
+mod login;
 mod outstanding;
 mod read;
 
@@ -36,6 +37,7 @@ use crate::time::Time;
 use crate::transport::Stream;
 use crate::upstream::connection::Connection;
 use crate::upstream::effect::{Effect, KeySet};
+use crate::upstream::login::Login;
 use crate::upstream::{ConnectionKey, Pool};
 use dedicated::Lent;
 use input::Input;
@@ -76,6 +78,10 @@ enum After {
     Reply(Bytes),
     /// It is answered, and the session ends.
     Farewell(Bytes, Why),
+    /// The session ends without an answer.
+    Leave(Why),
+    /// From the start, and the session has this login from here on.
+    Begin(Arc<Login>),
     /// It is answered, and the session is somebody else from here on.
     Become(Box<Become>),
 }
@@ -89,6 +95,8 @@ struct Become {
 
 /// Why a session ended; a word for the log.
 type Why = &'static str;
+
+const SHUT_OUT: Why = "its user cannot log in any more";
 
 /// One client connection.
 pub struct Session {
@@ -146,6 +154,7 @@ pub async fn run(shared: &Arc<Shared>, pool: &Rc<Pool>, stream: Stream, client: 
     let mut session = Session::new(shared.clone(), pool.clone(), stream, client.clone(), level);
     // Not the session's own, so that a request can be looked at while the session changes.
     let mut input = Input::default();
+    session.begin();
     let why = if timeout.is_zero() {
         poll_fn(|cx| session.poll(cx, &mut input)).await
     } else {
@@ -157,10 +166,10 @@ pub async fn run(shared: &Arc<Shared>, pool: &Rc<Pool>, stream: Stream, client: 
 
 impl Session {
     fn new(shared: Arc<Shared>, pool: Rc<Pool>, stream: Stream, client: Arc<Client>, level: Level) -> Session {
-        let key = ConnectionKey::of(&shared.upstream);
+        let key = shared.first_key(shared.node.logins.first());
         let lane = pool.lane(&key);
         let now = Time::now();
-        let view = shared.views.number(key.user(), key.db, key.resp3);
+        let view = shared.view(&key);
         client.db.store(key.db, Ordering::Relaxed);
         Session {
             cache: shared.cache.clone(),
@@ -258,6 +267,9 @@ impl Session {
 
     /// Whether and why the session ends now.
     fn over(&mut self, input: &Input) -> Option<Why> {
+        if self.outbox.severed() {
+            return Some(SHUT_OUT);
+        }
         if self.outbox.broken() {
             self.upstream_left();
         }
@@ -303,6 +315,10 @@ impl Session {
         match after {
             After::Again => {}
             After::Upstream => self.bypass = true,
+            After::Reply(reply) if reply == crate::upstream::login::SHUT_OUT => {
+                self.closing = Some(SHUT_OUT);
+                self.request_done(input);
+            }
             After::Reply(reply) => {
                 self.outbox.put(Piece::Bytes(reply));
                 self.request_done(input);
@@ -312,25 +328,17 @@ impl Session {
                 self.closing = Some(why);
                 self.request_done(input);
             }
+            After::Leave(why) => {
+                self.closing = Some(why);
+                self.request_done(input);
+            }
+            After::Begin(login) => self.identify(ConnectionKey { login, ..self.key.clone() }),
             After::Become(other) => {
                 self.become_other(*other);
                 self.request_done(input);
             }
         }
         true
-    }
-
-    fn become_other(&mut self, other: Become) {
-        self.client.words().user = String::from_utf8_lossy(other.key.user()).into_owned();
-        if let Some(name) = other.name {
-            self.client.words().name = name;
-        }
-        self.client.db.store(other.key.db, Ordering::Relaxed);
-        self.client.resp.store(if other.key.resp3 { 3 } else { 2 }, Ordering::Relaxed);
-        self.view = self.shared.views.number(other.key.user(), other.key.db, other.key.resp3);
-        self.lane = self.pool.lane(&other.key);
-        self.key = other.key;
-        self.outbox.put(Piece::Bytes(other.reply));
     }
 
     fn request_done(&mut self, input: &mut Input) {
@@ -413,6 +421,11 @@ impl Session {
         self.repeatable = plan.repeatable;
         if self.lent.is_some() {
             return self.dispatch_lent(request, plan, keys);
+        }
+        if self.key.login.is_stranger()
+            && let Some(step) = self.introduce(request, plan)
+        {
+            return step;
         }
         match plan.route {
             Route::Cache(_) | Route::Lane if self.paused => self.alone(request, plan, keys),

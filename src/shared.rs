@@ -10,7 +10,11 @@ use crate::coherence::Coherence;
 use crate::config::{Config, ConfigError, Upstream};
 use crate::time::Time;
 use crate::transport::Endpoint;
-use crate::upstream::Node;
+use crate::upstream::login::Login;
+use crate::upstream::{ConnectionKey, Node};
+
+/// No user of the server has this name: names hold no null.
+const NO_USER: &[u8] = b"\0";
 
 /// One process's state.
 pub struct Shared {
@@ -60,6 +64,18 @@ impl Shared {
             commands: AtomicU64::new(0),
             slow_readers: AtomicU64::new(0),
         }
+    }
+
+    /// What a session is that begins as this login.
+    pub fn first_key(&self, login: &Arc<Login>) -> ConnectionKey {
+        ConnectionKey { login: login.clone(), db: self.upstream.db, ..self.node.own.clone() }
+    }
+
+    /// The number of the view that such a connection has. Strangers have one that no user has, so that nothing is ever
+    /// cached in it.
+    pub fn view(&self, key: &ConnectionKey) -> u32 {
+        let user = if key.login.is_stranger() { NO_USER } else { key.user() };
+        self.views.number(user, key.db, key.resp3)
     }
 
     /// Adds what one session counted since it last did.

@@ -7,6 +7,7 @@ pub mod event;
 pub mod fill;
 pub mod handshake;
 pub mod link;
+pub mod login;
 pub mod probe;
 pub mod rights;
 pub mod watch;
@@ -32,63 +33,37 @@ use crate::command::Table;
 use crate::config::{Config, Invalidation, Level, ScriptKeys, Upstream};
 use crate::transport::Endpoint;
 use connection::{Connection, Role};
+use login::{Login, Logins};
 
 /// How errors begin that the server has not said.
 const OWN_ERROR: &str = "-ERR nearside: upstream ";
 
-/// A user and its password.
-#[derive(PartialEq, Eq, Hash)]
-pub struct Creds {
-    /// ACL user; `default` for a password alone.
-    pub user: Vec<u8>,
-    /// In the clear, for as long as the connections live.
-    pub password: Vec<u8>,
-}
-
 /// What makes two connections interchangeable.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ConnectionKey {
-    /// `None`: nobody said AUTH and the upstream's address names no user.
-    pub creds: Option<Arc<Creds>>,
+    /// Whom it speaks as.
+    pub login: Arc<Login>,
     /// Protocol 3.
     pub resp3: bool,
     /// Database.
     pub db: u32,
     /// Who the session was when it chose the database, if somebody else. Tried if the proxy's own user cannot log in: the
     /// present user may have no right to select.
-    pub via: Option<Via>,
+    pub via: Option<Arc<Login>>,
 }
-
-/// An earlier identity of a session; as in [`ConnectionKey::creds`], nobody in particular is `None`.
-pub type Via = Box<Option<Arc<Creds>>>;
 
 impl ConnectionKey {
-    /// Who the upstream's address names, if anybody: what the link is, and sessions until they say otherwise.
-    pub fn of(upstream: &Upstream) -> ConnectionKey {
-        let creds = upstream.password.as_ref().map(|password| {
-            let user = upstream.username.as_deref().unwrap_or("default").as_bytes().to_vec();
-            Arc::new(Creds { user, password: password.as_bytes().to_vec() })
-        });
-        ConnectionKey { creds, resp3: false, db: upstream.db, via: None }
-    }
-
     /// The same session after AUTH: it stays in its database.
-    pub fn authenticated(&self, creds: Arc<Creds>) -> ConnectionKey {
-        let chosen_as = self.via.clone().unwrap_or_else(|| Box::new(self.creds.clone()));
-        // The same user with another password: this is the one that holds now.
-        let via = (self.db != 0 && user(&chosen_as) != creds.user).then_some(chosen_as);
-        ConnectionKey { creds: Some(creds), via, ..self.clone() }
+    pub fn authenticated(&self, login: Arc<Login>) -> ConnectionKey {
+        let chosen_as = self.via.as_ref().unwrap_or(&self.login);
+        let helps = self.db != 0 && !chosen_as.is_stranger() && chosen_as.user() != login.user();
+        ConnectionKey { via: helps.then(|| chosen_as.clone()), login, ..self.clone() }
     }
 
-    /// The user's name, as the cache tells users apart.
+    /// The name of the user it speaks as.
     pub fn user(&self) -> &[u8] {
-        user(&self.creds)
+        self.login.user()
     }
-}
-
-/// The name of these credentials' user.
-fn user(creds: &Option<Arc<Creds>>) -> &[u8] {
-    creds.as_ref().map_or(b"default", |c| &c.user)
 }
 
 /// One server, as all threads see it.
@@ -97,6 +72,8 @@ pub struct Node {
     pub address: Endpoint,
     /// As whom the proxy itself speaks to it: the link, the watch, and whoever asks about users.
     pub own: ConnectionKey,
+    /// Who its connections speak as.
+    pub logins: Logins,
     /// Cache and clocks.
     pub coherence: Coherence,
     /// Its commands, as it described them last.
@@ -146,9 +123,11 @@ pub struct Node {
 impl Node {
     /// The node at this address, which `upstream` describes.
     pub fn new(config: &Config, upstream: &Upstream, address: Endpoint, coherence: Coherence) -> Node {
+        let logins = Logins::new(upstream);
         Node {
             address,
-            own: ConnectionKey { db: 0, ..ConnectionKey::of(upstream) },
+            own: ConnectionKey { login: logins.own().clone(), resp3: false, db: 0, via: None },
+            logins,
             coherence,
             table: ArcSwap::from_pointee(Table::empty(config.script_keys)),
             version: ArcSwap::from_pointee("unknown".into()),
@@ -184,6 +163,7 @@ impl Node {
     /// Rights may have been granted or withdrawn: lanes ask for theirs again, and what was cached under the old ones goes.
     fn acl_changed(&self) {
         self.acl_changes.fetch_add(1, Ordering::AcqRel);
+        self.logins.doubt();
         self.coherence.flush(FlushCause::Acl);
     }
 

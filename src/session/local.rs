@@ -1,9 +1,7 @@
-//! Commands that change who the session is, and those the proxy adds to: SELECT, AUTH, HELLO, RESET, QUIT, INFO,
-//! NEARSIDE.
+//! Commands that the proxy answers or adds to: SELECT, QUIT, INFO, PUBSUB CHANNELS, NEARSIDE.
 
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -14,11 +12,12 @@ use crate::command::{Local, Request};
 use crate::outbox::{Outbox, Piece};
 use crate::resp;
 use crate::time::Time;
-use crate::upstream::connection::{Connection, Role};
+use crate::upstream::connection::Connection;
 use crate::upstream::effect::Effect;
-use crate::upstream::handshake::{self, Wire};
+use crate::upstream::handshake;
+use crate::upstream::login::SHUT_OUT;
 use crate::upstream::probe;
-use crate::upstream::{ConnectionKey, Creds, Node};
+use crate::upstream::{ConnectionKey, Node};
 
 /// Why a session ends whose identity the server could not be asked about.
 const UNREACHABLE: &str = "the upstream could not be asked";
@@ -71,7 +70,12 @@ impl Session {
     }
 
     /// Becomes `key`, if the server opens a lane for it; `reply` makes the answer from its HELLO.
-    fn move_to(&self, key: ConnectionKey, name: Option<String>, reply: impl FnOnce(Bytes) -> Bytes + 'static) -> Step {
+    pub(super) fn move_to(
+        &self,
+        key: ConnectionKey,
+        name: Option<String>,
+        reply: impl FnOnce(Bytes) -> Bytes + 'static,
+    ) -> Step {
         Step::Stall(Stall::For(Box::pin(self.moved_to(key, name, reply))))
     }
 
@@ -83,7 +87,7 @@ impl Session {
     ) -> impl Future<Output = After> + 'static {
         let lane = self.pool.lane(&key);
         // The lane that sessions begin with is theirs without having been asked for.
-        let (pool, first) = (self.pool.clone(), key == ConnectionKey::of(&self.shared.upstream));
+        let (pool, first) = (self.pool.clone(), key == self.shared.first_key(self.shared.node.logins.own()));
         async move {
             match lane.ready().await {
                 Ok(hello) => After::Become(Box::new(Become { key, name, reply: reply(hello) })),
@@ -95,61 +99,6 @@ impl Session {
                 }
             }
         }
-    }
-
-    /// AUTH is put to the server as it is, on a connection of its own: a lane of that user proves nothing about the
-    /// password given here.
-    fn auth(&mut self, request: &Request<'_>) -> Step {
-        let (user, password) = match request.len() {
-            2 => (b"default".as_slice(), request.arg(1)),
-            3 => (request.arg(1), request.arg(2)),
-            1 => return self.say("-ERR wrong number of arguments for 'auth' command"),
-            _ => return self.say("-ERR syntax error"),
-        };
-        let key = self.key.authenticated(Arc::new(Creds { user: user.to_vec(), password: password.to_vec() }));
-        let (node, question) = (self.shared.node.clone(), request.buf.to_vec());
-        Step::Stall(Stall::For(Box::pin(async move {
-            match verdict(&node, None, &question).await {
-                Ok(reply) if reply.starts_with(b"+") => After::Become(Box::new(Become { key, name: None, reply })),
-                Ok(reply) | Err(reply) => refused(reply),
-            }
-        })))
-    }
-
-    fn hello(&mut self, request: &Request<'_>) -> Step {
-        let id = self.client.id;
-        let with_id = move |hello: Bytes| set_id(&hello, id);
-        let args: Vec<&[u8]> = (1..request.len()).map(|i| request.arg(i)).collect();
-        match args[..] {
-            [] => return self.move_to(self.key.clone(), None, with_id),
-            [v @ (b"2" | b"3")] => {
-                return self.move_to(ConnectionKey { resp3: v == b"3", ..self.key.clone() }, None, with_id);
-            }
-            _ => {}
-        }
-        let asked = HelloArgs::parse(&args);
-        let same = ConnectionKey { resp3: asked.resp3, ..self.key.clone() };
-        // AUTH and HELLO leave the database as it is.
-        let key = asked.creds.map(|creds| same.authenticated(Arc::new(creds))).unwrap_or(same);
-        let (node, question, old) = (self.shared.node.clone(), request.buf.to_vec(), self.key.clone());
-        Step::Stall(Stall::For(Box::pin(async move {
-            match verdict(&node, Some(&old), &question).await {
-                Ok(reply) if !reply.starts_with(b"-") => {
-                    After::Become(Box::new(Become { key, name: asked.name, reply: set_id(&reply, id) }))
-                }
-                Ok(reply) | Err(reply) => refused(reply),
-            }
-        })))
-    }
-
-    fn reset(&mut self) -> Step {
-        if let Some(lent) = self.lent.take() {
-            lent.connection.lend(None);
-            self.pool.discard(&lent.connection);
-        }
-        let key = self.shared.node.own.clone();
-        self.become_other(Become { key, name: Some(String::new()), reply: Bytes::from_static(b"+RESET\r\n") });
-        Step::Done
     }
 
     /// INFO as the server gives it, with our clients as the clients, and our section where a section was not asked for
@@ -235,50 +184,6 @@ impl Session {
     }
 }
 
-/// What a HELLO asks for, as far as the proxy must know it once the server has accepted it.
-struct HelloArgs {
-    resp3: bool,
-    creds: Option<Creds>,
-    name: Option<String>,
-}
-
-impl HelloArgs {
-    fn parse(args: &[&[u8]]) -> HelloArgs {
-        let mut asked = HelloArgs { resp3: args.first() == Some(&b"3".as_slice()), creds: None, name: None };
-        let mut rest = args.get(1..).unwrap_or_default();
-        loop {
-            rest = match rest {
-                [word, user, password, tail @ ..] if word.eq_ignore_ascii_case(b"AUTH") => {
-                    asked.creds = Some(Creds { user: user.to_vec(), password: password.to_vec() });
-                    tail
-                }
-                [word, name, tail @ ..] if word.eq_ignore_ascii_case(b"SETNAME") => {
-                    asked.name = Some(String::from_utf8_lossy(name).into_owned());
-                    tail
-                }
-                _ => return asked,
-            };
-        }
-    }
-}
-
-/// Puts one question to the server on a fresh connection, as the user of `key` if there is one. `Err`: it could not be put.
-async fn verdict(node: &Node, key: Option<&ConnectionKey>, question: &[u8]) -> Result<Bytes, Bytes> {
-    let work = async {
-        let mut wire = Wire::connect(node).await?;
-        if let Some(key) = key.filter(|k| k.creds.is_some()) {
-            wire.greet(key, Role::Dedicated.name()).await?;
-        }
-        wire.send(question).await?;
-        wire.reply().await
-    };
-    match tokio::time::timeout(node.connect_timeout, work).await {
-        Ok(Ok(reply)) => Ok(reply),
-        Ok(Err(e)) => Err(node.error(&format!("cannot be reached: {e}"))),
-        Err(_) => Err(node.error(&format!("no answer within {:?}", node.connect_timeout))),
-    }
-}
-
 /// Puts one command to the server on a shared lane, and gives its reply to the proxy itself.
 pub(super) fn ask(lane: &Connection, command: &[u8]) -> impl Future<Output = Vec<u8>> + use<> {
     put(lane, command, false)
@@ -295,14 +200,20 @@ fn put(lane: &Connection, command: &[u8], repeatable: bool) -> impl Future<Outpu
     lane.send(Piece::Slice(command), place, Effect::None, repeatable, Time::now());
     poll_fn(move |cx| {
         outbox.register(cx.waker());
-        if outbox.waiting() > 0 { Poll::Pending } else { Poll::Ready(outbox.take()) }
+        match () {
+            () if outbox.severed() => Poll::Ready(SHUT_OUT.to_vec()),
+            () if outbox.waiting() > 0 => Poll::Pending,
+            () => Poll::Ready(outbox.take()),
+        }
     })
 }
 
 /// The server's refusal is an answer like any other. If it could not be asked, or has no room for one connection more, the session
 /// ends as it would have ended there: what comes behind in a pipeline must not be done as somebody else, or in another database.
-fn refused(reply: Bytes) -> After {
-    if Node::is_own_error(&reply) || reply.starts_with(b"-ERR max number of clients") {
+pub(super) fn refused(reply: Bytes) -> After {
+    if reply == SHUT_OUT {
+        After::Leave(super::SHUT_OUT)
+    } else if Node::is_own_error(&reply) || reply.starts_with(b"-ERR max number of clients") {
         After::Farewell(reply, UNREACHABLE)
     } else {
         After::Reply(reply)
@@ -352,12 +263,5 @@ mod tests {
         assert_eq!(without(b"*2\r\n$1\r\na\r\n$2\r\nbc\r\n", b"a").as_deref(), Some(&b"*1\r\n$2\r\nbc\r\n"[..]));
         assert_eq!(without(b"*1\r\n$1\r\na\r\n", b"a").as_deref(), Some(&b"*0\r\n"[..]));
         assert_eq!(without(b"-ERR a\r\n", b"a"), None);
-    }
-
-    #[test]
-    fn hello_options_in_any_order() {
-        let asked = HelloArgs::parse(&[b"3", b"setname", b"me", b"AUTH", b"u", b"p"]);
-        assert!(asked.resp3 && asked.name.as_deref() == Some("me"));
-        assert!(asked.creds.is_some_and(|c| c.user == b"u" && c.password == b"p"));
     }
 }

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use super::effect::{Effect, KeySet};
 use super::fill::{Fill, FillRead, Terms};
 use super::handshake;
+use super::login::SHUT_OUT;
 use super::rights::{self, Rights};
 use super::{ConnectionKey, Node};
 use crate::buffer::{LARGE, OutBuf};
@@ -396,20 +397,22 @@ impl Shared {
     }
 }
 
-/// Tells the session that its command failed. Whatever it may have changed is dropped all the same.
+/// Tells the session that its command failed, or ends the session if its user is shut out. Whatever the command may have
+/// changed is dropped all the same.
 fn fail(expect: Expect, error: &Bytes, node: &Node, now: Time) {
-    match expect {
+    let place = match expect {
         Expect::Reply { place, effect, .. } => {
             effect.settle(&node.coherence, now);
-            place.deliver(Piece::Bytes(error.clone()), now);
+            Some(place)
         }
-        Expect::Fill(mut fill) => {
-            if let Some(place) = fill.place.take() {
-                place.deliver(Piece::Bytes(error.clone()), now);
-            }
-        }
-        Expect::Confirm { place, .. } => place.deliver(Piece::Bytes(error.clone()), now),
-        Expect::Ping | Expect::Arm(_) => {}
+        Expect::Fill(mut fill) => fill.place.take(),
+        Expect::Confirm { place, .. } => Some(place),
+        Expect::Ping | Expect::Arm(_) => None,
+    };
+    match place {
+        Some(place) if error == SHUT_OUT => place.sever(),
+        Some(place) => place.deliver(Piece::Bytes(error.clone()), now),
+        None => {}
     }
 }
 

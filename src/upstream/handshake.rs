@@ -9,8 +9,9 @@ use std::task::Poll;
 use bytes::{Bytes, BytesMut};
 
 use super::connection::Role;
+use super::login::{Login, SHUT_OUT, is_login_refusal};
 use super::rights::{self, Rights};
-use super::{ConnectionKey, Creds, Node};
+use super::{ConnectionKey, Node};
 use crate::buffer::OutBuf;
 use crate::coherence::standing::Mode;
 use crate::resp::{self, Cutter};
@@ -40,6 +41,8 @@ pub enum Refusal {
     Io(io::Error),
     /// The node said this: clients are told the same.
     Server(Bytes),
+    /// The node said this of the login: sessions that want the connection end.
+    Login(Bytes),
 }
 
 impl Refusal {
@@ -48,6 +51,7 @@ impl Refusal {
         match self {
             Refusal::Io(e) => node.error(&format!("cannot be reached: {e}")),
             Refusal::Server(reply) => reply.clone(),
+            Refusal::Login(_) => Bytes::from_static(SHUT_OUT),
         }
     }
 }
@@ -63,6 +67,9 @@ impl From<io::Error> for Refusal {
     }
 }
 
+/// The server's word to whoever has not logged in.
+pub const NOAUTH: &[u8] = b"-NOAUTH Authentication required.\r\n";
+
 /// CLIENT TRACKING towards the link.
 pub fn track(client_id: i64) -> Vec<u8> {
     let id = client_id.to_string();
@@ -72,14 +79,10 @@ pub fn track(client_id: i64) -> Vec<u8> {
 /// HELLO, with AUTH if there are credentials, and the name that the server's CLIENT LIST shows. (To ask for the name by
 /// itself, or for the number that HELLO's reply gives, wants rights that a user may not have; and each refusal is noted in
 /// the server's ACL LOG.)
-pub fn hello(key: &ConnectionKey, name: &str) -> Vec<u8> {
-    hello_as(key.creds.as_deref(), key.resp3, name)
-}
-
-fn hello_as(creds: Option<&Creds>, resp3: bool, name: &str) -> Vec<u8> {
+pub fn hello(creds: Option<&(Vec<u8>, Vec<u8>)>, resp3: bool, name: &str) -> Vec<u8> {
     let mut args: Vec<&[u8]> = vec![b"HELLO", if resp3 { b"3" } else { b"2" }];
-    if let Some(creds) = creds {
-        args.extend([b"AUTH".as_slice(), &creds.user, &creds.password]);
+    if let Some((user, password)) = creds {
+        args.extend([b"AUTH".as_slice(), user, password]);
     }
     args.extend([b"SETNAME".as_slice(), name.as_bytes()]);
     resp::own(&args)
@@ -99,13 +102,16 @@ pub fn id_of(hello: &[u8]) -> i64 {
 
 /// As whom else than its present user a session's database may be selected, in the order they are tried. The right to was
 /// asked when the session chose it; the present user may have none.
-fn selectors<'a>(node: &'a Node, key: &'a ConnectionKey) -> impl Iterator<Item = &'a Option<Arc<Creds>>> {
-    let earlier = [Some(&node.own.creds), key.via.as_deref()].into_iter().flatten();
-    earlier.filter(|creds| key.db != 0 && **creds != key.creds)
+fn selectors<'a>(node: &'a Node, key: &'a ConnectionKey) -> impl Iterator<Item = &'a Arc<Login>> {
+    let earlier = [Some(&node.own.login), key.via.as_ref()].into_iter().flatten();
+    earlier.filter(|login| key.db != 0 && **login != key.login)
 }
 
 /// Connects and greets, in `connect_timeout` at the most; before, for a lane, asks for its user's rights.
 pub async fn open(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Opened, Refusal> {
+    if key.login.is_stranger() {
+        return Err(Refusal::Server(Bytes::from_static(NOAUTH)));
+    }
     let limit = node.connect_timeout;
     let rights = if role == Role::Lane { rights::of(node, key).await } else { Rights::NONE };
     let greeted = async {
@@ -113,7 +119,7 @@ pub async fn open(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<O
         for selector in selectors(node, key) {
             match greet(node, key, role, rights, Some(selector)).await {
                 // This one may not, or is gone.
-                Err(Refusal::Server(reply)) if !is_passing(&reply) => {}
+                Err(Refusal::Server(reply) | Refusal::Login(reply)) if !is_passing(&reply) => {}
                 outcome => return outcome,
             }
         }
@@ -130,34 +136,38 @@ async fn greet(
     key: &ConnectionKey,
     role: Role,
     rights: Rights,
-    selector: Option<&Option<Arc<Creds>>>,
+    selector: Option<&Arc<Login>>,
 ) -> Result<Opened, Refusal> {
     let mut wire = Wire::connect(node).await?;
     wire.stream.give_up_after(node.upstream_timeout)?;
-    let name = role.name();
+    let asked = Time::now();
+    if let Some(login) = selector {
+        wire.log_in(login, false, role.name()).await?;
+        wire.select(key.db).await?;
+    }
+    let hello = wire.log_in(&key.login, key.resp3, role.name()).await?;
+    let db = if selector.is_some() { 0 } else { key.db };
+    arm(node, wire, hello, rights, db, asked).await
+}
+
+/// The rest of the greeting, once the server knows who speaks: the database, unless it is 0, and the reports of changed keys.
+async fn arm(
+    node: &Arc<Node>,
+    mut wire: Wire,
+    hello: Bytes,
+    rights: Rights,
+    db: u32,
+    asked: Time,
+) -> Result<Opened, Refusal> {
     // If there is another by the time of the answer, the lane is armed for a generation that is over: for none.
     let link = node.coherence.link().filter(|_| rights.fill);
-    let asked = Time::now();
-    let select = (key.db != 0).then(|| resp::own(&["SELECT", &key.db.to_string()]));
-    let other = selector.map(|creds| hello_as(creds.as_deref(), false, name));
-    let steps = if other.is_some() {
-        [other, select.clone(), Some(hello(key, name))]
-    } else {
-        [Some(hello(key, name)), select.clone(), None]
-    };
     let tracking = link.as_ref().is_some_and(|link| link.mode == Mode::Tracked);
     let track = link.as_ref().filter(|_| tracking).map(|link| track(link.client_id));
-    let request: Vec<u8> = steps.iter().flatten().chain(&track).flatten().copied().collect();
+    let select = (db != 0).then(|| selecting(db));
+    let request: Vec<u8> = select.iter().chain(&track).flatten().copied().collect();
     wire.send(&request).await?;
-    let mut hello = Bytes::new();
-    for step in steps.iter().flatten() {
-        let reply = wire.reply().await?;
-        match reply[0] {
-            b'-' => return Err(Refusal::Server(reply)),
-            b'+' if Some(step) == select.as_ref() => {}
-            _ if Some(step) != select.as_ref() && is_hello(&reply) => hello = reply,
-            _ => return Err(out_of_turn(&reply).into()),
-        }
+    if select.is_some() {
+        wire.accepted().await?;
     }
     let armed = match link {
         Some(link) if !tracking || accepted(&wire.reply().await?)? => Some(link.generation),
@@ -190,6 +200,10 @@ fn accepted(reply: &[u8]) -> io::Result<bool> {
     }
 }
 
+fn selecting(db: u32) -> Vec<u8> {
+    resp::own(&["SELECT", &db.to_string()])
+}
+
 /// A socket used one question at a time, before (or instead of) being shared.
 pub struct Wire {
     /// The socket.
@@ -205,9 +219,9 @@ impl Wire {
         Ok(Wire { stream, input: BytesMut::new() })
     }
 
-    /// Says who we are; the reply to [`hello`].
+    /// Says who we are, whatever comes of it; the reply to [`hello`].
     pub async fn greet(&mut self, key: &ConnectionKey, name: &str) -> io::Result<Bytes> {
-        self.send(&hello(key, name)).await?;
+        self.send(&hello(key.login.attempts().first().and_then(Option::as_ref), key.resp3, name)).await?;
         let reply = self.reply().await?;
         if reply[0] == b'-' || is_hello(&reply) { Ok(reply) } else { Err(out_of_turn(&reply)) }
     }
@@ -226,6 +240,40 @@ impl Wire {
             };
         }
         Err(out_of_turn(&self.input))
+    }
+
+    /// Becomes this login, by whichever of its passwords the server takes. Nothing else is sent with it: Redis 7.2 to 8.x may
+    /// leave a refused login without a reply if other commands stand behind it (redis#15640).
+    pub async fn log_in(&mut self, login: &Login, resp3: bool, name: &str) -> Result<Bytes, Refusal> {
+        let mut refusal = Bytes::from_static(NOAUTH);
+        for creds in login.attempts() {
+            self.send(&hello(creds.as_ref(), resp3, name)).await?;
+            let reply = self.reply().await?;
+            if is_hello(&reply) {
+                if let Some((_, password)) = &creds {
+                    login.accepted(password);
+                }
+                return Ok(reply);
+            }
+            match reply[0] {
+                b'-' if is_login_refusal(&reply) => {}
+                b'-' => return Err(Refusal::Server(reply)),
+                _ => return Err(out_of_turn(&reply).into()),
+            }
+            refusal = reply;
+        }
+        Err(Refusal::Login(refusal))
+    }
+
+    async fn select(&mut self, db: u32) -> Result<(), Refusal> {
+        self.send(&selecting(db)).await?;
+        self.accepted().await
+    }
+
+    /// The next reply is no error.
+    async fn accepted(&mut self) -> Result<(), Refusal> {
+        let reply = self.reply().await?;
+        if accepted(&reply)? { Ok(()) } else { Err(Refusal::Server(reply)) }
     }
 
     /// Writes all of it.

@@ -164,7 +164,7 @@ fn report(node: &Node, refusal: &Refusal) {
                 node.address
             );
         }
-        Refusal::Server(reply) => tracing::warn!(
+        Refusal::Server(reply) | Refusal::Login(reply) => tracing::warn!(
             "upstream {} refuses the invalidation link: {}; nothing is cached. The link's user needs {RIGHTS} &{CHANNEL}",
             node.address,
             String::from_utf8_lossy(reply).trim()

@@ -8,7 +8,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::handshake::{Wire, hello, is_hello, out_of_turn};
+use super::handshake::Wire;
 use super::{ConnectionKey, Node};
 use crate::coherence::standing::Mode;
 use crate::command::FieldTtl;
@@ -54,7 +54,7 @@ impl Rights {
 /// is filled, and nothing need be asked yet.
 pub async fn of(node: &Node, key: &ConnectionKey) -> Rights {
     let as_of = node.acl_changes.load(Ordering::Acquire);
-    if key.creds == node.own.creds {
+    if key.login == node.own.login {
         return Rights::all(as_of);
     }
     let Some(link) = node.coherence.link() else { return Rights::NONE };
@@ -80,16 +80,13 @@ async fn ask(node: &Node, user: &[u8], mode: Mode) -> std::io::Result<[bool; 3]>
     let fields: &[&[&str]] = &[&["HPEXPIRETIME", KEY, "FIELDS", "1", "f"], &["INFO", "keyspace"]];
     let fill = [always, if mode == Mode::Tracked { tracked } else { &[] }].concat();
     let mut wire = Wire::connect(node).await?;
-    let mut request = hello(&node.own, "nearside-rights");
+    wire.greet(&node.own, "nearside-rights").await?;
+    let mut request = Vec::new();
     for command in fill.iter().chain(fields) {
         let dryrun = [b"ACL".as_slice(), b"DRYRUN", user].into_iter();
         request.extend(resp::own(&dryrun.chain(command.iter().map(|arg| arg.as_bytes())).collect::<Vec<_>>()));
     }
     wire.send(&request).await?;
-    let greeting = wire.reply().await?;
-    if greeting[0] != b'-' && !is_hello(&greeting) {
-        return Err(out_of_turn(&greeting));
-    }
     let mut may = [true; 3];
     for _ in &fill {
         may[0] &= !is_refused(&wire.reply().await?);

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::handshake::{Refusal, Wire, is_passing, out_of_turn};
+use super::login::is_login_refusal;
 use super::{Node, probe};
 use crate::cache::FlushCause;
 use crate::config::Invalidation;
@@ -101,10 +102,11 @@ pub async fn run(node: Arc<Node>) {
                 if e.kind() == io::ErrorKind::InvalidData {
                     // The last look may have been at what was not asked for: nobody knows what it should have shown.
                     node.note_broken("nearside-watch", &e);
-                    node.acl_changed();
                 }
             }
         }
+        // Nobody looks: perhaps because the proxy's own user is not taken any more, while older connections go on.
+        node.acl_changed();
         failures += 1;
         tokio::time::sleep(node.backoff(failures)).await;
     }
@@ -115,13 +117,16 @@ enum Never {}
 async fn watch(node: &Node, last: &mut Option<Look>, failures: &mut u32) -> io::Result<Never> {
     let mut wire = Wire::connect(node).await?;
     let limit = node.upstream_timeout;
-    tokio::time::timeout(limit, wire.greet(&node.own, "nearside-watch")).await??;
+    let greeting = tokio::time::timeout(limit, wire.greet(&node.own, "nearside-watch")).await??;
+    if is_login_refusal(&greeting) {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the upstream does not take the proxy's own user"));
+    }
     let (mut blind, mut blind_since) = (Hidden::default(), Time::now());
     loop {
         let mut look = match tokio::time::timeout(limit, look(&mut wire, node)).await? {
             Ok(look) => look,
             // What is known is still what was last seen: it is compared with what the server says when it can.
-            Err(Refusal::Server(_)) => {
+            Err(Refusal::Server(_) | Refusal::Login(_)) => {
                 tokio::time::sleep(node.watch_interval).await;
                 continue;
             }

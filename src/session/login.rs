@@ -1,0 +1,226 @@
+//! Who the session is: strangers, AUTH, HELLO and RESET.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::local::{refused, set_id};
+use super::{After, Become, Session, Stall, Step};
+use crate::command::{Local, Plan, Request, Route};
+use crate::outbox::Piece;
+use crate::upstream::connection::Role;
+use crate::upstream::handshake::{NOAUTH, Refusal, Wire};
+use crate::upstream::login::{self, Login};
+use crate::upstream::{ConnectionKey, Node, Pool};
+
+/// How often one AUTH is put to the server, if users are deleted meanwhile.
+const VERDICTS: usize = 3;
+
+/// A name and a password.
+struct Creds {
+    user: Vec<u8>,
+    password: Vec<u8>,
+}
+
+impl Session {
+    /// A session that begins while it is not known whether the server takes a new connection asks first, so that what it may do
+    /// is decided by the time it came.
+    pub(super) fn begin(&mut self) {
+        if self.key.login.is_stranger() {
+            self.stall = Some(self.introduction(None));
+        }
+    }
+
+    /// What a stranger may do: log in, and go. For everything else the server is asked whether it takes one who has not
+    /// logged in, unless its answer is known; what it says is the answer. `None`: the request goes on as any other.
+    pub(super) fn introduce(&self, request: &Request<'_>, plan: Plan) -> Option<Step> {
+        match plan.route {
+            Route::Local(Local::Quit | Local::Auth | Local::Reset) => None,
+            Route::Local(Local::Hello) if HelloArgs::of(request).creds.is_some() => None,
+            // Whoever runs the proxy may want to know why the server cannot be asked.
+            Route::Local(Local::Nearside) if self.bypass => None,
+            route => Some(Step::Stall(self.introduction(Some(route)))),
+        }
+    }
+
+    /// Asks for the proof that the session may be what the upstream's address says; for a request of this route, if for any.
+    fn introduction(&self, route: Option<Route>) -> Stall {
+        let pool = self.pool.clone();
+        Stall::For(Box::pin(async move {
+            match (login::prove(&pool.node).await, route) {
+                (Ok(_), _) => After::Begin(pool.node.logins.own().clone()),
+                (Err(_), None) => After::Again,
+                (Err(Refusal::Login(reply)), Some(Route::Local(Local::Hello))) => After::Reply(reply),
+                (Err(Refusal::Login(reply)), _) => After::Reply(noauth(reply)),
+                (Err(_), Some(Route::Local(Local::Nearside))) => After::Upstream,
+                (Err(other), Some(Route::Local(Local::Hello | Local::Select))) => refused(other.reply(&pool.node)),
+                (Err(other), _) => After::Reply(other.reply(&pool.node)),
+            }
+        }))
+    }
+
+    /// AUTH is put to the server as it is, on a connection of its own: a lane of that user proves nothing about the
+    /// password given here.
+    pub(super) fn auth(&mut self, request: &Request<'_>) -> Step {
+        let (user, password) = match request.len() {
+            2 => (b"default".as_slice(), request.arg(1)),
+            3 => (request.arg(1), request.arg(2)),
+            1 => return self.say("-ERR wrong number of arguments for 'auth' command"),
+            _ => return self.say("-ERR syntax error"),
+        };
+        let creds = Creds { user: user.to_vec(), password: password.to_vec() };
+        let (pool, key, question) = (self.pool.clone(), self.key.clone(), request.buf.to_vec());
+        Step::Stall(Stall::For(Box::pin(async move {
+            match verified(&pool, creds, &question).await {
+                Ok((login, reply)) => {
+                    After::Become(Box::new(Become { key: key.authenticated(login), name: None, reply }))
+                }
+                Err(reply) => refused(reply),
+            }
+        })))
+    }
+
+    pub(super) fn hello(&mut self, request: &Request<'_>) -> Step {
+        let id = self.client.id;
+        let with_id = move |hello: Bytes| set_id(&hello, id);
+        let version = (request.len() == 2).then(|| request.arg(1));
+        match version {
+            None if request.len() == 1 => return self.move_to(self.key.clone(), None, with_id),
+            Some(v @ (b"2" | b"3")) => {
+                return self.move_to(ConnectionKey { resp3: v == b"3", ..self.key.clone() }, None, with_id);
+            }
+            _ => {}
+        }
+        let asked = HelloArgs::of(request);
+        let old = self.key.clone();
+        let same = ConnectionKey { resp3: asked.resp3, ..old.clone() };
+        let (pool, question) = (self.pool.clone(), request.buf.to_vec());
+        Step::Stall(Stall::For(Box::pin(async move {
+            // AUTH and HELLO leave the database as it is.
+            let answer = match asked.creds {
+                Some(creds) => verified(&pool, creds, &question).await.map(|(login, r)| (same.authenticated(login), r)),
+                None => put(&pool.node, Some(&old.login), &question).await.map(|(_, reply)| (same, reply)),
+            };
+            match answer {
+                Ok((_, reply)) if reply.starts_with(b"-") => refused(reply),
+                Ok((key, reply)) => {
+                    After::Become(Box::new(Become { key, name: asked.name, reply: set_id(&reply, id) }))
+                }
+                Err(reply) => refused(reply),
+            }
+        })))
+    }
+
+    /// What a new connection is. A database that the upstream's address names is left as well.
+    pub(super) fn reset(&mut self) -> Step {
+        if let Some(lent) = self.lent.take() {
+            lent.connection.lend(None);
+            self.pool.discard(&lent.connection);
+        }
+        let node = &self.shared.node;
+        let key = ConnectionKey { login: node.logins.first().clone(), ..node.own.clone() };
+        self.become_other(Become { key, name: Some(String::new()), reply: Bytes::from_static(b"+RESET\r\n") });
+        Step::Done
+    }
+
+    /// Is somebody else from here on.
+    pub(super) fn become_other(&mut self, other: Become) {
+        if let Some(name) = other.name {
+            self.client.words().name = name;
+        }
+        self.client.db.store(other.key.db, Ordering::Relaxed);
+        self.client.resp.store(if other.key.resp3 { 3 } else { 2 }, Ordering::Relaxed);
+        self.identify(other.key);
+        self.outbox.put(Piece::Bytes(other.reply));
+    }
+
+    pub(super) fn identify(&mut self, key: ConnectionKey) {
+        self.client.words().user = String::from_utf8_lossy(key.user()).into_owned();
+        self.view = self.shared.view(&key);
+        self.lane = self.pool.lane(&key);
+        self.key = key;
+    }
+}
+
+/// The server's word to a stranger, by the word that its HELLO got.
+fn noauth(hello: Bytes) -> Bytes {
+    if hello.starts_with(b"-NOAUTH") { Bytes::from_static(NOAUTH) } else { hello }
+}
+
+/// What a HELLO asks for, as far as the proxy must know it once the server has accepted it.
+struct HelloArgs {
+    resp3: bool,
+    creds: Option<Creds>,
+    name: Option<String>,
+}
+
+impl HelloArgs {
+    fn of(request: &Request<'_>) -> HelloArgs {
+        HelloArgs::parse(&(1..request.len()).map(|i| request.arg(i)).collect::<Vec<_>>())
+    }
+
+    fn parse(args: &[&[u8]]) -> HelloArgs {
+        let mut asked = HelloArgs { resp3: args.first() == Some(&b"3".as_slice()), creds: None, name: None };
+        let mut rest = args.get(1..).unwrap_or_default();
+        loop {
+            rest = match rest {
+                [word, user, password, tail @ ..] if word.eq_ignore_ascii_case(b"AUTH") => {
+                    asked.creds = Some(Creds { user: user.to_vec(), password: password.to_vec() });
+                    tail
+                }
+                [word, name, tail @ ..] if word.eq_ignore_ascii_case(b"SETNAME") => {
+                    asked.name = Some(String::from_utf8_lossy(name).into_owned());
+                    tail
+                }
+                _ => return asked,
+            };
+        }
+    }
+}
+
+/// Puts AUTH, or HELLO with AUTH, to the server: the login it leads to. `Err`: it leads to none.
+async fn verified(pool: &Rc<Pool>, creds: Creds, question: &[u8]) -> Result<(Arc<Login>, Bytes), Bytes> {
+    let logins = &pool.node.logins;
+    for _ in 0..VERDICTS {
+        let ends = logins.ends();
+        let (_wire, reply) = put(&pool.node, None, question).await?;
+        if reply.starts_with(b"-") {
+            return Err(reply);
+        }
+        if let Some(login) = logins.enter(&creds.user, &creds.password, ends) {
+            return Ok((login, reply));
+        }
+    }
+    Err(pool.node.error("deletes users faster than one can log in"))
+}
+
+/// Puts one question to the server on a fresh connection, as this login if there is one. `Err`: it could not be put.
+async fn put(node: &Node, login: Option<&Login>, question: &[u8]) -> Result<(Wire, Bytes), Bytes> {
+    let work = async {
+        let mut wire = Wire::connect(node).await?;
+        if let Some(login) = login {
+            wire.log_in(login, false, Role::Dedicated.name()).await?;
+        }
+        wire.send(question).await?;
+        let reply = wire.reply().await?;
+        Ok::<_, Refusal>((wire, reply))
+    };
+    match tokio::time::timeout(node.connect_timeout, work).await {
+        Ok(answer) => answer.map_err(|refusal| refusal.reply(node)),
+        Err(_) => Err(node.error(&format!("no answer within {:?}", node.connect_timeout))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hello_options_in_any_order() {
+        let asked = HelloArgs::parse(&[b"3", b"setname", b"me", b"AUTH", b"u", b"p"]);
+        assert!(asked.resp3 && asked.name.as_deref() == Some("me"));
+        assert!(asked.creds.is_some_and(|c| c.user == b"u" && c.password == b"p"));
+    }
+}

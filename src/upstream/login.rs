@@ -1,0 +1,324 @@
+//! Whom connections speak as. A [`Login`] stands for everybody whom the server itself has verified as one user: their
+//! sessions share lanes and dedicated connections, whichever of the user's passwords each of them gave.
+//!
+//! Invariants:
+//! * A session gets a user's login only by a fresh connection on which the server has accepted its AUTH ([`Logins::enter`]),
+//!   and the proxy's own login only while the server accepts a new connection that says what the upstream's address says
+//!   ([`prove`]). Until then a session is a [stranger](Login::is_stranger), for whom no connection is ever opened.
+//! * A login ends when its user is deleted ([`Logins::end`]): its sessions are closed, and whoever logs in by the same name
+//!   later gets another login, so nobody rides on what a namesake may do.
+//!
+//! Accepted window: that the ACL has changed is noticed by [`watch`](super::watch), or at once if the command comes through this
+//! proxy. Until then the last proof holds, and a deleted user's sessions go on.
+
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::Node;
+use super::connection::Role;
+use super::handshake::{self, Opened, Refusal};
+use crate::config::Upstream;
+use crate::time::Time;
+
+/// Passwords remembered of one user: those that are good at the same time while they are rotated.
+const PASSWORDS: usize = 4;
+
+/// A refusal is believed for so long: whether strangers are let in again is asked this often, if any of them asks.
+const REFUSAL_HOLDS: Duration = Duration::from_millis(250);
+
+/// Said of a connection that cannot be had because its login is refused: no client expects such an error, so sessions
+/// that need the connection end instead.
+pub const SHUT_OUT: &[u8] = b"-ERR nearside: the user of this connection cannot log in any more\r\n";
+
+/// Whether the server refuses who asks, rather than the question.
+pub fn is_login_refusal(reply: &[u8]) -> bool {
+    reply.starts_with(b"-WRONGPASS") || reply.starts_with(b"-NOAUTH")
+}
+
+/// See the module.
+pub struct Login {
+    user: Vec<u8>,
+    number: u64,
+    kind: Kind,
+    /// In the clear, for as long as the login is used; the latest that was verified comes first.
+    passwords: Mutex<Vec<Vec<u8>>>,
+    ended: AtomicBool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Nobody yet.
+    Stranger,
+    /// Connections begin without AUTH.
+    Silent,
+    /// Connections begin with AUTH.
+    Named,
+}
+
+impl PartialEq for Login {
+    fn eq(&self, other: &Login) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Login {}
+
+impl Hash for Login {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.number.hash(state);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Login {
+    fn new(user: &[u8], number: u64, kind: Kind, password: Option<&[u8]>) -> Arc<Login> {
+        let passwords = Mutex::new(password.map(<[u8]>::to_vec).into_iter().collect());
+        Arc::new(Login { user: user.to_vec(), number, kind, passwords, ended: AtomicBool::new(false) })
+    }
+
+    /// The user's name, as the cache tells users apart.
+    pub fn user(&self) -> &[u8] {
+        &self.user
+    }
+
+    /// Different for each login of the process.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Nobody whom the server has accepted: no connection speaks as a stranger, and nothing is cached for one.
+    pub fn is_stranger(&self) -> bool {
+        self.kind == Kind::Stranger
+    }
+
+    /// Whether its user has been deleted.
+    pub fn ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// What to begin a connection with, the likeliest first: user and password, or nothing.
+    pub fn attempts(&self) -> Vec<Option<(Vec<u8>, Vec<u8>)>> {
+        match self.kind {
+            Kind::Named => lock(&self.passwords).iter().map(|p| Some((self.user.clone(), p.clone()))).collect(),
+            Kind::Silent | Kind::Stranger => vec![None],
+        }
+    }
+
+    /// The server has just accepted this password.
+    pub fn accepted(&self, password: &[u8]) {
+        let mut passwords = lock(&self.passwords);
+        if passwords.first().is_none_or(|first| first != password) {
+            passwords.retain(|other| other != password);
+            passwords.insert(0, password.to_vec());
+            passwords.truncate(PASSWORDS);
+        }
+    }
+}
+
+/// What the server says of new connections of the proxy's own login.
+#[derive(Clone)]
+enum Proof {
+    Accepted,
+    /// At this time, in these words.
+    Refused(Time, Bytes),
+}
+
+#[derive(Default)]
+struct Proven {
+    /// What was known of at the time ([`Logins::doubts`]); `None`: nothing is proven.
+    proof: Option<(u64, Proof)>,
+    /// When the server could not be asked for the last time, and why.
+    failed: Option<(Time, Bytes)>,
+}
+
+/// All logins of one node.
+pub struct Logins {
+    /// What the upstream's address says: the proxy itself, and sessions until they say AUTH.
+    own: Arc<Login>,
+    stranger: Arc<Login>,
+    users: Mutex<HashMap<Vec<u8>, Weak<Login>>>,
+    next: AtomicU64,
+    /// How often users were deleted.
+    ends: AtomicU64,
+    /// How often it has become doubtful whether the server still takes new connections of `own`.
+    doubts: AtomicU64,
+    proven: Mutex<Proven>,
+    /// One asks the server, the others wait for what it says.
+    proving: tokio::sync::Mutex<()>,
+}
+
+impl Logins {
+    /// With the login that this upstream's address names, and no other.
+    pub fn new(upstream: &Upstream) -> Logins {
+        let user = upstream.username.as_deref().unwrap_or("default").as_bytes();
+        let own = match &upstream.password {
+            Some(password) => Login::new(user, 1, Kind::Named, Some(password.as_bytes())),
+            None => Login::new(b"default", 1, Kind::Silent, None),
+        };
+        Logins {
+            own,
+            stranger: Login::new(b"default", 0, Kind::Stranger, None),
+            users: Mutex::default(),
+            next: AtomicU64::new(2),
+            ends: AtomicU64::new(0),
+            doubts: AtomicU64::new(0),
+            proven: Mutex::default(),
+            proving: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// What the proxy's own connections speak as.
+    pub fn own(&self) -> &Arc<Login> {
+        &self.own
+    }
+
+    /// Who a session is that begins now: what the upstream's address says if the server is known to take that, else a stranger.
+    pub fn first(&self) -> &Arc<Login> {
+        match self.proof() {
+            Some(Proof::Accepted) => &self.own,
+            _ => &self.stranger,
+        }
+    }
+
+    fn proof(&self) -> Option<Proof> {
+        let proven = lock(&self.proven);
+        let (as_of, proof) = proven.proof.as_ref()?;
+        let fresh = match proof {
+            Proof::Accepted => true,
+            Proof::Refused(at, _) => Time::now().since(*at) < REFUSAL_HOLDS,
+        };
+        (fresh && *as_of == self.doubts.load(Ordering::Acquire)).then(|| proof.clone())
+    }
+
+    /// The server may judge new connections differently from here on. Sessions that have begun go on.
+    pub fn doubt(&self) {
+        self.doubts.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How often logins were ended: to be asked before the AUTH is sent that [`Logins::enter`] is told of.
+    pub fn ends(&self) -> u64 {
+        self.ends.load(Ordering::Acquire)
+    }
+
+    /// The login of a user whose password the server has accepted on a fresh connection. `None`: a user was deleted
+    /// meanwhile, perhaps this one, and the server is to be asked again.
+    pub fn enter(&self, user: &[u8], password: &[u8], ends: u64) -> Option<Arc<Login>> {
+        let mut users = lock(&self.users);
+        // Under the lock that `end` holds as well: an end after this finds the login.
+        if self.ends() != ends {
+            return None;
+        }
+        if let Some(login) = users.get(user).and_then(Weak::upgrade) {
+            login.accepted(password);
+            return Some(login);
+        }
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let login = Login::new(user, number, Kind::Named, Some(password));
+        // Users that came and went leave nothing behind.
+        users.retain(|_, login| login.strong_count() > 0);
+        users.insert(user.to_vec(), Arc::downgrade(&login));
+        Some(login)
+    }
+
+    /// The user has been deleted. Its login, if there was one: the sessions that have it are to be closed.
+    pub fn end(&self, user: &[u8]) -> Option<Arc<Login>> {
+        let mut users = lock(&self.users);
+        self.ends.fetch_add(1, Ordering::AcqRel);
+        let login = users.remove(user)?.upgrade()?;
+        login.ended.store(true, Ordering::Release);
+        Some(login)
+    }
+}
+
+/// Whether the server takes a new connection of the proxy's own login now: asked unless that is known. With the
+/// connection that was opened to find out, if there was one.
+pub async fn prove(node: &Arc<Node>) -> Result<Option<Opened>, Refusal> {
+    let logins = &node.logins;
+    let began = Time::now();
+    let _turn = logins.proving.lock().await;
+    match logins.proof() {
+        Some(Proof::Accepted) => return Ok(None),
+        Some(Proof::Refused(_, reply)) => return Err(Refusal::Login(reply)),
+        None => {}
+    }
+    // Whoever waited while the server could not be asked does not wait once more.
+    if let Some((_, error)) = lock(&logins.proven).failed.as_ref().filter(|(at, _)| *at >= began) {
+        return Err(Refusal::Server(error.clone()));
+    }
+    // Before the server is asked: what changes from here on is a new doubt.
+    let as_of = logins.doubts.load(Ordering::Acquire);
+    let opened = handshake::open(node, &node.own, Role::Dedicated).await;
+    let mut proven = lock(&logins.proven);
+    match &opened {
+        Ok(_) => proven.proof = Some((as_of, Proof::Accepted)),
+        Err(Refusal::Login(reply)) => proven.proof = Some((as_of, Proof::Refused(Time::now(), reply.clone()))),
+        Err(other) => proven.failed = Some((Time::now(), other.reply(node))),
+    }
+    drop(proven);
+    opened.map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn logins() -> Logins {
+        Logins::new(&"redis://127.0.0.1:6379".parse().expect("an address"))
+    }
+
+    fn passwords(login: &Login) -> Vec<Vec<u8>> {
+        login.attempts().into_iter().flatten().map(|(_, password)| password).collect()
+    }
+
+    #[test]
+    fn all_of_one_user_share_a_login_and_the_latest_password_comes_first() {
+        let logins = logins();
+        let first = logins.enter(b"bob", b"old", 0).expect("a login");
+        let second = logins.enter(b"bob", b"new", 0).expect("a login");
+        assert!(Arc::ptr_eq(&first, &second));
+        assert_eq!(passwords(&first), [b"new".to_vec(), b"old".to_vec()]);
+        assert!(logins.enter(b"eve", b"new", 0).expect("a login") != first);
+        for n in 0..3000 {
+            logins.enter(b"bob", n.to_string().as_bytes(), 0).expect("a login");
+        }
+        assert_eq!(passwords(&first).len(), PASSWORDS);
+    }
+
+    #[test]
+    fn a_namesake_of_a_deleted_user_has_another_login() {
+        let logins = logins();
+        let first = logins.enter(b"bob", b"old", logins.ends()).expect("a login");
+        let before = logins.ends();
+        assert!(logins.end(b"bob").is_some_and(|ended| ended == first) && first.ended());
+        assert!(logins.enter(b"bob", b"old", before).is_none(), "the server's word is older than the end");
+        let second = logins.enter(b"bob", b"new", logins.ends()).expect("a login");
+        assert!(second != first && !second.ended());
+    }
+
+    #[test]
+    fn a_login_that_nobody_uses_is_forgotten() {
+        let logins = logins();
+        drop(logins.enter(b"bob", b"old", 0));
+        let again = logins.enter(b"bob", b"new", 0).expect("a login");
+        assert_eq!(passwords(&again), [b"new".to_vec()]);
+        assert!(logins.end(b"eve").is_none());
+    }
+
+    #[test]
+    fn whoever_begins_is_a_stranger_until_the_server_has_taken_one() {
+        let logins = logins();
+        assert!(logins.first().is_stranger());
+        lock(&logins.proven).proof = Some((0, Proof::Accepted));
+        assert!(!logins.first().is_stranger());
+        logins.doubt();
+        assert!(logins.first().is_stranger());
+    }
+}
