@@ -26,11 +26,20 @@ const ACL_BLIND: Duration = Duration::from_secs(5);
 /// Commands that change everything and are announced by nothing: SWAPDB ever, the others in mode `keyspace`.
 const SILENT: [&str; 3] = ["cmdstat_swapdb:", "cmdstat_flushall:", "cmdstat_flushdb:"];
 
+/// Commands by which the ACL changes, perhaps there and back between two looks. (Before Redis 7.0 subcommands are not
+/// counted apart, and ACL LIST, which every look says, counts as well: there only the states are compared.)
+const ACL_CHANGES: [&str; 3] = ["cmdstat_acl|setuser:", "cmdstat_acl|deluser:", "cmdstat_acl|load:"];
+/// By which it becomes doubtful whether new connections are taken as before: requirepass, there and back.
+const DOUBTS: [&str; 1] = ["cmdstat_config|set:"];
+
 /// What one look found. A part that the server refuses to tell is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Look {
     /// How often the commands were said that nothing announces.
     silent: Option<String>,
+    /// How often the commands were said by which the ACL changes.
+    acl_changes: Option<String>,
+    doubts: Option<String>,
     /// `keyspace`: whether the server notifies.
     notifies: bool,
     role: Option<String>,
@@ -183,6 +192,8 @@ pub async fn look(wire: &mut Wire, node: &Node) -> Result<Look, Refusal> {
     let commands: &[&str] = if keyspace { &SILENT } else { &SILENT[..1] };
     Ok(Look {
         silent: lines(&stats, commands, Some(',')),
+        acl_changes: lines(&stats, &ACL_CHANGES, Some(',')),
+        doubts: lines(&stats, &DOUBTS, Some(',')),
         role: lines(&replication, &["role:", "master_replid:"], None),
         acl: Acl::read(acl),
         ahead,
@@ -261,9 +272,11 @@ fn compare(node: &Node, old: &Look, new: &mut Look) {
         tracing::warn!("the upstream's wall clock has been set forward, or runs faster than ours: cache flushed");
         coherence.flush(FlushCause::Clock);
     }
-    if let (Acl::Known(a), Acl::Known(b)) = (&old.acl, &new.acl)
-        && a != b
-    {
+    if changed(&old.doubts, &new.doubts) {
+        node.logins.doubt();
+    }
+    let differs = matches!((&old.acl, &new.acl), (Acl::Known(a), Acl::Known(b)) if a != b);
+    if differs || changed(&old.acl_changes, &new.acl_changes) {
         tracing::info!("the upstream's ACL has changed: cache flushed");
         node.acl_changed();
         // What our user was refused, it may have been granted.

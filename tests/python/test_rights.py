@@ -151,3 +151,19 @@ class TestWhoNeverSaysAuth:
                         return said(conn, "PING") == b"PONG"
 
                 wait_until(taken, "the password is good again", timeout=LAG)
+
+
+def test_a_right_granted_and_withdrawn_between_two_looks_is_not_outlived(site, root):
+    root.call("ACL", "SETUSER", "bob", "-get")
+    root.call("SET", "k", "v")
+    with bob(site) as conn:
+        wait_until(lambda: outcome(conn, "GET", "k") == "NOPERM", "the right is gone", timeout=LAG)
+        cached = 0
+        for _ in range(6):
+            root.call("ACL", "SETUSER", "bob", "+get")
+            for _ in range(20):
+                conn.call("GET", "k")
+            cached += b"hit" in conn.call("NEARSIDE", "EXPLAIN", "GET", "k")[0]
+            root.call("ACL", "SETUSER", "bob", "-get")
+            wait_until(lambda: outcome(conn, "GET", "k") == "NOPERM", "the right is gone again", timeout=LAG)
+        assert cached, "never a hit while the right was there: nothing was tested"
