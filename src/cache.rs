@@ -90,7 +90,7 @@ pub struct Stats {
     pub hits: AtomicU64,
     /// Cacheable reads that went upstream.
     pub misses: AtomicU64,
-    /// Reads that waited for somebody else's flight.
+    /// Reads that waited for a flight, or shared the reply of one of their own session's.
     pub joined: AtomicU64,
     /// Replies stored.
     pub fills: AtomicU64,

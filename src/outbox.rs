@@ -29,6 +29,15 @@ impl Piece<'_> {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// The same once more: by reference, as long as this one is there.
+    pub fn again(&self) -> Piece<'_> {
+        match self {
+            Piece::Slice(s) => Piece::Slice(s),
+            Piece::Bytes(b) => Piece::Bytes(b.clone()),
+        }
+    }
+
     /// Its bytes, to be kept.
     pub fn into_bytes(self) -> Bytes {
         match self {
@@ -54,7 +63,12 @@ struct Gap {
     at: u64,
     /// It has come, but one before it has not.
     reply: Option<Bytes>,
+    /// The gap behind it that gets the same reply.
+    twin: Option<u64>,
 }
+
+/// Room for so many replies that are still to come is kept by a session that waits for none.
+const ROOM_KEPT: usize = 64;
 
 #[derive(Default)]
 struct Inner {
@@ -106,14 +120,20 @@ impl Place {
 impl Outbox {
     /// Takes the next place. With `follow`, what comes behind it in the session must not overtake it.
     pub fn reserve(self: &Rc<Self>, follow: bool) -> Place {
-        let mut inner = self.0.borrow_mut();
-        let at = inner.released + inner.held.len() as u64;
-        inner.gaps.push_back(Gap { follow, at, reply: None });
-        inner.waiting += 1;
-        inner.followed += usize::from(follow);
-        let seq = inner.next() - 1;
-        drop(inner);
+        let seq = self.0.borrow_mut().open(follow);
         Place { outbox: self.clone(), seq }
+    }
+
+    /// Takes the next place for a command that is answered by the reply of place `of`. False if that has come already, or is
+    /// another's too.
+    pub fn reserve_twin(&self, of: u64) -> bool {
+        let mut inner = self.0.borrow_mut();
+        let next = inner.next();
+        let awaited = |gap: &&mut Gap| gap.reply.is_none() && gap.twin.is_none();
+        let Some(gap) = inner.gap(of).filter(awaited) else { return false };
+        gap.twin = Some(next);
+        inner.open(false);
+        true
     }
 
     /// A reply that is known at once.
@@ -130,26 +150,17 @@ impl Outbox {
         (!inner.gone).then(|| Direct(RefMut::map(inner, Inner::end)))
     }
 
-    fn deliver(&self, seq: u64, piece: Piece<'_>, now: Time) {
+    fn deliver(&self, mut seq: u64, piece: Piece<'_>, now: Time) {
         let mut inner = self.0.borrow_mut();
         if inner.gone {
             return;
         }
         inner.seen = inner.seen.max(now);
-        let index = (seq - inner.base) as usize;
-        let Some(Gap { follow, reply: None, .. }) = inner.gaps.get(index) else {
-            debug_assert!(false, "a place is filled once");
-            return;
-        };
-        inner.followed -= usize::from(*follow);
-        inner.waiting -= 1;
-        if index == 0 {
-            inner.close_first(piece);
-            inner.close_others();
-        } else {
-            inner.early += piece.len();
-            inner.gaps[index].reply = Some(piece.into_bytes());
+        while let Some(twin) = inner.gap(seq).and_then(|gap| gap.twin.take()) {
+            inner.fill(seq, piece.again());
+            seq = twin;
         }
+        inner.fill(seq, piece);
         inner.wake();
     }
 
@@ -301,10 +312,46 @@ impl Inner {
         self.out.len() + self.held.len() + self.early
     }
 
+    /// One more reply is still to come. Its place.
+    fn open(&mut self, follow: bool) -> u64 {
+        let at = self.released + self.held.len() as u64;
+        self.gaps.push_back(Gap { follow, at, reply: None, twin: None });
+        self.waiting += 1;
+        self.followed += usize::from(follow);
+        self.next() - 1
+    }
+
+    fn gap(&mut self, seq: u64) -> Option<&mut Gap> {
+        let index = usize::try_from(seq.checked_sub(self.base)?).ok()?;
+        self.gaps.get_mut(index)
+    }
+
+    fn fill(&mut self, seq: u64, piece: Piece<'_>) {
+        let first = seq == self.base;
+        let Some(gap) = self.gap(seq).filter(|gap| gap.reply.is_none()) else {
+            debug_assert!(false, "a place is filled once");
+            return;
+        };
+        let follow = gap.follow;
+        if first {
+            self.close_first(piece);
+            self.close_others();
+        } else {
+            let bytes = piece.len();
+            gap.reply = Some(piece.into_bytes());
+            self.early += bytes;
+        }
+        self.followed -= usize::from(follow);
+        self.waiting -= 1;
+    }
+
     /// The first gap's reply, and what was held behind it.
     fn close_first(&mut self, reply: Piece<'_>) {
         append(&mut self.out, reply);
         self.gaps.pop_front();
+        if self.gaps.is_empty() && self.gaps.capacity() > ROOM_KEPT {
+            self.gaps = VecDeque::new();
+        }
         self.base += 1;
         let free = self.gaps.front().map_or(self.held.len(), |next| (next.at - self.released) as usize);
         self.held.move_to(&mut self.out, free);
@@ -379,6 +426,35 @@ mod tests {
         }
         told.extend(outbox.take());
         assert!(told == expected && outbox.is_idle() && outbox.bytes() == 0);
+    }
+
+    #[test]
+    fn a_twin_gets_the_same_reply_in_its_own_place() {
+        let outbox = Rc::new(Outbox::default());
+        let first = outbox.reserve(true);
+        let read = outbox.reserve(false);
+        assert!(outbox.reserve_twin(1), "place 2");
+        outbox.put(Piece::Slice(b"held "));
+        assert!(!outbox.reserve_twin(1), "place 1 has a twin");
+        assert!(outbox.reserve_twin(2), "place 3");
+        let last = outbox.reserve(false);
+        assert_eq!(outbox.waiting(), 5);
+        read.deliver(Piece::Slice(b"read "), Time(1));
+        assert!(!outbox.reserve_twin(3), "it has come");
+        assert_eq!((outbox.waiting(), outbox.bytes(), outbox.take()), (2, 5 + 3 * 5, Vec::new()));
+        first.deliver(Piece::Slice(b"first "), Time(2));
+        assert!(!outbox.reserve_twin(0), "it is told");
+        last.deliver(Piece::Slice(b"last"), Time(3));
+        assert_eq!(outbox.take(), b"first read read held read last");
+        assert!(outbox.is_idle() && outbox.bytes() == 0 && outbox.waiting() == 0 && outbox.followed() == 0);
+    }
+
+    #[test]
+    fn who_waits_for_nothing_keeps_no_room() {
+        let outbox = Rc::new(Outbox::default());
+        let places: Vec<Place> = (0..10 * ROOM_KEPT).map(|_| outbox.reserve(false)).collect();
+        places.into_iter().for_each(|place| place.deliver(Piece::Slice(b"x"), Time(1)));
+        assert_eq!(outbox.0.borrow().gaps.capacity(), 0);
     }
 
     #[test]

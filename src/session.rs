@@ -129,6 +129,8 @@ pub struct Session {
     /// How often the present request has waited.
     tries: u32,
     outstanding: Outstanding,
+    /// The last wait for a read of its own has brought no hit so far.
+    waited_in_vain: bool,
     /// Nothing more is read; what is owed is written.
     closing: Option<Why>,
     /// Input was left alone because too much is owed already.
@@ -195,6 +197,7 @@ impl Session {
             repeatable: false,
             tries: 0,
             outstanding: Outstanding::default(),
+            waited_in_vain: false,
             closing: None,
             held_back: false,
             redirected: (0, 0),
@@ -404,6 +407,7 @@ impl Session {
     /// Adds what was dealt with to the process's counters and to what is said of this client.
     fn account(&mut self) {
         if self.commands > 0 {
+            self.waited_in_vain &= self.hits == 0;
             self.client.active.store(self.now.0, Ordering::Relaxed);
             self.client.command.store(self.command, Ordering::Relaxed);
             self.shared.count(std::mem::take(&mut self.commands), std::mem::take(&mut self.hits));
@@ -429,7 +433,7 @@ impl Session {
         }
         match plan.route {
             Route::Cache(_) | Route::Lane if self.paused => self.alone(request, plan, keys),
-            Route::Cache(read) => self.cached_read(request, plan, read, keys),
+            Route::Cache(read) => self.cached_read(request, plan, read),
             Route::Lane => self.forward(self.lane.clone(), self.effect(request, plan, keys)),
             Route::Dedicated(Need::Alone) => self.alone(request, plan, keys),
             Route::Dedicated(need) => self.dedicate(request, need),

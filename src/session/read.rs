@@ -1,6 +1,7 @@
 //! Reads that the cache can answer.
 
 use std::future::poll_fn;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -8,12 +9,13 @@ use smallvec::{SmallVec, smallvec};
 
 use super::flow::OUTPUT_SOFT;
 use super::input::Input;
+use super::outstanding::Read;
 use super::{After, Session, Stall, Step};
 use crate::cache::entry::{Node, Variant};
 use crate::cache::{Begin, FillToken, Lookup, Need};
-use crate::command::{self, CacheRead, FieldTtl, GET_ID, Keys, Plan, Request};
+use crate::command::{self, CacheRead, FieldTtl, GET_ID, Plan, Request};
 use crate::config::Level;
-use crate::outbox::Piece;
+use crate::outbox::{Piece, Place};
 use crate::sabotage::{self, Rule};
 use crate::time::Time;
 use crate::upstream::effect::{Effect, KeySet};
@@ -23,7 +25,7 @@ use crate::upstream::fill::{FillKey, FillRead};
 const MAX_TRIES: u32 = 3;
 /// How long one wait for a clock may take.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// An MGET of more keys is forwarded without filling the cache.
+/// An MGET of more keys is forwarded without filling the cache: each key costs a PTTL of its own, on a lane that others wait for.
 const MGET_MAX: usize = 256;
 /// Requests longer than this are forwarded without filling the cache.
 const REQUEST_MAX: usize = 64 * 1024;
@@ -37,10 +39,10 @@ fn reply_of(node: &Node) -> Piece<'_> {
 }
 
 impl Session {
-    pub(super) fn cached_read(&mut self, request: &Request<'_>, plan: Plan, read: CacheRead, keys: &Keys) -> Step {
+    pub(super) fn cached_read(&mut self, request: &Request<'_>, plan: Plan, read: CacheRead) -> Step {
         match read {
             CacheRead::One(field_ttl) => self.read_one(request, plan.id, field_ttl),
-            CacheRead::Mget => self.read_many(request, plan, keys),
+            CacheRead::Mget => self.read_many(request),
         }
     }
 
@@ -132,7 +134,8 @@ impl Session {
     fn read_one(&mut self, request: &Request<'_>, id: u16, field_ttl: FieldTtl) -> Step {
         let variant = self.variant(request, id);
         let hash = self.hash(request, 1);
-        let overtake = self.is_kept() && !self.bypass && self.may_overtake(hash);
+        let asks = self.is_kept() && !self.bypass;
+        let overtake = asks && self.may_overtake(hash);
         if overtake {
             let outbox = &self.outbox;
             let before = self.before_hit(&[hash]);
@@ -150,8 +153,43 @@ impl Session {
                 Lookup::Behind(need) if self.worth_waiting() => return self.wait_for(need),
                 Lookup::Behind(_) | Lookup::Miss => {}
             }
+        } else if self.share(request, &[hash]) {
+            return Step::Done;
         }
-        self.miss(request, id, field_ttl, &variant, hash, overtake)
+        let waits = if overtake { self.tries < MAX_TRIES } else { asks && self.waits_for_own(hash) };
+        self.miss(request, id, field_ttl, &variant, hash, waits)
+    }
+
+    /// Answers a read by the reply to the same read, which this session has sent already and which is on its way.
+    ///
+    /// The race: between the two somebody else, perhaps past the proxy, writes the key and is told so, or reads a newer value;
+    /// the reply on its way may be older. So a read shares only the reply of one that was *sent after it had arrived*: that
+    /// was executed while this one waited, which nobody can tell from this one having been executed at the same instant, at
+    /// any level. And only if it keeps its place in the session: since that read the session has sent nothing about the
+    /// keys (its own write, or another read, which may show a newer value), nor what may have to do with any key; above
+    /// `bounded`, where the order of all keys counts, nothing at all.
+    fn share(&mut self, request: &Request<'_>, hashes: &[u64]) -> bool {
+        let Some((place, read)) = self.outstanding.latest(hashes, request.buf, self.view) else { return false };
+        let next = self.outbox.next();
+        let in_order = place + 1 == next || self.may_overtake_others();
+        if self.bypass || read.sent < self.arrived || !in_order {
+            return false;
+        }
+        let read = read.clone();
+        if !self.outbox.reserve_twin(place) {
+            return false;
+        }
+        self.outstanding.note_read(next, hashes, &read);
+        self.cache.stats.joined.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// Whether a read waits for a flight although this session has something outstanding: most likely the flight is its
+    /// own, of a read that was sent before this one arrived, so that the reply cannot be shared. Once it has landed the read
+    /// looks in the cache, by the rules of every hit. Not behind an own write of the key, which the flight may be older than; and
+    /// not again if the last such wait brought no hit: of what cannot be kept, each read would wait for the one before it.
+    fn waits_for_own(&self, hash: u64) -> bool {
+        self.tries == 0 && !self.waited_in_vain && self.outbox.followed() == 0 && !self.outstanding.writes(hash)
     }
 
     fn miss(
@@ -161,7 +199,7 @@ impl Session {
         field_ttl: FieldTtl,
         variant: &Variant<'_>,
         hash: u64,
-        overtake: bool,
+        waits: bool,
     ) -> Step {
         if let Some(stall) = self.wait_for_room(&self.lane) {
             return Step::Stall(stall);
@@ -172,8 +210,13 @@ impl Session {
             match self.cache.begin(hash, variant) {
                 Begin::Lead(token) => Some(token),
                 // Behind an own write the flight may be older than the write: no joining then.
-                Begin::Join(flight) if overtake && self.tries < MAX_TRIES => {
+                Begin::Join(flight) if waits => {
                     self.cache.stats.joined.fetch_add(1, Ordering::Relaxed);
+                    self.waited_in_vain = self.outbox.waiting() > 0;
+                    // Above `bounded` a hit passes nothing: not even what was sent behind the flight.
+                    if self.waited_in_vain && self.level != Level::Bounded {
+                        return Step::Stall(Stall::Drain);
+                    }
                     let landed = async move {
                         poll_fn(|cx| flight.poll_landed(cx)).await;
                         After::Again
@@ -201,15 +244,28 @@ impl Session {
                 };
                 self.send_fill(read, &[hash])
             }
-            _ => self.forward(self.lane.clone(), Effect::Read(hash)),
+            _ => self.send_read(request, Effect::Read(hash), &[hash]),
         }
     }
 
     fn send_fill(&mut self, read: FillRead, hashes: &[u64]) -> Step {
-        hashes.iter().for_each(|hash| self.outstanding.note(self.outbox.next(), *hash));
-        let place = self.outbox.reserve(false);
+        let place = self.reserve_read(read.request.clone(), hashes);
         self.lane.send_fill(place, read, self.now);
         Step::Done
+    }
+
+    /// Sends a read that fills nothing.
+    fn send_read(&mut self, request: &Request<'_>, effect: Effect, hashes: &[u64]) -> Step {
+        let place = self.reserve_read(request.buf.into(), hashes);
+        self.lane.send(Piece::Slice(request.buf), place, effect, self.repeatable, self.now);
+        Step::Done
+    }
+
+    /// The place of a read that is sent now, and whose reply others of this session may share.
+    fn reserve_read(&mut self, request: Rc<[u8]>, hashes: &[u64]) -> Place {
+        let read = Read { request, view: self.view, sent: self.now };
+        self.outstanding.note_read(self.outbox.next(), hashes, &read);
+        self.outbox.reserve(false)
     }
 
     fn count_miss(&self) {
@@ -231,7 +287,7 @@ impl Session {
     }
 
     /// MGET: one snapshot, or upstream as a whole.
-    fn read_many(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
+    fn read_many(&mut self, request: &Request<'_>) -> Step {
         let hashes: Vec<u64> = (1..request.len()).map(|i| self.hash(request, i)).collect();
         if self.is_kept() && !self.bypass && hashes.iter().all(|h| self.may_overtake(*h)) {
             let before = self.before_hit(&hashes);
@@ -245,6 +301,8 @@ impl Session {
                 Lookup::Behind(need) if self.worth_waiting() => return self.wait_for(need),
                 Lookup::Behind(_) | Lookup::Miss => {}
             }
+        } else if self.share(request, &hashes) {
+            return Step::Done;
         }
         if let Some(stall) = self.wait_for_room(&self.lane) {
             return Step::Stall(stall);
@@ -257,14 +315,15 @@ impl Session {
                 Begin::Join(_) => None,
             }
         };
-        if request.len() > MGET_MAX || request.buf.len() > REQUEST_MAX {
-            return self.forward(self.lane.clone(), self.effect(request, plan, keys));
+        let effect = || Effect::of_keys(KeySet { writes: Vec::new(), reads: hashes.clone() });
+        if hashes.len() > MGET_MAX || request.buf.len() > REQUEST_MAX {
+            return self.send_read(request, effect(), &hashes);
         }
         let key = |i: usize| FillKey::new(request.args[i].clone(), lead(i));
         let mut keys: SmallVec<[FillKey; 1]> = (1..request.len()).map(key).collect();
         if !self.lane.can_fill(FieldTtl::No) {
             drop(keys);
-            return self.forward(self.lane.clone(), Effect::of_keys(KeySet { writes: Vec::new(), reads: hashes }));
+            return self.send_read(request, effect(), &hashes);
         }
         for key in &mut keys {
             key.token.take_if(|_| !self.shared.node.covers(&request.buf[key.range.clone()]));

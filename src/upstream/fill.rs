@@ -2,6 +2,7 @@
 //! time to live of their own, one question about them. Written as one unit; its replies come back in that order.
 
 use std::ops::Range;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,7 +47,7 @@ pub struct FillRead {
     /// The command's number.
     pub id: u16,
     /// The request as it was sent.
-    pub request: Box<[u8]>,
+    pub request: Rc<[u8]>,
     /// One key, or all of MGET's.
     pub keys: SmallVec<[FillKey; 1]>,
     /// MGET: each element of the reply is stored as the GET of its key.
