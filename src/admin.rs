@@ -50,7 +50,12 @@ pub fn fields(shared: &Shared) -> Vec<(String, String)> {
     add("reads_of_refused_levels", &get(&node.coherence.refused_reads));
     add("clock_age_ms", &age.map_or(-1, |a| a.as_millis() as i64));
     add("lanes", &node.lanes.load(Ordering::Relaxed));
-    add("dedicated", &node.dedicated.load(Ordering::Relaxed));
+    let (dedicated, idle) = (node.places.taken(), node.places.idle());
+    add("dedicated", &dedicated);
+    add("dedicated_idle", &idle);
+    add("dedicated_lent", &dedicated.saturating_sub(idle));
+    add("dedicated_given_up", &node.places.given_up());
+    add("dedicated_refused", &node.places.refused());
     add("upstream_out_of_turn", &get(&node.out_of_turn));
     add("clients", &shared.clients.len());
     add("clients_total", &shared.clients.total());

@@ -170,6 +170,8 @@ pub struct Config {
     pub client_output_buffer_limit_pubsub: usize,
     /// Connections lent to single sessions at once (MULTI, blocking, pub/sub …).
     pub max_dedicated: usize,
+    /// One that no session has used for this long is closed; zero: never.
+    pub dedicated_idle_timeout: Duration,
     /// Bytes on their way to the upstream on one lane before sessions must wait.
     pub lane_buffer_limit: usize,
     /// One in so many hits is audited; 0: none.
@@ -211,6 +213,7 @@ impl Default for Config {
             client_output_buffer_limit: 1 << 30,
             client_output_buffer_limit_pubsub: 32 << 20,
             max_dedicated: 4096,
+            dedicated_idle_timeout: Duration::from_secs(60),
             lane_buffer_limit: 64 << 20,
             audit_one_in: 10_000,
             audit_per_second: 10,

@@ -506,9 +506,7 @@ impl Session {
 
     fn end(mut self) {
         self.outbox.close();
-        if let Some(lent) = self.lent.take() {
-            self.pool.discard(&lent.connection);
-        }
+        drop(self.lent.take());
         drop(self.stream);
         self.shared.clients.leave(&self.client);
     }

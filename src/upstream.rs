@@ -2,6 +2,7 @@
 //! dedicated connections; the link and everything in [`Node`] is shared by all.
 
 pub mod connection;
+pub mod dedicated;
 pub mod effect;
 pub mod event;
 pub mod fill;
@@ -13,7 +14,7 @@ pub mod rights;
 pub mod watch;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
@@ -33,6 +34,7 @@ use crate::command::Table;
 use crate::config::{Config, Invalidation, Level, ScriptKeys, Upstream};
 use crate::transport::Endpoint;
 use connection::{Connection, Role};
+use dedicated::{IDLE, IdleSet, Places};
 use login::{Login, Logins};
 
 /// How errors begin that the server has not said.
@@ -84,8 +86,8 @@ pub struct Node {
     pub seen: AtomicU64,
     /// Lanes that are up.
     pub lanes: AtomicUsize,
-    /// Connections lent to single sessions.
-    pub dedicated: AtomicUsize,
+    /// Connections lent to single sessions, or idle until the next.
+    pub places: Places,
     /// Connections that ended because they were sent what cannot be: a reply that nobody asked for, or no RESP.
     pub out_of_turn: AtomicU64,
     /// See [`Config`].
@@ -115,7 +117,6 @@ pub struct Node {
     /// How often [`watch`] looks.
     pub watch_interval: Duration,
     reconnect_max: Duration,
-    max_dedicated: usize,
     /// Turns at opening a dedicated connection; see [`OPENING`].
     opening: Semaphore,
 }
@@ -133,7 +134,7 @@ impl Node {
             version: ArcSwap::from_pointee("unknown".into()),
             seen: AtomicU64::new(0),
             lanes: AtomicUsize::new(0),
-            dedicated: AtomicUsize::new(0),
+            places: Places::new(config.max_dedicated, config.dedicated_idle_timeout),
             out_of_turn: AtomicU64::new(0),
             connect_timeout: config.connect_timeout,
             upstream_timeout: config.upstream_timeout,
@@ -149,7 +150,6 @@ impl Node {
             first_look: ArcSwapOption::empty(),
             watch_interval: (config.max_staleness / 2).min(Duration::from_secs(1)),
             reconnect_max: config.reconnect_max,
-            max_dedicated: config.max_dedicated,
             opening: Semaphore::new(OPENING),
         }
     }
@@ -216,7 +216,7 @@ pub struct Pool {
     /// The node they lead to.
     pub node: Arc<Node>,
     lanes: RefCell<HashMap<ConnectionKey, Rc<Connection>>>,
-    idle: RefCell<HashMap<ConnectionKey, VecDeque<Rc<Connection>>>>,
+    idle: Rc<IdleSet>,
     scripts: Rc<Cell<usize>>,
     /// What the connections do.
     tasks: LocalSet,
@@ -225,13 +225,6 @@ pub struct Pool {
 /// Dedicated connections that are opened at once, far fewer than a server's backlog holds (511): when thousands of clients
 /// begin to wait together, none of their connections is thrown away to come again a second later.
 const OPENING: usize = 128;
-/// Idle dedicated connections kept per key and thread.
-const IDLE: usize = 16;
-/// Of these, how many are opened before they are needed, once one was.
-const READY: usize = 4;
-/// With fewer left than this, none is opened before it is needed.
-const SPARED: usize = 64;
-
 /// One of the few connections that scripts may have at once, so that many scripts do not mean many connections.
 pub struct Turn(Rc<Cell<usize>>);
 
@@ -245,9 +238,9 @@ impl Pool {
     /// An empty pool.
     pub fn new(node: Arc<Node>) -> Pool {
         Pool {
+            idle: IdleSet::new(&node),
             node,
             lanes: RefCell::default(),
-            idle: RefCell::default(),
             scripts: Rc::default(),
             tasks: LocalSet::new(),
         }
@@ -255,7 +248,7 @@ impl Pool {
 
     /// Runs its connections, for good.
     pub async fn run(&self) {
-        self.tasks.run_until(std::future::pending()).await
+        self.tasks.run_until(self.idle.tend()).await
     }
 
     fn start(&self, key: &ConnectionKey, role: Role) -> Rc<Connection> {
@@ -279,25 +272,6 @@ impl Pool {
         }
     }
 
-    /// A connection for one session alone; `None` at the limit. A few more are kept ready, so that the next sessions need
-    /// not wait for a handshake, and be overtaken meanwhile by what goes down a lane or a connection that is open.
-    pub fn lend(&self, key: &ConnectionKey) -> Option<Rc<Connection>> {
-        let mut idle = self.idle.borrow_mut();
-        let idle = idle.entry(key.clone()).or_default();
-        // the oldest first: its handshake is over
-        let mut found = idle.pop_front();
-        while let Some(spent) = found.take_if(|connection| !connection.is_lendable()) {
-            self.discard(&spent);
-            found = idle.pop_front();
-        }
-        let connection = found.or_else(|| self.open(key))?;
-        let scarce = || self.node.dedicated.load(Ordering::Relaxed) + SPARED > self.node.max_dedicated;
-        while idle.len() < READY && !scarce() {
-            idle.extend(self.open(key));
-        }
-        Some(connection)
-    }
-
     /// The right to lend a connection to a script; `None`: there are as many as are kept idle, this one shares a lane.
     pub fn turn(&self) -> Option<Turn> {
         let running = self.scripts.get();
@@ -305,31 +279,5 @@ impl Pool {
             self.scripts.set(running + 1);
             Turn(self.scripts.clone())
         })
-    }
-
-    /// A new connection, even if idle ones are there: its handshake is the server's verdict on the credentials.
-    pub fn open(&self, key: &ConnectionKey) -> Option<Rc<Connection>> {
-        let count = &self.node.dedicated;
-        let max = self.node.max_dedicated;
-        count.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| (n < max).then_some(n + 1)).ok()?;
-        Some(self.start(key, Role::Dedicated))
-    }
-
-    /// Takes it back for the next session, if its state allows that.
-    pub fn give_back(&self, connection: Rc<Connection>) {
-        connection.lend(None);
-        let mut idle = self.idle.borrow_mut();
-        let same = idle.entry(connection.key.clone()).or_default();
-        if connection.is_clean() && same.len() < IDLE {
-            same.push_back(connection);
-        } else {
-            self.discard(&connection);
-        }
-    }
-
-    /// Ends it.
-    pub fn discard(&self, connection: &Connection) {
-        connection.close();
-        self.node.dedicated.fetch_sub(1, Ordering::AcqRel);
     }
 }

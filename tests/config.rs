@@ -59,6 +59,7 @@ const EVERY_SETTING: &str = r#"
     client_output_buffer_limit = "3mb"
     client_output_buffer_limit_pubsub = "2mb"
     max_dedicated = 8
+    dedicated_idle_timeout = "9s"
     lane_buffer_limit = "4mb"
     invalidation = "broadcast"
     broadcast_prefixes = ["a:", "b:"]
@@ -127,6 +128,7 @@ fn every_setting_is_taken() {
         client_output_buffer_limit: 3 << 20,
         client_output_buffer_limit_pubsub: 2 << 20,
         max_dedicated: 8,
+        dedicated_idle_timeout: Duration::from_secs(9),
         lane_buffer_limit: 4 << 20,
         invalidation: Invalidation::Broadcast,
         broadcast_prefixes: vec!["a:".into(), "b:".into()],

@@ -95,6 +95,7 @@ settings! {
     client_output_buffer_limit: Size,
     client_output_buffer_limit_pubsub: Size,
     max_dedicated: Count,
+    dedicated_idle_timeout: Period,
     lane_buffer_limit: Size,
     audit_one_in: Count,
     audit_per_second: Count,

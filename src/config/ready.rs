@@ -70,6 +70,12 @@ pub(super) fn ready(raw: Raw, file: Option<Source<'_>>) -> Result<Config, Config
         )?,
         clients_together: blame.count("clients_together", raw.clients_together, default.clients_together)?,
         max_dedicated: blame.count("max_dedicated", raw.max_dedicated, default.max_dedicated)?,
+        dedicated_idle_timeout: blame.period(
+            "dedicated_idle_timeout",
+            raw.dedicated_idle_timeout,
+            default.dedicated_idle_timeout,
+            Duration::ZERO..=365 * DAY,
+        )?,
         lane_buffer_limit: blame.bytes("lane_buffer_limit", raw.lane_buffer_limit, default.lane_buffer_limit, 1024)?,
         audit_one_in: blame.count_or_none("audit_one_in", raw.audit_one_in, default.audit_one_in)?,
         audit_per_second: blame.count_or_none("audit_per_second", raw.audit_per_second, default.audit_per_second)?,

@@ -11,13 +11,15 @@ use super::{After, Become, Input, Session, Stall, Step};
 use crate::command::{Keys, Local, Need, Plan, Request, Route};
 use crate::outbox::{Outbox, Piece};
 use crate::resp;
-use crate::upstream::connection::{Connection, Raw};
+use crate::shared::Shared;
+use crate::upstream::connection::Raw;
+use crate::upstream::dedicated::{Lending, Loan};
 use crate::upstream::effect::{Effect, KeySet};
 use crate::upstream::{ConnectionKey, Turn};
 
 /// A connection lent to the session, and what state the session has on it.
 pub(super) struct Lent {
-    pub(super) connection: Rc<Connection>,
+    pub(super) connection: Loan,
     /// Between MULTI and EXEC: what EXEC will do to the cache.
     multi: Option<Queued>,
     watching: bool,
@@ -70,7 +72,7 @@ impl Queued {
 }
 
 impl Lent {
-    fn new(connection: Rc<Connection>) -> Lent {
+    fn new(connection: Loan) -> Lent {
         Lent {
             connection,
             multi: None,
@@ -143,6 +145,14 @@ fn confirmation(request: &Request<'_>) -> Option<&'static str> {
     KINDS.into_iter().find(|k| request.arg(0).eq_ignore_ascii_case(k.as_bytes()))
 }
 
+/// Why a session does not get a connection of its own.
+fn full(shared: &Shared) -> String {
+    let max = shared.node.places.max();
+    format!(
+        "-ERR nearside: all {max} connections for transactions, blocking commands and subscriptions are taken (max_dedicated)"
+    )
+}
+
 impl Session {
     /// Gets the session a connection of its own; the request is then dealt with again.
     pub(super) fn dedicate(&mut self, request: &Request<'_>, need: Need) -> Step {
@@ -155,10 +165,14 @@ impl Session {
         // WAIT is about what this client wrote, which was on a lane. A connection counts as having written all there was
         // when it last said anything, so one that is opened now waits for what was acknowledged before.
         let fresh = request.arg(0).len() >= 4 && request.arg(0)[..4].eq_ignore_ascii_case(b"WAIT");
-        let lent = if fresh { self.pool.open(&self.key) } else { self.pool.lend(&self.key) };
-        let Some(connection) = lent else {
-            let max = self.shared.config.max_dedicated;
-            return self.say(&format!("-ERR nearside: all {max} connections for transactions, blocking commands and subscriptions are taken (max_dedicated)"));
+        let lending = if fresh { self.pool.open_or_ask(&self.key) } else { self.pool.lend_or_ask(&self.key) };
+        let connection = match lending {
+            Lending::Lent(connection) => connection,
+            Lending::Soon => return self.wait_for_place(),
+            Lending::Full => {
+                self.shared.node.places.refuse();
+                return self.say(&full(&self.shared));
+            }
         };
         let lent = self.lend(connection);
         lent.monitoring = is_bare(request, b"MONITOR");
@@ -168,7 +182,22 @@ impl Session {
         Step::Stall(Stall::Drain)
     }
 
-    fn lend(&mut self, connection: Rc<Connection>) -> &mut Lent {
+    /// Another thread was asked to give up an idle connection.
+    fn wait_for_place(&self) -> Step {
+        let shared = self.shared.clone();
+        Step::Stall(Stall::For(Box::pin(async move {
+            // Sooner or later all idle ones are gone: who is overtaken again and again is refused in the end.
+            match tokio::time::timeout(shared.config.connect_timeout, shared.node.places.room()).await {
+                Ok(()) => After::Again,
+                Err(_) => {
+                    shared.node.places.refuse();
+                    After::Reply((full(&shared) + "\r\n").into())
+                }
+            }
+        })))
+    }
+
+    fn lend(&mut self, connection: Loan) -> &mut Lent {
         connection.lend(Some(Rc::<Outbox>::clone(&self.outbox)));
         self.client.lend(Some(connection.client_id.clone()));
         self.lent.insert(Lent::new(connection))
@@ -284,15 +313,8 @@ impl Session {
     /// other state is lost with it, so the session ends as it would have with the server itself.
     pub(super) fn upstream_left(&mut self) {
         match self.lent.take() {
-            Some(lent) if lent.is_bare() => {
-                self.pool.discard(&lent.connection);
-                self.outbox.mend();
-            }
-            Some(lent) => {
-                self.pool.discard(&lent.connection);
-                self.closing = Some("its connection to the upstream was lost");
-            }
-            None => self.closing = Some("its connection to the upstream was lost"),
+            Some(lent) if lent.is_bare() => self.outbox.mend(),
+            _ => self.closing = Some("its connection to the upstream was lost"),
         }
     }
 

@@ -117,7 +117,7 @@ impl Session {
     pub(super) fn reset(&mut self) -> Step {
         if let Some(lent) = self.lent.take() {
             lent.connection.lend(None);
-            self.pool.discard(&lent.connection);
+            self.client.lend(None);
         }
         let node = &self.shared.node;
         let key = ConnectionKey { login: node.logins.first().clone(), ..node.own.clone() };

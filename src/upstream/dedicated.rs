@@ -1,0 +1,379 @@
+//! Connections lent to single sessions, and those that wait idle for the next session.
+//!
+//! One count holds for the whole process: `max_dedicated`, lent and idle ones together. Idle ones never keep a session
+//! from getting its own: at the limit the least recently used one of the process is given up. The connection belongs to
+//! one thread, so another thread asks for it ([`Lending::Soon`]) and is told when there is room ([`Places::room`]).
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Deref;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::connection::{self, Connection, Role};
+use super::{ConnectionKey, Node, Pool};
+use crate::time::Time;
+
+/// Idle dedicated connections kept per key and thread.
+pub(super) const IDLE: usize = 16;
+/// Of these, how many are opened before they are needed, once one was.
+const READY: usize = 4;
+/// With fewer left than this, none is opened before it is needed.
+const SPARED: usize = 64;
+/// How often a thread looks for idle connections whose time is over: at most, and at least.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(15));
+/// [`Shelf::oldest`] of a thread without idle connections.
+const NONE: u64 = u64::MAX;
+
+/// How many dedicated connections the process may have, and has.
+pub struct Places {
+    max: usize,
+    /// An idle connection is closed after this long; zero: never.
+    idle_timeout: Duration,
+    taken: AtomicUsize,
+    idle: AtomicUsize,
+    given_up: AtomicU64,
+    refused: AtomicU64,
+    shelves: Mutex<Vec<Arc<Shelf>>>,
+    freed: Notify,
+}
+
+/// The idle connections of one thread, as the other threads see them.
+struct Shelf {
+    /// Since when the least recently used one is idle ([`Time`] in nanoseconds).
+    oldest: AtomicU64,
+    /// How many connections other threads ask to be given up.
+    wanted: AtomicUsize,
+    asked: Notify,
+}
+
+fn lock(shelves: &Mutex<Vec<Arc<Shelf>>>) -> MutexGuard<'_, Vec<Arc<Shelf>>> {
+    shelves.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Places {
+    /// None is taken.
+    pub fn new(max: usize, idle_timeout: Duration) -> Places {
+        Places {
+            max,
+            idle_timeout,
+            taken: AtomicUsize::new(0),
+            idle: AtomicUsize::new(0),
+            given_up: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            shelves: Mutex::default(),
+            freed: Notify::new(),
+        }
+    }
+
+    /// `max_dedicated`.
+    pub fn max(&self) -> usize {
+        self.max
+    }
+
+    /// Connections there are, idle ones included.
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Connections that wait for a session.
+    pub fn idle(&self) -> usize {
+        self.idle.load(Ordering::Relaxed)
+    }
+
+    /// Idle connections closed because another session needed the place.
+    pub fn given_up(&self) -> u64 {
+        self.given_up.load(Ordering::Relaxed)
+    }
+
+    /// Sessions that got none because all were lent.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// A session was told that all are lent.
+    pub fn refuse(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits until it is worth to try again: a place is free, or the thread that was asked has no idle connection left.
+    /// Another session may be faster to take the place.
+    pub async fn room(&self) {
+        let mut freed = pin!(self.freed.notified());
+        freed.as_mut().enable();
+        if self.taken() >= self.max {
+            freed.await;
+        }
+    }
+
+    fn take(node: &Arc<Node>) -> Option<Seat> {
+        let places = &node.places;
+        let one_more = |n| (n < places.max).then_some(n + 1);
+        places.taken.fetch_update(Ordering::AcqRel, Ordering::Relaxed, one_more).ok()?;
+        Some(Seat(node.clone()))
+    }
+
+    /// The thread whose idle connection was used least recently.
+    fn oldest(&self) -> Option<Arc<Shelf>> {
+        let age = |shelf: &Arc<Shelf>| shelf.oldest.load(Ordering::Acquire);
+        lock(&self.shelves).iter().min_by_key(|shelf| age(shelf)).filter(|shelf| age(shelf) != NONE).cloned()
+    }
+}
+
+/// One connection's place in the count, free again when dropped.
+struct Seat(Arc<Node>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.places.taken.fetch_sub(1, Ordering::AcqRel);
+        self.0.places.freed.notify_waiters();
+    }
+}
+
+/// A dedicated connection and its place. Dropped, the connection is closed and the place free; see [`Pool::give_back`].
+pub struct Loan {
+    connection: Rc<Connection>,
+    _seat: Seat,
+}
+
+impl Deref for Loan {
+    type Target = Rc<Connection>;
+
+    fn deref(&self) -> &Rc<Connection> {
+        &self.connection
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.connection.close();
+    }
+}
+
+/// Whether a session gets a connection of its own.
+pub enum Lending {
+    /// This one.
+    Lent(Loan),
+    /// All places are taken, and another thread was asked to give one up: see [`Places::room`].
+    Soon,
+    /// All are lent.
+    Full,
+}
+
+struct Idle {
+    loan: Loan,
+    since: Time,
+}
+
+/// The idle connections of this thread, by the order of their last use.
+#[derive(Default)]
+struct Waiting {
+    next: u64,
+    all: BTreeMap<u64, Idle>,
+    of: HashMap<ConnectionKey, VecDeque<u64>>,
+}
+
+impl Waiting {
+    fn count(&self, key: &ConnectionKey) -> usize {
+        self.of.get(key).map_or(0, VecDeque::len)
+    }
+
+    fn put(&mut self, loan: Loan, now: Time) {
+        let number = self.next;
+        self.next += 1;
+        self.of.entry(loan.key.clone()).or_default().push_back(number);
+        self.all.insert(number, Idle { loan, since: now });
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Loan> {
+        let idle = self.all.remove(&number)?;
+        if let Some(same) = self.of.get_mut(&idle.loan.key) {
+            same.retain(|n| *n != number);
+            if same.is_empty() {
+                self.of.remove(&idle.loan.key);
+            }
+        }
+        Some(idle.loan)
+    }
+
+    /// The one used last whose handshake is over, so that those not needed grow old; else one on its way.
+    fn take(&mut self, key: &ConnectionKey) -> Option<Loan> {
+        let same = self.of.get(key)?;
+        let open = same.iter().rev().find(|n| self.all.get(n).is_some_and(|idle| idle.loan.is_clean()));
+        let number = *open.or_else(|| same.front())?;
+        self.remove(number)
+    }
+
+    fn find(&self, connection: &Rc<Connection>) -> Option<u64> {
+        let same = self.of.get(&connection.key)?;
+        same.iter().copied().find(|n| self.all.get(n).is_some_and(|idle| Rc::ptr_eq(&idle.loan, connection)))
+    }
+
+    fn pop_oldest(&mut self) -> Option<Loan> {
+        let number = *self.all.first_key_value()?.0;
+        self.remove(number)
+    }
+
+    /// Since when the least recently used one is idle.
+    fn oldest(&self) -> Option<Time> {
+        self.all.first_key_value().map(|(_, idle)| idle.since)
+    }
+}
+
+/// The idle connections of one thread. (Every change of them goes through [`IdleSet::change`], which tells the others.)
+pub(super) struct IdleSet {
+    node: Arc<Node>,
+    shelf: Arc<Shelf>,
+    waiting: RefCell<Waiting>,
+}
+
+impl IdleSet {
+    pub(super) fn new(node: &Arc<Node>) -> Rc<IdleSet> {
+        let shelf = Shelf { oldest: AtomicU64::new(NONE), wanted: AtomicUsize::new(0), asked: Notify::new() };
+        let shelf = Arc::new(shelf);
+        lock(&node.places.shelves).push(shelf.clone());
+        Rc::new(IdleSet { node: node.clone(), shelf, waiting: RefCell::default() })
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Waiting) -> T) -> T {
+        let mut waiting = self.waiting.borrow_mut();
+        let before = waiting.all.len();
+        let result = change(&mut waiting);
+        let idle = &self.node.places.idle;
+        match waiting.all.len() {
+            after if after > before => idle.fetch_add(after - before, Ordering::Relaxed),
+            after => idle.fetch_sub(before - after, Ordering::Relaxed),
+        };
+        self.shelf.oldest.store(waiting.oldest().map_or(NONE, |since| since.0), Ordering::Release);
+        result
+    }
+
+    /// Closes the least recently used one of this thread.
+    fn give_up(&self) -> bool {
+        let given_up = self.change(Waiting::pop_oldest).is_some();
+        self.node.places.given_up.fetch_add(u64::from(given_up), Ordering::Relaxed);
+        given_up
+    }
+
+    /// The server has ended a connection, or never taken it.
+    fn ended(&self, connection: &Rc<Connection>) {
+        // What is dropped here closes itself, which changes nothing that is borrowed.
+        let dead = self.change(|waiting| waiting.find(connection).and_then(|number| waiting.remove(number)));
+        drop(dead);
+    }
+
+    /// Closes what other threads ask for, and what has been idle for too long. Runs as long as the thread.
+    pub(super) async fn tend(&self) {
+        let limit = self.node.places.idle_timeout;
+        let look = (limit / 4).clamp(LOOKS.0, LOOKS.1);
+        loop {
+            tokio::select! {
+                () = self.shelf.asked.notified() => {}
+                () = tokio::time::sleep(look), if !limit.is_zero() => {}
+            }
+            let wanted = self.shelf.wanted.swap(0, Ordering::AcqRel);
+            if !(0..wanted).all(|_| self.give_up()) {
+                // Lent meanwhile, or asked for twice: those who wait ask elsewhere.
+                self.node.places.freed.notify_waiters();
+            }
+            let now = Time::now();
+            let is_over = |since: Time| !limit.is_zero() && now.since(since) >= limit;
+            while self.waiting.borrow().oldest().is_some_and(is_over) {
+                drop(self.change(Waiting::pop_oldest));
+            }
+        }
+    }
+}
+
+impl Drop for IdleSet {
+    fn drop(&mut self) {
+        self.change(|waiting| *waiting = Waiting::default());
+        lock(&self.node.places.shelves).retain(|shelf| !Arc::ptr_eq(shelf, &self.shelf));
+    }
+}
+
+impl Pool {
+    /// A connection for one session alone, unless all places are taken by what this thread cannot give up itself. A few
+    /// more are kept ready, so that the next sessions need not wait for a handshake, and be overtaken meanwhile by what
+    /// goes down a lane or a connection that is open.
+    pub fn lend(&self, key: &ConnectionKey) -> Option<Loan> {
+        let loan = self.idle_one(key).or_else(|| self.open(key)).or_else(|| {
+            self.idle.give_up();
+            self.open(key)
+        })?;
+        self.make_ready(key);
+        Some(loan)
+    }
+
+    /// The same for a session that can wait. The connection that is given up is the one that any thread used least recently.
+    pub fn lend_or_ask(&self, key: &ConnectionKey) -> Lending {
+        self.or_ask(key, self.idle_one(key))
+    }
+
+    /// The same, but a new connection even if idle ones are there.
+    pub fn open_or_ask(&self, key: &ConnectionKey) -> Lending {
+        self.or_ask(key, None)
+    }
+
+    fn or_ask(&self, key: &ConnectionKey, idle: Option<Loan>) -> Lending {
+        if let Some(loan) = idle.or_else(|| self.open(key)) {
+            self.make_ready(key);
+            return Lending::Lent(loan);
+        }
+        match self.node.places.oldest() {
+            None => Lending::Full,
+            Some(shelf) if Arc::ptr_eq(&shelf, &self.idle.shelf) => {
+                self.idle.give_up();
+                self.open(key).map_or(Lending::Soon, Lending::Lent)
+            }
+            Some(shelf) => {
+                shelf.wanted.fetch_add(1, Ordering::AcqRel);
+                shelf.asked.notify_one();
+                Lending::Soon
+            }
+        }
+    }
+
+    /// An idle one of this thread.
+    fn idle_one(&self, key: &ConnectionKey) -> Option<Loan> {
+        loop {
+            let loan = self.idle.change(|waiting| waiting.take(key))?;
+            if loan.is_lendable() {
+                return Some(loan);
+            }
+        }
+    }
+
+    fn make_ready(&self, key: &ConnectionKey) {
+        let places = &self.node.places;
+        while self.idle.waiting.borrow().count(key) < READY && places.taken() + SPARED <= places.max {
+            let Some(loan) = self.open(key) else { return };
+            self.idle.change(|waiting| waiting.put(loan, Time::now()));
+        }
+    }
+
+    /// A new connection, unless all places are taken.
+    pub fn open(&self, key: &ConnectionKey) -> Option<Loan> {
+        let seat = Places::take(&self.node)?;
+        let connection = Connection::new(self.node.clone(), key.clone(), Role::Dedicated);
+        let (running, idle) = (connection.clone(), self.idle.clone());
+        self.tasks.spawn_local(async move {
+            connection::run(running.clone()).await;
+            idle.ended(&running);
+        });
+        Some(Loan { connection, _seat: seat })
+    }
+
+    /// Takes it back for the next session, if its state allows that; else it is closed.
+    pub fn give_back(&self, loan: Loan) {
+        loan.lend(None);
+        if loan.is_clean() && self.idle.waiting.borrow().count(&loan.key) < IDLE {
+            self.idle.change(|waiting| waiting.put(loan, Time::now()));
+        }
+    }
+}
