@@ -246,7 +246,7 @@ fn explain_route(route: Route, effect: command::Effect) -> &'static str {
             "a script: it gets a connection of its own; it may touch any key, so its reply waits until the cache is known to reflect it"
         }
         (Route::Dedicated(Need::Alone), _) => "a script: it gets a connection of its own",
-        (Route::Dedicated(Need::Block), _) => "it may block: it gets a connection of its own",
+        (Route::Dedicated(Need::Block | Need::Wait), _) => "it may block: it gets a connection of its own",
         (Route::Dedicated(_), _) => "it keeps state on its connection: the session gets one of its own",
         (_, command::Effect::Unknown) => {
             "forwarded: it may touch any key, so its reply waits until the cache is known to reflect it"

@@ -85,6 +85,8 @@ pub enum Need {
     Transaction,
     /// One blocking command.
     Block,
+    /// WAIT, WAITAOF: a connection that counts the session's writes, until the answer.
+    Wait,
     /// One script: while it runs nothing behind it on its connection is even read, not SCRIPT KILL either. Without a
     /// connection to spare it goes down the lane.
     Alone,

@@ -13,7 +13,9 @@ mod input;
 mod local;
 mod login;
 mod outstanding;
+mod pinned;
 mod read;
+mod wait;
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -66,6 +68,8 @@ enum Stall {
     Drain,
     /// For something else.
     For(Pin<Box<dyn Future<Output = After>>>),
+    /// For others, as long as they take: a client that goes meanwhile does not get an answer.
+    Blocked(Pin<Box<dyn Future<Output = After>>>),
 }
 
 /// How a request goes on after it has waited.
@@ -135,10 +139,12 @@ pub struct Session {
     closing: Option<Why>,
     /// Input was left alone because too much is owed already.
     held_back: bool,
+    /// It has sent a command that the server passes on to its replicas: WAIT is about that.
+    wrote: bool,
     /// Whom CLIENT TRACKING redirects to: the server's number and ours.
     redirected: (i64, u64),
     /// What passes unlooked at may hold a SWAPDB.
-    swap_seen: dedicated::SwapSeen,
+    swap_seen: pinned::SwapSeen,
     swaps: bool,
     eof: bool,
     /// The name of the last command, for CLIENT LIST.
@@ -200,8 +206,9 @@ impl Session {
             waited_in_vain: false,
             closing: None,
             held_back: false,
+            wrote: false,
             redirected: (0, 0),
-            swap_seen: dedicated::SwapSeen::default(),
+            swap_seen: pinned::SwapSeen::default(),
             swaps: false,
             eof: false,
             command: 0,
@@ -219,7 +226,8 @@ impl Session {
                 why = poll_fn(|cx| self.poll(cx, input)) => return why,
                 () = slept => {}
             }
-            if self.outbox.waiting() == 0 && self.lent.is_none() && Time::now().since(self.arrived) > timeout {
+            let waits = self.outbox.waiting() > 0 || self.stall.is_some();
+            if !waits && self.lent.is_none() && Time::now().since(self.arrived) > timeout {
                 return "idle for longer than `timeout`";
             }
         }
@@ -286,7 +294,8 @@ impl Session {
     /// Whether what it ends with has come.
     fn ended(&self) -> Option<Why> {
         let idle = self.outbox.is_idle() && self.stream.is_flushed();
-        let waits_for_others = self.lent.as_ref().is_some_and(Lent::waits_for_others);
+        let blocked = matches!(self.stall, Some(Stall::Blocked(_)));
+        let waits_for_others = blocked || self.lent.as_ref().is_some_and(Lent::waits_for_others);
         match self.closing {
             Some(why) if idle => Some(why),
             _ if self.eof && self.stall.is_none() && idle => Some("closed by the client"),
@@ -309,7 +318,7 @@ impl Session {
             None => return false,
             Some(Stall::Drain) if self.outbox.waiting() > 0 => return false,
             Some(Stall::Drain) => After::Again,
-            Some(Stall::For(wait)) => match wait.as_mut().poll(cx) {
+            Some(Stall::For(wait) | Stall::Blocked(wait)) => match wait.as_mut().poll(cx) {
                 Poll::Pending => return false,
                 Poll::Ready(after) => after,
             },
@@ -436,6 +445,7 @@ impl Session {
             Route::Cache(read) => self.cached_read(request, plan, read),
             Route::Lane => self.forward(self.lane.clone(), self.effect(request, plan, keys)),
             Route::Dedicated(Need::Alone) => self.alone(request, plan, keys),
+            Route::Dedicated(Need::Wait) => self.wait(request),
             Route::Dedicated(need) => self.dedicate(request, need),
             Route::Local(local) => self.local(request, local),
         }
@@ -484,6 +494,8 @@ impl Session {
             Step::Close => self.closing = Some("it said QUIT"),
             Step::Done => {}
             Step::Send(connection, effect) => {
+                self.wrote |=
+                    effect.may_write() || matches!(effect, Effect::None) && wait::is_passed_on(&input.request());
                 let known = self.outstanding.note_all(self.outbox.next(), &effect);
                 let place = self.outbox.reserve(!known);
                 if input.request().buf.len() >= crate::buffer::LARGE {

@@ -104,6 +104,9 @@ impl Listing {
             }
         }
         if !client.is_raw() {
+            // WAIT is asked as the proxy's own user.
+            line.set("user", words.user);
+            line.set("db", client.db.load(Ordering::Relaxed));
             line.set("cmd", command);
         }
         let flags = line.get("flags").unwrap_or_default().replace(['U', 'N'], "");

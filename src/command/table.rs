@@ -288,8 +288,8 @@ pub(super) const ROWS: &[Row] = &[
     block("bzpopmin", &[range(1, -2, true)]),
     block("bzpopmax", &[range(1, -2, true)]),
     block("bzmpop", &[keynum(2, true)]),
-    dedicate("wait", -1, Need::Block, Touch::Nothing),
-    dedicate("waitaof", -1, Need::Block, Touch::Nothing),
+    dedicate("wait", -1, Need::Wait, Touch::Nothing),
+    dedicate("waitaof", -1, Need::Wait, Touch::Nothing),
     Row { name: "xread", arity: -4, fate: Fate::ForwardUnlessBlock, touch: Touch::Server(&[streams(1)]) },
     Row { name: "xreadgroup", arity: -7, fate: Fate::ForwardUnlessBlock, touch: Touch::Server(&[streams(4)]) },
     // Everything may be another after these.

@@ -77,11 +77,7 @@ impl Session {
 
     /// Asks the server what the client asks us. What it refuses is refused; else `answer` makes ours of its reply.
     fn put_to_server(&self, question: &[u8], answer: impl FnOnce(Vec<u8>) -> Bytes + 'static) -> Step {
-        let reply = ask(&self.lane, question);
-        Step::Stall(Stall::For(Box::pin(async move {
-            let reply = reply.await;
-            After::Reply(if refuses(&reply) { reply.into() } else { answer(reply) })
-        })))
+        answered(ask(&self.lane, question), answer)
     }
 
     /// The name as Redis gives it.
@@ -107,10 +103,12 @@ impl Session {
         unchanged: &[&str],
         field: fn(&mut Words) -> &mut String,
     ) -> Step {
-        let is_word = word.iter().all(|b| (b'!'..=b'~').contains(b));
-        let question = if is_word { resp::own(unchanged) } else { request.buf.to_vec() };
+        let question = if is_word(word) { resp::own(unchanged) } else { request.buf.to_vec() };
         let (client, word) = (self.client.clone(), String::from_utf8_lossy(word).into_owned());
-        self.put_to_server(&question, move |ok| {
+        // A connection that the session keeps has its name.
+        let kept = self.lent.as_ref().filter(|lent| lent.is_tracking()).map(|lent| ask(&lent.connection, request.buf));
+        let reply = kept.unwrap_or_else(|| ask(&self.lane, &question));
+        answered(reply, move |ok| {
             *field(&mut client.words()) = word;
             ok.into()
         })
@@ -297,12 +295,25 @@ impl Asker {
     }
 }
 
+/// See [`Session::put_to_server`].
+fn answered(reply: impl Future<Output = Vec<u8>> + 'static, answer: impl FnOnce(Vec<u8>) -> Bytes + 'static) -> Step {
+    Step::Stall(Stall::For(Box::pin(async move {
+        let reply = reply.await;
+        After::Reply(if refuses(&reply) { reply.into() } else { answer(reply) })
+    })))
+}
+
+/// Whether the server takes these bytes for a name.
+pub(super) fn is_word(bytes: &[u8]) -> bool {
+    bytes.iter().all(|b| (b'!'..=b'~').contains(b))
+}
+
 fn refuses(reply: &[u8]) -> bool {
     matches!(reply.first(), Some(b'-' | b'!'))
 }
 
 /// The server's error, if it has one.
-async fn refusal(verdict: Option<impl Future<Output = Vec<u8>>>) -> Option<Bytes> {
+pub(super) async fn refusal(verdict: Option<impl Future<Output = Vec<u8>>>) -> Option<Bytes> {
     let reply = verdict?.await;
     refuses(&reply).then(|| reply.into())
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::local::{ask, set_id};
-use super::{After, Become, Input, Session, Stall, Step};
+use super::pinned::{Named, Unmarked, answers_twice};
+use super::wait;
+use super::{After, Become, Session, Stall, Step};
 use crate::command::{Keys, Local, Need, Plan, Request, Route};
 use crate::outbox::{Outbox, Piece};
 use crate::resp;
@@ -30,9 +32,13 @@ pub(super) struct Lent {
     /// Until the session ends; bytes pass both ways unlooked at, and each piece of the server's waits for a barrier.
     pub(super) raw: bool,
     /// It has said MONITOR.
-    monitoring: bool,
+    pub(super) monitoring: bool,
     /// It has said CLIENT TRACKING, or another client's is redirected to it: kept until the session ends.
-    tracking: bool,
+    pub(super) tracking: bool,
+    /// See [`Unmarked`].
+    pub(super) unmarked: Unmarked,
+    /// What the session says of itself in the transaction: from there on the connection is not lent again.
+    pub(super) named: Vec<Named>,
 }
 
 #[derive(Default)]
@@ -72,7 +78,7 @@ impl Queued {
 }
 
 impl Lent {
-    fn new(connection: Loan) -> Lent {
+    pub(super) fn new(connection: Loan) -> Lent {
         Lent {
             connection,
             multi: None,
@@ -82,6 +88,8 @@ impl Lent {
             raw: false,
             monitoring: false,
             tracking: false,
+            unmarked: Unmarked::default(),
+            named: Vec::new(),
         }
     }
 
@@ -94,6 +102,14 @@ impl Lent {
     /// The server sends it what it has not asked for each time: messages, pushes, what others do.
     fn is_fed(&self) -> bool {
         self.tracking || self.listens()
+    }
+
+    pub(super) fn in_multi(&self) -> bool {
+        self.multi.is_some()
+    }
+
+    pub(super) fn is_tracking(&self) -> bool {
+        self.tracking
     }
 
     fn listens(&self) -> bool {
@@ -113,24 +129,6 @@ impl Lent {
     /// It waits for somebody else to do something, for as long as it takes.
     pub(super) fn waits_for_others(&self) -> bool {
         self.blocking || self.listens()
-    }
-}
-
-/// Looks for the word SWAPDB in bytes that are passed on unlooked at otherwise, across the pieces they come in.
-#[derive(Default)]
-pub(super) struct SwapSeen {
-    /// The end of the last piece.
-    tail: Vec<u8>,
-}
-
-impl SwapSeen {
-    fn look(&mut self, bytes: &[u8]) -> bool {
-        const WORD: &[u8] = b"swapdb";
-        let mut text = std::mem::take(&mut self.tail);
-        text.extend(bytes.iter().map(u8::to_ascii_lowercase));
-        let seen = memchr::memmem::find(&text, WORD).is_some();
-        self.tail = text.split_off(text.len().saturating_sub(WORD.len() - 1));
-        seen
     }
 }
 
@@ -162,24 +160,34 @@ impl Session {
         if let Some(step) = self.redirect(request) {
             return step;
         }
-        // WAIT is about what this client wrote, which was on a lane. A connection counts as having written all there was
-        // when it last said anything, so one that is opened now waits for what was acknowledged before.
-        let fresh = request.arg(0).len() >= 4 && request.arg(0)[..4].eq_ignore_ascii_case(b"WAIT");
-        let lending = if fresh { self.pool.open_or_ask(&self.key) } else { self.pool.lend_or_ask(&self.key) };
-        let connection = match lending {
-            Lending::Lent(connection) => connection,
-            Lending::Soon => return self.wait_for_place(),
-            Lending::Full => {
-                self.shared.node.places.refuse();
-                return self.say(&full(&self.shared));
-            }
+        let connection = match self.lent_by(self.pool.lend_or_ask(&self.key)) {
+            Ok(connection) => connection,
+            Err(step) => return step,
         };
         let lent = self.lend(connection);
         lent.monitoring = is_bare(request, b"MONITOR");
-        lent.raw = need == Need::Pin && !lent.monitoring;
+        lent.raw = need == Need::Pin && !lent.monitoring || need == Need::Track && answers_twice(request);
         lent.tracking = need == Need::Track;
-        // Nothing waits, so this drain is over at once.
-        Step::Stall(Stall::Drain)
+        match need {
+            Need::Pin | Need::Track => {
+                let raw = lent.raw;
+                self.make_known(true, raw)
+            }
+            // Nothing waits, so this drain is over at once.
+            _ => Step::Stall(Stall::Drain),
+        }
+    }
+
+    /// The connection lent, or how the request goes on without.
+    pub(super) fn lent_by(&self, lending: Lending) -> Result<Loan, Step> {
+        match lending {
+            Lending::Lent(loan) => Ok(loan),
+            Lending::Soon => Err(self.wait_for_place()),
+            Lending::Full => {
+                self.shared.node.places.refuse();
+                Err(self.say(&full(&self.shared)))
+            }
+        }
     }
 
     /// Another thread was asked to give up an idle connection.
@@ -218,7 +226,7 @@ impl Session {
 
     /// CLIENT TRACKING … REDIRECT names a client by the number we gave it; the server knows its connection by another. A
     /// client that has no connection of its own yet gets one.
-    fn redirect(&mut self, request: &Request<'_>) -> Option<Step> {
+    pub(super) fn redirect(&mut self, request: &Request<'_>) -> Option<Step> {
         if self.replaced || request.len() < 5 {
             return None;
         }
@@ -235,13 +243,18 @@ impl Session {
             args[at] = nobody.as_bytes();
             return Some(Step::Replace(resp::encode(&args)));
         };
+        // A session that redirects to itself gets its own connection first.
+        if target.id == self.client.id && self.lent.is_none() {
+            return None;
+        }
+        // Asked before its number is looked for: see `settle_lent`.
+        target.want_own();
         if let Some(id) = target.upstream_id() {
             self.redirected = (id, target.id);
             let id = id.to_string();
             args[at] = id.as_bytes();
             return Some(Step::Replace(resp::encode(&args)));
         }
-        target.want_own();
         let shared = self.shared.clone();
         Some(Step::Stall(Stall::For(Box::pin(async move {
             let gets_one = async {
@@ -264,6 +277,8 @@ impl Session {
             && let Some(connection) = self.pool.lend(&self.key)
         {
             self.lend(connection).tracking = true;
+            let Step::Stall(named) = self.make_known(true, false) else { return };
+            self.stall = Some(named);
         }
     }
 
@@ -298,6 +313,7 @@ impl Session {
             return;
         }
         lent.blocking = false;
+        lent.tracking |= self.client.own_wanted();
         let free = lent.multi.is_none() && !lent.watching && !lent.is_fed();
         // A request that was just lent the connection has not used it yet.
         if free
@@ -305,7 +321,11 @@ impl Session {
             && let Some(lent) = self.lent.take()
         {
             self.client.lend(None);
-            self.pool.give_back(lent.connection);
+            // Whoever redirects has asked for it to be kept before reading its number, which is gone now. So either that
+            // is seen here and nobody else gets the connection, or the number was not found.
+            if lent.named.is_empty() && !self.client.own_wanted() {
+                self.pool.give_back(lent.connection);
+            }
         }
     }
 
@@ -318,39 +338,6 @@ impl Session {
         }
     }
 
-    /// Raw: everything the client sends goes through as it is, but for the number of another client.
-    pub(super) fn pass_on(&mut self, input: &mut Input) {
-        while input.left() > 0 {
-            if let Some(stall) = self.lent.as_ref().and_then(|lent| self.wait_for_room(&lent.connection)) {
-                return self.carry_out(Step::Stall(stall), input);
-            }
-            match input.find(&self.cache, self.shared.config.proto_max_bulk_len) {
-                Ok(true) => {}
-                Ok(false) => return,
-                // The server has the words for what is wrong.
-                Err(_) => return self.pass_on_bytes(input.take_all()),
-            }
-            self.note_pause(&input.request());
-            match self.redirect(&input.request()) {
-                None => self.pass_on_bytes(input.take()),
-                Some(Step::Replace(request)) => {
-                    self.replaced = true;
-                    input.replace(&request);
-                }
-                Some(step) => return self.carry_out(step, input),
-            }
-        }
-    }
-
-    fn pass_on_bytes(&mut self, bytes: Bytes) {
-        let Some(lent) = &self.lent else { return };
-        self.swaps |= self.swap_seen.look(&bytes);
-        let raw = if self.swaps { Raw::Swapping } else { Raw::Acting };
-        lent.connection.send_raw(bytes, raw);
-        self.next_request();
-        self.command = crate::clients::RAW;
-    }
-
     pub(super) fn dispatch_lent(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
         if let Some(lent) = self.lent.as_ref().filter(|l| l.monitoring)
             && !matches!(plan.route, Route::Local(Local::Quit | Local::Reset))
@@ -358,7 +345,7 @@ impl Session {
             lent.connection.send_raw(Bytes::copy_from_slice(request.buf), Raw::Watching);
             return Step::Done;
         }
-        let in_multi = self.lent.as_ref().is_some_and(|l| l.multi.is_some());
+        let in_multi = self.lent.as_ref().is_some_and(Lent::in_multi);
         match plan.route {
             Route::Local(Local::Quit | Local::Reset) if !in_multi || request.len() == 1 => {
                 let Route::Local(local) = plan.route else { return Step::Done };
@@ -372,6 +359,13 @@ impl Session {
                 let waits = self.outbox.waiting() > 0;
                 return if waits { Step::Stall(Stall::Drain) } else { self.local(request, local) };
             }
+            Route::Dedicated(Need::Wait) if in_multi && self.wrote && wait::mark(&self.shared.node).is_some() => {
+                return Step::Replace(wait::refused());
+            }
+            Route::Dedicated(Need::Wait) if !in_multi && (self.key.resp3 || !self.subscribed()) => {
+                return self.wait(request);
+            }
+            Route::Dedicated(Need::Track) if answers_twice(request) => return self.go_raw(),
             Route::Dedicated(Need::Track) => {
                 if let Some(step) = self.redirect(request) {
                     return step;
@@ -389,33 +383,27 @@ impl Session {
             Route::Dedicated(Need::Subscribe) => return self.subscribe(request),
             _ => {}
         }
+        let names = in_multi && is_bare(request, b"EXEC") && self.lent.as_ref().is_some_and(|l| !l.named.is_empty());
+        if names && self.outbox.waiting() > 0 {
+            return Step::Stall(Stall::Drain);
+        }
         let effect = self.effect(request, plan, keys);
         let Some(lent) = &mut self.lent else { return Step::Done };
         let effect = lent.track(request, plan, effect);
         let connection = lent.connection.clone();
         if in_multi {
             self.note_pause(request);
+            self.note_word(request);
             if is_bare(request, b"EXEC") && connection.was_refused() {
                 // The server has refused the connection, and so MULTI and all that followed.
                 return self.say("-EXECABORT Transaction discarded because of previous errors.");
             }
         }
-        self.forward(connection, effect)
+        if names { self.exec_named(request, effect) } else { self.forward(connection, effect) }
     }
 
     fn subscribed(&self) -> bool {
         self.lent.as_ref().is_some_and(|l| l.connection.subscriptions() > 0)
-    }
-
-    /// What was sent so far is answered first; then everything is passed on unlooked at.
-    fn go_raw(&mut self) -> Step {
-        if self.outbox.waiting() > 0 {
-            return Step::Stall(Stall::Drain);
-        }
-        if let Some(lent) = &mut self.lent {
-            lent.raw = true;
-        }
-        Step::Stall(Stall::Drain)
     }
 
     /// MONITOR on a connection that the session has for another reason.
@@ -457,6 +445,7 @@ impl Lent {
         }
         if let Some(queued) = &mut self.multi {
             queued.add(effect);
+            self.tracking |= plan.route == Route::Dedicated(Need::Track);
             return Effect::None;
         }
         match plan.route {
@@ -468,20 +457,5 @@ impl Lent {
             _ => {}
         }
         effect
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn swapdb_is_seen_in_any_case_and_however_it_is_cut() {
-        let request = b"*3\r\n$6\r\nSwapDB\r\n$1\r\n0\r\n$1\r\n1\r\n";
-        for cut in 0..request.len() {
-            let mut seen = SwapSeen::default();
-            assert!(seen.look(&request[..cut]) | seen.look(&request[cut..]), "cut at {cut}");
-        }
-        assert!(!SwapSeen::default().look(b"*1\r\n$4\r\nPING\r\n"));
     }
 }

@@ -186,18 +186,23 @@ impl Session {
 
 /// Puts one command to the server on a shared lane, and gives its reply to the proxy itself.
 pub(super) fn ask(lane: &Connection, command: &[u8]) -> impl Future<Output = Vec<u8>> + use<> {
-    put(lane, command, false)
+    put(lane, command, Effect::None, false)
+}
+
+/// The same for what does this to the cache.
+pub(super) fn ask_acting(lane: &Connection, command: &[u8], effect: Effect) -> impl Future<Output = Vec<u8>> + use<> {
+    put(lane, command, effect, false)
 }
 
 /// The same with a question that changes nothing: a lane that is lost may put it again.
 pub(super) fn ask_again(lane: &Connection, question: &[u8]) -> impl Future<Output = Vec<u8>> + use<> {
-    put(lane, question, true)
+    put(lane, question, Effect::None, true)
 }
 
-fn put(lane: &Connection, command: &[u8], repeatable: bool) -> impl Future<Output = Vec<u8>> + use<> {
+fn put(lane: &Connection, command: &[u8], effect: Effect, repeatable: bool) -> impl Future<Output = Vec<u8>> + use<> {
     let outbox = Rc::new(Outbox::default());
     let place = outbox.reserve(true);
-    lane.send(Piece::Slice(command), place, Effect::None, repeatable, Time::now());
+    lane.send(Piece::Slice(command), place, effect, repeatable, Time::now());
     poll_fn(move |cx| {
         outbox.register(cx.waker());
         match () {

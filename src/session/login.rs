@@ -115,6 +115,9 @@ impl Session {
 
     /// What a new connection is. A database that the upstream's address names is left as well.
     pub(super) fn reset(&mut self) -> Step {
+        if let Some(step) = self.reset_kept() {
+            return step;
+        }
         if let Some(lent) = self.lent.take() {
             lent.connection.lend(None);
             self.client.lend(None);

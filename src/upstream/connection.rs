@@ -330,6 +330,11 @@ impl Connection {
         self.never_opened() && matches!(self.shared.borrow().phase, Phase::Closed(_))
     }
 
+    /// Whether it will not come back.
+    pub fn is_over(&self) -> bool {
+        matches!(self.shared.borrow().phase, Phase::Closed(_))
+    }
+
     /// Whether the server has never accepted it.
     pub fn never_opened(&self) -> bool {
         self.shared.borrow().hello.is_empty()
@@ -360,6 +365,13 @@ impl Connection {
     /// Its session has switched it to another protocol.
     pub fn speaks(&self, resp3: bool) {
         self.shared.borrow_mut().resp3 = resp3;
+    }
+
+    /// The server has answered RESET.
+    pub fn was_reset(&self) {
+        let mut shared = self.shared.borrow_mut();
+        shared.resp3 = false;
+        shared.subscriptions = [0; 2];
     }
 
     /// Subscriptions its session holds.

@@ -1,0 +1,239 @@
+//! Sessions whose connection is theirs until they end. Raw: their bytes pass unlooked at, so that what they ask about
+//! their connection is answered by the server; hence it first gets the session's name, and counts the session's writes.
+//!
+//! Invariant: a connection that has got a session's name is never lent to another session.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use super::client::is_word;
+use super::dedicated::Lent;
+use super::local::{ask, ask_acting};
+use super::wait;
+use super::{After, Become, Input, Session, Stall, Step};
+use crate::clients::Words;
+use crate::command::Request;
+use crate::resp;
+use crate::upstream::connection::Raw;
+use crate::upstream::effect::Effect;
+use crate::upstream::handshake;
+
+/// Looks for the word SWAPDB in bytes that are passed on unlooked at otherwise, across the pieces they come in.
+#[derive(Default)]
+pub(super) struct SwapSeen {
+    /// The end of the last piece.
+    tail: Vec<u8>,
+}
+
+impl SwapSeen {
+    fn look(&mut self, bytes: &[u8]) -> bool {
+        const WORD: &[u8] = b"swapdb";
+        let mut text = std::mem::take(&mut self.tail);
+        text.extend(bytes.iter().map(u8::to_ascii_lowercase));
+        let seen = memchr::memmem::find(&text, WORD).is_some();
+        self.tail = text.split_off(text.len().saturating_sub(WORD.len() - 1));
+        seen
+    }
+}
+
+/// Whether two prefixes of a CLIENT TRACKING, from the second on, overlap. Redis (up to 8.2 at least) answers such a
+/// command with an error and OK, which only a session whose bytes pass unlooked at can be told.
+pub(super) fn answers_twice(request: &Request<'_>) -> bool {
+    let words = (3..request.len()).filter(|i| request.arg(*i - 1).eq_ignore_ascii_case(b"PREFIX"));
+    let prefixes: Vec<&[u8]> = words.map(|i| request.arg(i)).skip(1).collect();
+    let overlap = |a: &[u8], b: &[u8]| a.starts_with(b) || b.starts_with(a);
+    prefixes.iter().enumerate().any(|(i, a)| prefixes[i + 1..].iter().any(|b| overlap(a, b)))
+}
+
+impl Session {
+    /// Tells the server what it is to know on a connection that the session keeps from here on: the session's name, and
+    /// (`mark`) that WAIT there counts what the session has written so far.
+    pub(super) fn make_known(&mut self, name: bool, mark: bool) -> Step {
+        let Some(lent) = &self.lent else { return Step::Stall(Stall::Drain) };
+        let (connection, unmarked) = (lent.connection.clone(), lent.unmarked.clone());
+        let mut said = if name { self.names() } else { Vec::new() };
+        let mark = wait::mark(&self.shared.node).filter(|_| mark && self.wrote);
+        said.extend(mark.map(<[u8]>::to_vec));
+        let answers: Vec<_> = said.iter().map(|words| ask(&connection, words)).collect();
+        Step::Stall(Stall::For(Box::pin(async move {
+            let mut last = Vec::new();
+            for answer in answers {
+                last = answer.await;
+            }
+            if connection.is_over() {
+                return After::Farewell(last.into(), "its connection to the upstream was lost");
+            }
+            unmarked.set(mark.is_some() && last.starts_with(b"-"));
+            After::Again
+        })))
+    }
+
+    /// What the session has said of itself, as commands. The name goes with HELLO, which every user may say.
+    fn names(&self) -> Vec<Vec<u8>> {
+        let words = self.client.words().clone();
+        let protocol = if self.key.resp3 { "3" } else { "2" };
+        let mut said = vec![resp::own(&["HELLO", protocol, "SETNAME", &words.name])];
+        for (field, word) in [("LIB-NAME", &words.lib_name), ("LIB-VER", &words.lib_ver)] {
+            if !word.is_empty() {
+                said.push(resp::own(&["CLIENT", "SETINFO", field, word]));
+            }
+        }
+        said
+    }
+
+    /// What was sent so far is answered first; then everything is passed on unlooked at.
+    pub(super) fn go_raw(&mut self) -> Step {
+        if self.outbox.waiting() > 0 {
+            return Step::Stall(Stall::Drain);
+        }
+        let resp3 = self.key.resp3;
+        let Some(lent) = &mut self.lent else { return Step::Stall(Stall::Drain) };
+        lent.raw = true;
+        // In a transaction the answers would come with EXEC's, and to a RESP2 subscriber none.
+        if lent.in_multi() || (!resp3 && lent.connection.subscriptions() > 0) {
+            lent.unmarked.set(self.wrote && wait::mark(&self.shared.node).is_some());
+            return Step::Stall(Stall::Drain);
+        }
+        // Who tracks has told its name already; HELLO would end the tracking.
+        let name = !lent.is_tracking();
+        self.make_known(name, true)
+    }
+
+    /// CLIENT SETNAME or SETINFO in a transaction: if EXEC comes to it, the session has that word.
+    pub(super) fn note_word(&mut self, request: &Request<'_>) {
+        let is = |i: usize, word: &[u8]| request.arg(i).eq_ignore_ascii_case(word);
+        if request.len() < 3 || !is(0, b"CLIENT") {
+            return;
+        }
+        let field: fn(&mut Words) -> &mut String = match request.len() {
+            3 if is(1, b"SETNAME") => |words| &mut words.name,
+            4 if is(1, b"SETINFO") && is(2, b"LIB-NAME") => |words| &mut words.lib_name,
+            4 if is(1, b"SETINFO") && is(2, b"LIB-VER") => |words| &mut words.lib_ver,
+            _ => return,
+        };
+        let word = request.arg(request.len() - 1);
+        if let Some(lent) = self.lent.as_mut().filter(|_| is_word(word)) {
+            lent.named.push((field, String::from_utf8_lossy(word).into_owned()));
+        }
+    }
+
+    /// EXEC of a transaction in which the session has named itself. The connection is not lent again.
+    pub(super) fn exec_named(&mut self, request: &Request<'_>, effect: Effect) -> Step {
+        let Some(lent) = &mut self.lent else { return Step::Done };
+        let named = lent.named.clone();
+        self.wrote |= effect.may_write();
+        let reply = ask_acting(&lent.connection, request.buf, effect);
+        let client = self.client.clone();
+        Step::Stall(Stall::For(Box::pin(async move {
+            let reply = reply.await;
+            if reply.starts_with(b"*") && !reply.starts_with(b"*-") {
+                let mut words = client.words();
+                named.into_iter().for_each(|(field, word)| *field(&mut words) = word);
+            }
+            After::Reply(reply.into())
+        })))
+    }
+
+    /// RESET of a session to whose connection others may redirect: the connection stays, as with Redis.
+    pub(super) fn reset_kept(&mut self) -> Option<Step> {
+        let lent = self
+            .lent
+            .take_if(|lent| !lent.raw && !lent.monitoring && (lent.is_tracking() || self.client.own_wanted()))?;
+        let connection = lent.connection.clone();
+        let mut kept = Lent::new(lent.connection);
+        kept.tracking = true;
+        self.lent = Some(kept);
+        let node = &self.shared.node;
+        // The HELLO proves anew that the session may be that.
+        let key = node.own.clone();
+        let own = node.own.login.attempts().into_iter().next().flatten();
+        let reset = ask(&connection, &resp::own(&["RESET"]));
+        let hello = ask(&connection, &handshake::hello(own.as_ref(), false, ""));
+        Some(Step::Stall(Stall::For(Box::pin(async move {
+            let (reset, hello) = (reset.await, hello.await);
+            if hello.starts_with(b"-") {
+                return After::Farewell(hello.into(), "the upstream refused the proxy's own user");
+            }
+            connection.was_reset();
+            After::Become(Box::new(Become { key, name: Some(String::new()), reply: reset.into() }))
+        }))))
+    }
+
+    /// Raw: everything the client sends goes through as it is, but for the number of another client and for a WAIT that
+    /// would not be true.
+    pub(super) fn pass_on(&mut self, input: &mut Input) {
+        while input.left() > 0 {
+            if let Some(stall) = self.lent.as_ref().and_then(|lent| self.wait_for_room(&lent.connection)) {
+                return self.carry_out(Step::Stall(stall), input);
+            }
+            match input.find(&self.cache, self.shared.config.proto_max_bulk_len) {
+                Ok(true) => {}
+                Ok(false) => return,
+                // The server has the words for what is wrong.
+                Err(_) => return self.pass_on_bytes(input.take_all()),
+            }
+            self.note_pause(&input.request());
+            let unmarked = self.lent.as_ref().is_some_and(|lent| lent.unmarked.get());
+            if unmarked && !self.replaced && wait::is_wait(&input.request()) {
+                self.replaced = true;
+                input.replace(&wait::refused());
+                continue;
+            }
+            match self.redirect(&input.request()) {
+                None => self.pass_on_bytes(input.take()),
+                Some(Step::Replace(request)) => {
+                    self.replaced = true;
+                    input.replace(&request);
+                }
+                Some(step) => return self.carry_out(step, input),
+            }
+        }
+    }
+
+    fn pass_on_bytes(&mut self, bytes: Bytes) {
+        let Some(lent) = &self.lent else { return };
+        self.swaps |= self.swap_seen.look(&bytes);
+        let raw = if self.swaps { Raw::Swapping } else { Raw::Acting };
+        lent.connection.send_raw(bytes, raw);
+        self.next_request();
+        self.command = crate::clients::RAW;
+    }
+}
+
+/// A word that a session says of itself in a transaction, and which.
+pub(super) type Named = (fn(&mut Words) -> &mut String, String);
+
+/// Whether WAIT on a raw connection would miss writes of its session.
+pub(super) type Unmarked = Rc<Cell<bool>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resp::{Scan, Scanner};
+
+    #[test]
+    fn swapdb_is_seen_in_any_case_and_however_it_is_cut() {
+        let request = b"*3\r\n$6\r\nSwapDB\r\n$1\r\n0\r\n$1\r\n1\r\n";
+        for cut in 0..request.len() {
+            let mut seen = SwapSeen::default();
+            assert!(seen.look(&request[..cut]) | seen.look(&request[cut..]), "cut at {cut}");
+        }
+        assert!(!SwapSeen::default().look(b"*1\r\n$4\r\nPING\r\n"));
+    }
+
+    #[test]
+    fn prefixes_overlap_from_the_second_on() {
+        let twice = |prefixes: &[&str]| {
+            let mut words = vec!["CLIENT", "TRACKING", "on", "BCAST"];
+            prefixes.iter().for_each(|prefix| words.extend(["prefix", prefix]));
+            let buf = resp::encode(&words);
+            let mut scanner = Scanner::default();
+            assert!(matches!(scanner.scan(&buf, usize::MAX), Ok(Scan::Request(_))));
+            answers_twice(&Request { buf: &buf, args: scanner.args(), hash: None })
+        };
+        assert!(twice(&["x", "a", "ab"]) && twice(&["x", "y", "ab", "a"]) && twice(&["x", "", "a"]));
+        assert!(!twice(&["a", "ab"]) && !twice(&["x", "a", "b"]) && !twice(&[]) && !twice(&["a"]));
+    }
+}
