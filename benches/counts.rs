@@ -20,7 +20,7 @@ use nearside::command::{Keys, Request, Table};
 use nearside::config::{Address, Config, Level, ScriptKeys, Upstream};
 use nearside::resp::{Scan, Scanner, encode};
 use nearside::session;
-use nearside::shared::Shared;
+use nearside::shared::{Presence, Shared};
 use nearside::time::Time;
 use nearside::transport::Stream;
 use nearside::upstream::Pool;
@@ -136,7 +136,7 @@ async fn turns(
     theirs.set_nonblocking(true).expect("a socket");
     let stream = Stream::Unix(tokio::net::UnixStream::from_std(theirs).expect("a socket"));
     let pool = Rc::new(Pool::new(shared.node.clone()));
-    let entered = shared.clients.enter(1, String::new(), String::new()).expect("the only client");
+    let entered = Presence::enter(shared, String::new(), String::new()).expect("the only client");
     let mut session = pin!(session::run(shared, &pool, stream, entered, Level::Bounded));
     let mut keys = common::random_keys((batch * (rounds + 1)) as usize, KEYS).into_iter();
     let mut ask = |client: &mut UnixStream| {

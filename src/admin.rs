@@ -7,6 +7,8 @@ use crate::cache::entry::Variant;
 use crate::cache::{Absence, FLUSH_CAUSES};
 use crate::command::{self, CacheRead, Keys, Local, Need, Request, Route};
 use crate::config::Level;
+use crate::logging;
+use crate::panics;
 use crate::resp::{self, Scanner};
 use crate::shared::Shared;
 use crate::time::Time;
@@ -62,6 +64,8 @@ pub fn fields(shared: &Shared) -> Vec<(String, String)> {
     add("clients_refused", &get(&shared.clients.refused));
     add("clients_tls_failed", &get(&shared.clients.handshakes_failed));
     add("clients_slow", &get(&shared.slow_readers));
+    add("log_lines_dropped", &logging::dropped());
+    add("panics", &panics::count());
     add("commands", &get(&shared.commands));
     add("hits", &hits);
     add("misses", &misses);

@@ -62,10 +62,12 @@ pub enum FlushCause {
     Role,
     /// The server's wall clock has been set forward, so that keys end sooner than was said.
     Clock,
+    /// A task has panicked, perhaps with an effect on the cache half done.
+    Panic,
 }
 
 /// Every cause, in the order of [`Stats::flushes`].
-pub const FLUSH_CAUSES: [(FlushCause, &str); 8] = [
+pub const FLUSH_CAUSES: [(FlushCause, &str); 9] = [
     (FlushCause::LinkLost, "link_lost"),
     (FlushCause::Invalidated, "invalidated"),
     (FlushCause::Command, "command"),
@@ -74,6 +76,7 @@ pub const FLUSH_CAUSES: [(FlushCause, &str); 8] = [
     (FlushCause::Acl, "acl"),
     (FlushCause::Role, "role"),
     (FlushCause::Clock, "clock"),
+    (FlushCause::Panic, "panic"),
 ];
 
 impl FlushCause {

@@ -43,6 +43,8 @@ pub struct Listen {
     pub consistency: Level,
     /// `None`: in the clear.
     pub tls: Option<ListenTls>,
+    /// The permissions of a unix socket's file; `None`: what the umask leaves.
+    pub unixsocketperm: Option<u32>,
 }
 
 /// TLS of a listener: the files, which `tls` reads.
@@ -182,6 +184,8 @@ pub struct Config {
     pub shutdown_grace: Duration,
     /// Filter of the log, in tracing's words (`info`, `nearside=debug` …).
     pub log: String,
+    /// Bytes of the log that may wait for stderr to take them; lines beyond are dropped.
+    pub log_buffer_limit: usize,
 }
 
 impl Default for Config {
@@ -191,6 +195,7 @@ impl Default for Config {
                 address: Address::Tcp("127.0.0.1".into(), 6380),
                 consistency: Level::Bounded,
                 tls: None,
+                unixsocketperm: None,
             }],
             upstream: None,
             threads: std::thread::available_parallelism().map_or(2, usize::from).min(256),
@@ -219,6 +224,7 @@ impl Default for Config {
             audit_per_second: 10,
             shutdown_grace: Duration::from_secs(5),
             log: "info".into(),
+            log_buffer_limit: 1 << 20,
         }
     }
 }

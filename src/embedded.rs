@@ -3,6 +3,7 @@
 
 use crate::config::{Address, Upstream};
 use crate::error::Error;
+use crate::panics;
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -22,7 +23,7 @@ use tracing::{error, info, warn};
 const PROGRAMS: [&str; 2] = ["valkey-server", "redis-server"];
 /// An empty server is up in milliseconds; a loaded machine gets the rest.
 const START_LIMIT: Duration = Duration::from_secs(10);
-/// What the server may take to end by itself; it has nothing to save.
+/// The most that the server may take to end by itself; it has nothing to save.
 const STOP_GRACE: Duration = Duration::from_secs(3);
 /// First and longest pause before the server is started again.
 const RESTART_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -35,7 +36,7 @@ const TAIL_LINES: usize = 8;
 #[derive(Debug)]
 pub struct Embedded {
     upstream: Upstream,
-    stop: oneshot::Sender<()>,
+    stop: oneshot::Sender<Duration>,
     keeper: JoinHandle<()>,
 }
 
@@ -55,7 +56,7 @@ impl Embedded {
             launch.address
         );
         let (stop, stopped) = oneshot::channel();
-        let keeper = tokio::spawn(keep(launch, child, stopped));
+        let keeper = tokio::spawn(panics::fatal_in("the private server's keeper", keep(launch, child, stopped)));
         Ok(Embedded { upstream, stop, keeper })
     }
 
@@ -64,10 +65,10 @@ impl Embedded {
         self.upstream.clone()
     }
 
-    /// Ends the server, in order if it does so within a few seconds, and removes its directory.
-    pub async fn stop(self) {
+    /// Ends the server, in order if it does so within `limit` (and a few seconds), and removes its directory.
+    pub async fn stop(self, limit: Duration) {
         // either side may be gone already: then there is nothing left to stop
-        let _ = self.stop.send(());
+        let _ = self.stop.send(limit);
         let _ = self.keeper.await;
     }
 }
@@ -182,12 +183,12 @@ fn tail(output: &Path) -> String {
 }
 
 /// Keeps a server running until told to stop.
-async fn keep(launch: Launch, mut child: Child, mut stopped: oneshot::Receiver<()>) {
+async fn keep(launch: Launch, mut child: Child, mut stopped: oneshot::Receiver<Duration>) {
     let mut pause = RESTART_PAUSE.0;
     loop {
         let born = Instant::now();
         tokio::select! {
-            _ = &mut stopped => return end(child).await,
+            limit = &mut stopped => return end(child, limit.unwrap_or(STOP_GRACE).min(STOP_GRACE)).await,
             status = child.wait() => {
                 let status = status.map_or_else(|e| e.to_string(), |status| status.to_string());
                 error!("{}; its data is lost; starting another", launch.failure(&format!("died ({status})")));
@@ -219,10 +220,10 @@ async fn restart(launch: &Launch, pause: &mut Duration) -> Child {
 }
 
 /// SIGTERM, then SIGKILL.
-async fn end(mut child: Child) {
+async fn end(mut child: Child, limit: Duration) {
     let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
     let asked = pid.is_some_and(|pid| kill_process(pid, Signal::TERM).is_ok());
-    if asked && timeout(STOP_GRACE, child.wait()).await.is_ok() {
+    if asked && timeout(limit, child.wait()).await.is_ok() {
         return;
     }
     if let Err(e) = child.kill().await {

@@ -54,6 +54,7 @@
 //! | [`resp`] | where do requests and replies begin and end |
 //! | [`transport`], [`tls`], [`buffer`], [`time`], [`chance`], [`sync`] | sockets, certificates and whom to believe, bytes on their way out, what time is it, what is left to chance, what threads share |
 //! | [`config`], [`embedded`], [`limits`], [`memory`], [`clients`], [`error`] | settings, the private server, open files, what the allocator keeps, who is connected, why it ends |
+//! | [`logging`], [`panics`] | where log lines go, what follows a panic |
 //!
 //! # Words
 //!
@@ -81,8 +82,10 @@ pub mod config;
 pub mod embedded;
 pub mod error;
 pub mod limits;
+pub mod logging;
 pub mod memory;
 pub mod outbox;
+pub mod panics;
 pub mod resp;
 pub mod sabotage;
 pub mod server;

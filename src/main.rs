@@ -4,10 +4,14 @@ use clap::{Parser, Subcommand};
 use nearside::config::{Config, Overrides};
 use nearside::embedded::Embedded;
 use nearside::error::Error;
-use nearside::{limits, memory, server, tls, verify};
-use std::io::IsTerminal;
+use nearside::{limits, logging, memory, panics, server, tls, verify};
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -66,19 +70,23 @@ struct Args {
 fn main() -> ExitCode {
     let Cli { args, command } = Cli::parse();
     let outcome = match command {
-        None => start(args).map(|()| ExitCode::SUCCESS),
-        Some(Command::Verify(options)) => check(*options),
+        None => panics::fatal("the main thread", || start(args)).map(|()| ExitCode::SUCCESS),
+        Some(Command::Verify(options)) => verify(*options),
     };
+    logging::flush(LOG_TAKES);
     match outcome {
         Ok(code) => code,
         Err(e) => {
-            eprintln!("nearside: {e}");
+            logging::say(&format!("nearside: {e}"));
             ExitCode::FAILURE
         }
     }
 }
 
-fn check(options: verify::Options) -> Result<ExitCode, Error> {
+/// How long the log may take to be written at the end: its reader may stand still.
+const LOG_TAKES: Duration = Duration::from_secs(1);
+
+fn verify(options: verify::Options) -> Result<ExitCode, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(verify::run(options)).into())
 }
@@ -91,20 +99,23 @@ fn start(args: Args) -> Result<(), Error> {
     let mut config = Config::load(file.as_deref(), &flags)?;
     if check {
         tls::check(&config)?;
-        println!("{}: the settings are good", file.map_or("nearside".into(), |file| file.display().to_string()));
+        let name = file.map_or("nearside".into(), |file| file.display().to_string());
+        writeln!(std::io::stdout(), "{name}: the settings are good")?;
         return Ok(());
     }
-    tracing_subscriber::fmt()
-        .with_env_filter(&config.log)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    let write_log = logging::start(&config.log, config.log_buffer_limit)?;
+    std::thread::Builder::new().name("nearside-log".into()).spawn(|| panics::fatal("the log's thread", write_log))?;
+    panics::log_them();
     if let Err(e) = small_pages {
         warn!("the system keeps to huge pages ({e}): allow for more memory, or set MIMALLOC_ALLOW_THP=0");
     }
     limits::reserve_files(&mut config)?;
     // the main thread runs this itself: the embedded server dies with the thread that started it
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(config))
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(serve(config));
+    // the look-up of a name that nobody answers is not waited for
+    runtime.shutdown_background();
+    result
 }
 
 async fn serve(mut config: Config) -> Result<(), Error> {
@@ -120,36 +131,58 @@ async fn serve(mut config: Config) -> Result<(), Error> {
         config.upstream = Some(embedded.upstream());
     }
     let (stop, stopped) = oneshot::channel();
+    let grace = config.shutdown_grace;
+    let asked = Cell::new(None);
     let shutdown = async {
         // a sender that is gone means the same: end
         let _ = stopped.await;
+        asked.set(Some(Instant::now()));
     };
     let result = tokio::select! {
         result = server::run(config, shutdown) => result,
         () = signals.twice(stop) => Ok(()),
     };
     if let Some(embedded) = embedded {
-        embedded.stop().await;
+        let left = asked.get().map_or(grace, |asked| grace.saturating_sub(asked.elapsed()));
+        embedded.stop(left.max(PRIVATE_SERVER_TAKES)).await;
     }
     result
 }
 
-/// SIGTERM and SIGINT.
+/// The least that a private server, which has nothing to save, is given to end by itself.
+const PRIVATE_SERVER_TAKES: Duration = Duration::from_millis(300);
+
+/// The signals that end the proxy, and SIGHUP.
 struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
+    ending: [(&'static str, Signal); 5],
+    hangup: Signal,
 }
 
 impl Signals {
     fn catch() -> std::io::Result<Self> {
-        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Signals {
+            ending: [
+                ("SIGTERM", signal(SignalKind::terminate())?),
+                ("SIGINT", signal(SignalKind::interrupt())?),
+                ("SIGQUIT", signal(SignalKind::quit())?),
+                ("SIGUSR1", signal(SignalKind::user_defined1())?),
+                ("SIGUSR2", signal(SignalKind::user_defined2())?),
+            ],
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
+    /// The next that ends the proxy.
     async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
+        poll_fn(|cx| {
+            while self.hangup.poll_recv(cx).is_ready() {
+                info!("SIGHUP: nothing is reloaded, new settings and certificates take a restart");
+            }
+            let came =
+                self.ending.iter_mut().find_map(|(name, signal)| signal.poll_recv(cx).is_ready().then_some(*name));
+            came.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
     }
 
     /// The first signal asks for an orderly end through `stop`; this ends at the second, which asks for an end now.

@@ -97,23 +97,39 @@ struct Inner {
 #[derive(Default)]
 pub struct Outbox(RefCell<Inner>);
 
-/// One place in the order. Filled once; filling it twice is a bug.
+/// What a session is told whose command's place was given up: whoever was to fill it has panicked.
+const GIVEN_UP: &[u8] = b"-ERR nearside: an error of the proxy's own; the outcome of this command is unknown\r\n";
+
+/// One place in the order. Filled once: at the latest, with an error, when it is dropped. So no session waits for ever.
 pub struct Place {
-    outbox: Rc<Outbox>,
+    /// `None`: it is filled.
+    outbox: Option<Rc<Outbox>>,
     seq: u64,
 }
 
 impl Place {
     /// Fills the place.
-    pub fn deliver(self, piece: Piece<'_>, now: Time) {
-        self.outbox.deliver(self.seq, piece, now);
+    pub fn deliver(mut self, piece: Piece<'_>, now: Time) {
+        if let Some(outbox) = self.outbox.take() {
+            outbox.deliver(self.seq, piece, now);
+        }
     }
 
     /// Leaves the place empty for good: the session ends.
-    pub fn sever(self) {
-        let mut inner = self.outbox.0.borrow_mut();
-        inner.severed = true;
-        inner.wake();
+    pub fn sever(mut self) {
+        if let Some(outbox) = self.outbox.take() {
+            let mut inner = outbox.0.borrow_mut();
+            inner.severed = true;
+            inner.wake();
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(outbox) = self.outbox.take() {
+            outbox.give_up(self.seq);
+        }
     }
 }
 
@@ -121,7 +137,7 @@ impl Outbox {
     /// Takes the next place. With `follow`, what comes behind it in the session must not overtake it.
     pub fn reserve(self: &Rc<Self>, follow: bool) -> Place {
         let seq = self.0.borrow_mut().open(follow);
-        Place { outbox: self.clone(), seq }
+        Place { outbox: Some(self.clone()), seq }
     }
 
     /// Takes the next place for a command that is answered by the reply of place `of`. False if that has come already, or is
@@ -162,6 +178,15 @@ impl Outbox {
         }
         inner.fill(seq, piece);
         inner.wake();
+    }
+
+    /// The place's reply will not come.
+    #[cold]
+    fn give_up(&self, seq: u64) {
+        // Not while it is borrowed: then a panic unwinds through the outbox itself, and takes the session with it.
+        if self.0.try_borrow_mut().is_ok() {
+            self.deliver(seq, Piece::Slice(GIVEN_UP), Time::ZERO);
+        }
     }
 
     /// Bytes out of the order (a push): before every reply still awaited, after all that is complete.
@@ -455,6 +480,16 @@ mod tests {
         let places: Vec<Place> = (0..10 * ROOM_KEPT).map(|_| outbox.reserve(false)).collect();
         places.into_iter().for_each(|place| place.deliver(Piece::Slice(b"x"), Time(1)));
         assert_eq!(outbox.0.borrow().gaps.capacity(), 0);
+    }
+
+    #[test]
+    fn a_place_that_is_dropped_is_answered_by_an_error() {
+        let outbox = Rc::new(Outbox::default());
+        let (first, second) = (outbox.reserve(true), outbox.reserve(true));
+        second.deliver(Piece::Slice(b"second"), Time(1));
+        drop(first);
+        assert_eq!(outbox.take(), [GIVEN_UP, b"second"].concat());
+        assert!(outbox.is_idle() && outbox.waiting() == 0 && outbox.followed() == 0);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! the feature `sabotage`; such a build says so at start and must serve nobody.
 
 use std::cell::Cell;
+use std::path::PathBuf;
+use std::sync::LazyLock;
 
 /// The rules of COHERENCE.md, and parts of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,4 +48,20 @@ pub fn on(rule: Rule) -> bool {
 /// Breaks this rule, or none, in this thread, whatever the environment says.
 pub fn in_this_thread(rule: Option<Rule>) {
     BROKEN.set(rule);
+}
+
+/// The file that NEARSIDE_PANIC names.
+static PANIC: LazyLock<Option<PathBuf>> = LazyLock::new(|| std::env::var_os("NEARSIDE_PANIC").map(PathBuf::from));
+
+/// Panics here, once, when the file that NEARSIDE_PANIC names holds the name of this spot; the file is removed first.
+/// Without the feature: never.
+#[inline(always)]
+pub fn panic_at(spot: &str) {
+    if cfg!(feature = "sabotage")
+        && let Some(file) = &*PANIC
+        && std::fs::read_to_string(file).is_ok_and(|wanted| wanted == spot)
+        && std::fs::remove_file(file).is_ok()
+    {
+        panic!("on purpose: {spot}");
+    }
 }

@@ -3,32 +3,31 @@
 //! The main thread accepts and deals connections to the workers, which own them for life; the link and the sweep have
 //! threads of their own, so that a busy worker delays neither invalidations nor the freshness clock.
 
-use std::future::{Future, poll_fn};
+mod door;
+
+use std::future::Future;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::Poll;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
-use tokio_rustls::rustls::ServerConfig;
 
-use crate::clients::Client;
-use crate::config::{Address, Config, Level};
+use crate::cache::FlushCause;
+use crate::config::Config;
 use crate::error::Error;
-use crate::memory;
+use crate::panics;
+use crate::sabotage;
 use crate::session;
-use crate::shared::Shared;
+use crate::shared::{Presence, Shared};
 use crate::time::Time;
-use crate::tls;
-use crate::transport::Stream;
 use crate::upstream::{self, Pool, link};
+use crate::{clients, memory};
+use door::{Door, Open, Socket};
 
 /// Connections dealt to a worker that it has not taken yet.
 const DEALT: usize = 1024;
@@ -36,15 +35,11 @@ const DEALT: usize = 1024;
 const SWEEP: Duration = Duration::from_secs(1);
 /// How many of these looks pass before expired entries are swept too.
 const SWEEPS_UNTIL_EXPIRED: u32 = 30;
-/// Longest pause after a failed accept (out of file descriptors, say).
-const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
-/// How often failed TLS handshakes are worth a warning.
-const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// A connection on its way to its worker. The sockets are still the kernel's: each runtime registers its own.
 struct Dealt {
     socket: Socket,
-    client: Arc<Client>,
+    presence: Presence,
     door: Arc<Door>,
     seat: Seat,
 }
@@ -79,52 +74,6 @@ fn choose(workers: &[Worker], together: usize) -> (&Worker, Seat) {
     (worker, Seat(worker.seats.clone()))
 }
 
-/// What a listener gives to its connections.
-struct Door {
-    address: Address,
-    level: Level,
-    tls: Option<Arc<ServerConfig>>,
-    failures: Failures,
-}
-
-enum Socket {
-    Tcp(std::net::TcpStream),
-    Unix(std::os::unix::net::UnixStream),
-}
-
-impl Socket {
-    fn into_stream(self) -> io::Result<Stream> {
-        match self {
-            Socket::Tcp(s) => Stream::tcp(tokio::net::TcpStream::from_std(s)?),
-            Socket::Unix(s) => tokio::net::UnixStream::from_std(s).map(Stream::Unix),
-        }
-    }
-
-    fn names(&self) -> (String, String) {
-        match self {
-            Socket::Tcp(s) => {
-                let name = |a: io::Result<std::net::SocketAddr>| a.map_or_else(|_| "?:0".into(), |a| a.to_string());
-                (name(s.peer_addr()), name(s.local_addr()))
-            }
-            Socket::Unix(s) => {
-                let path = s.local_addr().ok().and_then(|a| a.as_pathname().map(|p| p.display().to_string()));
-                let path = path.unwrap_or_default();
-                (format!("{path}:0"), format!("{path}:0"))
-            }
-        }
-    }
-
-    /// One line, without waiting for the client to take it, and the end.
-    fn refuse(self, line: &str) {
-        use std::io::Write;
-        // Best effort: a client that is not reading loses only the explanation.
-        let _ = match self {
-            Socket::Tcp(mut s) => s.write(line.as_bytes()),
-            Socket::Unix(mut s) => s.write(line.as_bytes()),
-        };
-    }
-}
-
 /// Runs the proxy until `shutdown` resolves, then drains. `config` names the upstream.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     let upstream = config.upstream.clone().ok_or_else(|| Error::Embedded("no upstream is named".into()))?;
@@ -135,48 +84,48 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         tracing::warn!("upstream_tls_insecure: whoever answers at {upstream} is believed, and gets the passwords");
     }
     let shared = Arc::new(Shared::new(config, upstream)?);
-    let (stop, stopping) = watch::channel(false);
-    let mut listeners = Vec::new();
+    let mut doors = Vec::new();
+    let mut files = Vec::new();
     for listen in &shared.config.listen {
-        let (address, level, tls) = (listen.address.clone(), listen.consistency, tls::acceptor(listen)?);
-        let listener =
-            Listener::bind(&address).await.map_err(|source| Error::Bind { address: address.clone(), source })?;
-        tracing::info!("listening on {address} ({level}{})", if tls.is_some() { ", TLS" } else { "" });
-        listeners.push((listener, Arc::new(Door { address, level, tls, failures: Failures::default() })));
+        let (door, file) = Open::bind(listen).await?;
+        doors.push(door);
+        files.extend(file);
     }
-    let control = start_control(&shared, stopping.clone())?;
+    let (stop, stopping) = watch::channel(false);
+    let control = start_control(&shared, stopping)?;
     let sweeping = Arc::new(AtomicBool::new(true));
     let sweep = start_sweep(&shared, sweeping.clone())?;
     let mut threads = Vec::new();
     let mut workers = Vec::new();
     for n in 0..shared.config.threads {
         let (dealer, dealt) = mpsc::channel(DEALT);
-        threads.push(start_worker(n, &shared, dealt, stopping.clone())?);
+        threads.push(start_worker(n, &shared, dealt)?);
         workers.push(Worker { dealer, seats: Arc::default() });
     }
     let workers = Arc::new(workers);
-    let accepting: Vec<_> = listeners
-        .into_iter()
-        .map(|(listener, door)| tokio::spawn(accept(listener, door, shared.clone(), workers.clone())))
-        .collect();
+    let accept = |door: Open| panics::fatal_in("an acceptor", door.accept(shared.clone(), workers.clone()));
+    let accepting: Vec<_> = doors.into_iter().map(|door| tokio::spawn(accept(door))).collect();
     shutdown.await;
     tracing::info!(
         "stopping: no new connections, {} clients have {:?} to finish",
         shared.clients.len(),
         shared.config.shutdown_grace
     );
-    accepting.iter().for_each(tokio::task::JoinHandle::abort);
-    let _ = stop.send(true);
+    drop(files);
+    for accepting in accepting {
+        accepting.abort();
+        // Its listener is closed then, and a client on its way to a worker has gone.
+        let _ = accepting.await;
+    }
     drain(&shared).await;
     drop(workers);
+    // The link ends after the last session: until then replies wait for its barriers.
+    let _ = stop.send(true);
     sweeping.store(false, Ordering::Release);
     sweep.thread().unpark();
     let join = move || {
-        for thread in threads.into_iter().chain([control, sweep]) {
-            if thread.join().is_err() {
-                tracing::error!("a thread ended by a panic");
-            }
-        }
+        // None has panicked: that would have been the end of the process.
+        threads.into_iter().chain([control, sweep]).for_each(|thread| drop(thread.join()));
     };
     tokio::task::spawn_blocking(join).await.map_err(|e| Error::Io(io::Error::other(e)))
 }
@@ -199,28 +148,27 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
 
+/// A thread that the proxy cannot go on without.
 fn spawn(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
-    std::thread::Builder::new().name(name).spawn(work).map_err(Error::Io)
+    let thread = std::thread::Builder::new().name(name.clone());
+    thread.spawn(move || panics::fatal(&format!("the thread {name}"), work)).map_err(Error::Io)
 }
 
-fn start_worker(
-    n: usize,
-    shared: &Arc<Shared>,
-    mut dealt: mpsc::Receiver<Dealt>,
-    stopping: watch::Receiver<bool>,
-) -> Result<JoinHandle<()>, Error> {
+fn start_worker(n: usize, shared: &Arc<Shared>, mut dealt: mpsc::Receiver<Dealt>) -> Result<JoinHandle<()>, Error> {
     let shared = shared.clone();
     let runtime = runtime().map_err(Error::Io)?;
     spawn(format!("nearside-{n}"), move || {
         let pool = Rc::new(Pool::new(shared.node.clone()));
         let deal = async {
+            // The dealers are dropped only once the drain is over.
             while let Some(dealt) = dealt.recv().await {
+                sabotage::panic_at("worker");
                 start_session(&shared, &pool, dealt);
             }
-            // The workers' dealers are dropped only once the drain is over.
-            drop(stopping);
         };
         runtime.block_on(work(pool.run(), deal));
+        // The look-up of a name that nobody answers is not waited for.
+        runtime.shutdown_background();
     })
 }
 
@@ -235,70 +183,25 @@ async fn work(connections: impl Future<Output = ()>, deal: impl Future<Output = 
     }
 }
 
+/// A panic in a session is the end of that session alone. What it had begun in the cache may be half done: all is flushed.
 fn start_session(shared: &Arc<Shared>, pool: &Rc<Pool>, dealt: Dealt) {
     let (shared, pool) = (shared.clone(), pool.clone());
-    let Dealt { socket, client, door, seat } = dealt;
+    tokio::task::spawn_local(async move {
+        if panics::caught(serve(&shared, &pool, dealt)).await.is_err() {
+            shared.node.coherence.flush(FlushCause::Panic);
+        }
+    });
+}
+
+async fn serve(shared: &Arc<Shared>, pool: &Rc<Pool>, dealt: Dealt) {
+    let Dealt { socket, presence, door, seat: _seat } = dealt;
+    let client: &clients::Client = &presence.client;
     let stream = match socket.into_stream() {
         Ok(stream) => stream,
-        Err(e) => {
-            tracing::debug!("a connection broke before it was served: {e}");
-            return shared.clients.leave(&client);
-        }
+        Err(e) => return tracing::debug!("a connection broke before it was served: {e}"),
     };
-    tokio::task::spawn_local(async move {
-        let stream = match &door.tls {
-            None => stream,
-            Some(tls) => match shake_hands(stream, tls.clone(), &client, shared.config.connect_timeout).await {
-                Ok(stream) => stream,
-                Err(e) => {
-                    shared.clients.handshakes_failed.fetch_add(1, Ordering::Relaxed);
-                    door.failures.report(&door.address, &client.addr, &e);
-                    return shared.clients.leave(&client);
-                }
-            },
-        };
-        session::run(&shared, &pool, stream, client, door.level).await;
-        drop(seat);
-    });
-}
-
-/// TLS, unless the client is killed or the proxy stops meanwhile.
-async fn shake_hands(stream: Stream, tls: Arc<ServerConfig>, client: &Client, limit: Duration) -> io::Result<Stream> {
-    let unwanted = poll_fn(|cx| {
-        client.wakes(cx.waker());
-        if client.killed() || client.draining() { Poll::Ready(()) } else { Poll::Pending }
-    });
-    tokio::select! {
-        biased;
-        () = unwanted => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the proxy has ended it")),
-        result = stream.accept_tls(tls, limit) => result,
-    }
-}
-
-/// Handshakes that came to nothing: each is told to who debugs, and one a minute to everybody.
-#[derive(Default)]
-struct Failures {
-    /// Not told to everybody yet.
-    untold: AtomicU64,
-    /// When everybody was told last ([`Time`]'s nanoseconds); zero: never.
-    told: AtomicU64,
-}
-
-impl Failures {
-    fn report(&self, door: &Address, peer: &str, why: &io::Error) {
-        tracing::debug!("TLS handshake on {door} with {peer} failed: {why}");
-        // Who only looks whether the port is open (a load balancer, say) is not worth a warning.
-        if why.kind() == io::ErrorKind::UnexpectedEof {
-            return;
-        }
-        let failed = self.untold.fetch_add(1, Ordering::Relaxed) + 1;
-        let (now, told) = (Time::now(), self.told.load(Ordering::Relaxed));
-        let silent = told == 0 || now.since(Time(told)) >= TOLD_EVERY;
-        if silent && self.told.compare_exchange(told, now.0, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            self.untold.fetch_sub(failed, Ordering::Relaxed);
-            tracing::warn!("TLS handshakes on {door} failed ({failed} so far untold), the last with {peer}: {why}");
-        }
-    }
+    let Some(stream) = door.enter(stream, client, shared).await else { return };
+    session::run(shared, pool, stream, presence, door.level).await;
 }
 
 /// The link has a thread of its own.
@@ -306,13 +209,14 @@ fn start_control(shared: &Arc<Shared>, mut stopping: watch::Receiver<bool>) -> R
     let node = shared.node.clone();
     let runtime = runtime().map_err(Error::Io)?;
     spawn("nearside-link".into(), move || {
-        runtime.block_on(async move {
+        runtime.block_on(async {
             tokio::select! {
                 () = link::run(node.clone()) => {}
                 () = upstream::watch::run(node) => {}
                 _ = stopping.changed() => {}
             }
         });
+        runtime.shutdown_background();
     })
 }
 
@@ -323,6 +227,7 @@ fn start_sweep(shared: &Arc<Shared>, running: Arc<AtomicBool>) -> Result<JoinHan
         let (mut swept, mut looks) = (cache.deaths(), 0);
         while running.load(Ordering::Acquire) {
             std::thread::park_timeout(SWEEP);
+            sabotage::panic_at("sweep");
             memory::give_back();
             looks += 1;
             let deaths = cache.deaths();
@@ -334,70 +239,12 @@ fn start_sweep(shared: &Arc<Shared>, running: Arc<AtomicBool>) -> Result<JoinHan
     })
 }
 
-enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
-impl Listener {
-    async fn bind(address: &Address) -> io::Result<Listener> {
-        match address {
-            Address::Tcp(host, port) => TcpListener::bind((host.as_str(), *port)).await.map(Listener::Tcp),
-            Address::Unix(path) => {
-                // A socket left behind by a process that is gone; one that still answers is not ours to take.
-                let left_behind = std::fs::metadata(path).is_ok_and(|m| m.file_type().is_socket())
-                    && std::os::unix::net::UnixStream::connect(path).is_err();
-                if left_behind {
-                    std::fs::remove_file(path)?;
-                }
-                UnixListener::bind(path).map(Listener::Unix)
-            }
-        }
-    }
-
-    async fn accept(&self) -> io::Result<Socket> {
-        match self {
-            Listener::Tcp(l) => l.accept().await.and_then(|(s, _)| s.into_std()).map(Socket::Tcp),
-            Listener::Unix(l) => l.accept().await.and_then(|(s, _)| s.into_std()).map(Socket::Unix),
-        }
-    }
-}
-
-async fn accept(listener: Listener, door: Arc<Door>, shared: Arc<Shared>, workers: Arc<Vec<Worker>>) {
-    let mut pause = Duration::from_millis(1);
-    loop {
-        match listener.accept().await {
-            Ok(socket) => {
-                pause = Duration::from_millis(1);
-                let (addr, laddr) = socket.names();
-                let Some(client) = shared.clients.enter(shared.config.maxclients, addr, laddr) else {
-                    // To a TLS client it would be gibberish: its connection just ends, as with Redis.
-                    if door.tls.is_none() {
-                        socket.refuse("-ERR max number of clients reached\r\n");
-                    }
-                    continue;
-                };
-                let (worker, seat) = choose(&workers, shared.config.clients_together);
-                if let Err(e) = worker.dealer.send(Dealt { socket, client, door: door.clone(), seat }).await {
-                    shared.clients.leave(&e.0.client);
-                }
-            }
-            Err(e) => {
-                tracing::warn!(
-                    "cannot accept a connection: {e}; trying again in {pause:?} (raise the limit of open files, or lower maxclients)"
-                );
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(ACCEPT_PAUSE);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 mod tests {
     use std::cell::Cell;
-    use std::task::Context;
+    use std::future::poll_fn;
+    use std::task::{Context, Poll};
 
     use super::*;
 

@@ -34,7 +34,8 @@ use crate::command::{self, Keys, Need, Plan, Request, Route, Table};
 use crate::config::Level;
 use crate::outbox::{Outbox, Piece};
 use crate::resp::ProtocolError;
-use crate::shared::Shared;
+use crate::sabotage;
+use crate::shared::{Presence, Shared};
 use crate::time::Time;
 use crate::transport::Stream;
 use crate::upstream::connection::Connection;
@@ -157,8 +158,9 @@ pub struct Session {
 }
 
 /// Serves one client until it goes.
-pub async fn run(shared: &Arc<Shared>, pool: &Rc<Pool>, stream: Stream, client: Arc<Client>, level: Level) {
+pub async fn run(shared: &Arc<Shared>, pool: &Rc<Pool>, stream: Stream, presence: Presence, level: Level) {
     let timeout = shared.config.timeout;
+    let client = &presence.client;
     let mut session = Session::new(shared.clone(), pool.clone(), stream, client.clone(), level);
     // Not the session's own, so that a request can be looked at while the session changes.
     let mut input = Input::default();
@@ -169,7 +171,8 @@ pub async fn run(shared: &Arc<Shared>, pool: &Rc<Pool>, stream: Stream, client: 
         session.run_with_timeout(timeout, &mut input).await
     };
     tracing::debug!(id = client.id, why, "client gone");
-    session.end();
+    // Its connection is closed before its place is given back.
+    drop(session);
 }
 
 impl Session {
@@ -430,6 +433,7 @@ impl Session {
 
     fn dispatch(&mut self, request: &Request<'_>, table: &Table, keys: &mut Keys) -> Step {
         let plan = table.plan(request, keys);
+        sabotage::panic_at("session");
         self.command = u32::from(plan.name);
         self.repeatable = plan.repeatable;
         if self.lent.is_some() {
@@ -515,11 +519,12 @@ impl Session {
         self.outbox.put(Piece::Slice(b"\r\n"));
         Step::Done
     }
+}
 
-    fn end(mut self) {
+/// Whatever ends it, a panic included: no reply comes to it any more, and what it was lent is given up.
+impl Drop for Session {
+    fn drop(&mut self) {
         self.outbox.close();
         drop(self.lent.take());
-        drop(self.stream);
-        self.shared.clients.leave(&self.client);
     }
 }

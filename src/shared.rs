@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::audit::Audit;
 use crate::cache::Cache;
-use crate::clients::{Clients, Views};
+use crate::clients::{Client, Clients, Views};
 use crate::coherence::Coherence;
 use crate::config::{Config, ConfigError, Upstream};
 use crate::time::Time;
@@ -15,6 +15,28 @@ use crate::upstream::{ConnectionKey, Node};
 
 /// No user of the server has this name: names hold no null.
 const NO_USER: &[u8] = b"\0";
+
+/// A client's place among the connected. Dropping it, which is to come after its connection is closed, gives the place back,
+/// however the client's task has ended.
+pub struct Presence {
+    shared: Arc<Shared>,
+    /// The client.
+    pub client: Arc<Client>,
+}
+
+impl Presence {
+    /// Takes a place, unless there are `maxclients` already.
+    pub fn enter(shared: &Arc<Shared>, addr: String, laddr: String) -> Option<Presence> {
+        let client = shared.clients.enter(shared.config.maxclients, addr, laddr)?;
+        Some(Presence { shared: shared.clone(), client })
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.shared.clients.leave(&self.client);
+    }
+}
 
 /// One process's state.
 pub struct Shared {

@@ -9,6 +9,7 @@ pub mod fill;
 pub mod handshake;
 pub mod link;
 pub mod login;
+mod panicking;
 pub mod probe;
 pub mod rights;
 pub mod watch;
@@ -253,7 +254,7 @@ impl Pool {
 
     fn start(&self, key: &ConnectionKey, role: Role) -> Rc<Connection> {
         let connection = Connection::new(self.node.clone(), key.clone(), role);
-        self.tasks.spawn_local(connection::run(connection.clone()));
+        self.tasks.spawn_local(panicking::run(connection.clone()));
         connection
     }
 

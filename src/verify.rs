@@ -109,7 +109,7 @@ pub async fn run(options: Options) -> u8 {
     match report.and_then(|report| tell(&options, &report)) {
         Ok(code) => code,
         Err(e) => {
-            eprintln!("nearside verify: {e}");
+            crate::logging::say(&format!("nearside verify: {e}"));
             2
         }
     }
@@ -333,7 +333,8 @@ impl Run<'_> {
         self.tally.absorb(&history, findings);
         if std::io::stderr().is_terminal() {
             let broken: u64 = self.tally.findings.broken.iter().sum();
-            eprint!("\r{} operations, {broken} violations ", self.tally.operations());
+            // whether the terminal takes it changes nothing
+            let _ = write!(std::io::stderr(), "\r{} operations, {broken} violations ", self.tally.operations());
         }
         Ok(())
     }

@@ -68,6 +68,8 @@ const EVERY_SETTING: &str = r#"
     audit_per_second = 9
     shutdown_grace = "0"
     log = "nearside=debug,warn"
+    log_buffer_limit = "2mb"
+    unixsocketperm = 770
     [[listen]]
     address = "[::1]:6380"
     tls_cert = "/server.crt"
@@ -77,6 +79,9 @@ const EVERY_SETTING: &str = r#"
     [[listen]]
     address = "unix:/run/nearside.sock"
     consistency = "linearizable"
+    [[listen]]
+    address = "unix:/run/other.sock"
+    unixsocketperm = "700"
 "#;
 
 #[test]
@@ -92,11 +97,19 @@ fn every_setting_is_taken() {
                     ca: Some("/clients.crt".into()),
                     auth_clients: AuthClients::Optional,
                 }),
+                unixsocketperm: None,
             },
             nearside::config::Listen {
                 address: Address::Unix("/run/nearside.sock".into()),
                 consistency: Level::Linearizable,
                 tls: None,
+                unixsocketperm: Some(0o770),
+            },
+            nearside::config::Listen {
+                address: Address::Unix("/run/other.sock".into()),
+                consistency: Level::Causal,
+                tls: None,
+                unixsocketperm: Some(0o700),
             },
         ],
         upstream: Some(Upstream {
@@ -137,6 +150,7 @@ fn every_setting_is_taken() {
         audit_per_second: 9,
         shutdown_grace: Duration::ZERO,
         log: "nearside=debug,warn".into(),
+        log_buffer_limit: 2 << 20,
     };
     assert_eq!(parse(EVERY_SETTING), expected);
 }
@@ -165,6 +179,9 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     ("consistency = \"strong\"", ":1: consistency: ", &["`strong`", "bounded", "causal", "linearizable"]),
     ("script_keys = \"none\"", ":1: script_keys: ", &["any", "declared"]),
     ("log = \"inof\"", ":1: log: ", &["`inof`", "info"]),
+    ("unixsocketperm = 888", ":1: unixsocketperm: ", &["`888`", "octal"]),
+    ("unixsocketperm = \"1777\"", ":1: unixsocketperm: ", &["`1777`", "octal"]),
+    ("[[listen]]\naddress = \"127.0.0.1:1\"\nunixsocketperm = 700", ":3: unixsocketperm: ", &["unix sockets"]),
     ("threads = 1\nthreads = 2", ":2: ", &["duplicate key"]),
     ("threads = ", ":1: ", &[]),
     ("listen = []", ": listen: ", &["[[listen]]"]),

@@ -1,7 +1,7 @@
 //! Text to plain values: each setting parsed, with the place it was given at. No defaults and no limits here.
 
 use super::units::{Count, Period, Size, Threads};
-use super::values::{Flag, Log, Origin, Plain};
+use super::values::{Flag, Log, Origin, Permissions, Plain};
 use super::{Address, AuthClients, ConfigError, Invalidation, Level, ScriptKeys};
 use serde::{Deserialize, Deserializer, de};
 use std::fmt;
@@ -101,6 +101,8 @@ settings! {
     audit_per_second: Count,
     shutdown_grace: Period,
     log: Log,
+    log_buffer_limit: Size,
+    unixsocketperm: Permissions,
 }
 
 /// One `[[listen]]` table.
@@ -113,12 +115,21 @@ pub(super) struct RawListen {
     pub tls_key: Option<Given<Plain>>,
     pub tls_ca: Option<Given<Plain>>,
     pub tls_auth_clients: Option<Given<AuthClients>>,
+    pub unixsocketperm: Option<Given<Permissions>>,
 }
 
 impl RawListen {
     /// One that says nothing but where.
     fn at(address: Given<Address>) -> RawListen {
-        RawListen { address, consistency: None, tls_cert: None, tls_key: None, tls_ca: None, tls_auth_clients: None }
+        RawListen {
+            address,
+            consistency: None,
+            tls_cert: None,
+            tls_key: None,
+            tls_ca: None,
+            tls_auth_clients: None,
+            unixsocketperm: None,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::raw::{At, Given, Raw, RawListen, Source};
 use super::units::{Count, Period, Size, Threads};
-use super::values::{Flag, Origin, Plain};
+use super::values::{Flag, Origin, Permissions, Plain};
 use super::{Address, AuthClients, Config, ConfigError, Invalidation, Level, Listen, ListenTls, Upstream, UpstreamTls};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -23,7 +23,7 @@ pub(super) fn ready(raw: Raw, file: Option<Source<'_>>) -> Result<Config, Config
     let level = raw.consistency.as_ref().map_or_else(Level::default, |given| given.value);
     let upstream = upstream(&raw, &blame)?;
     let config = Config {
-        listen: listeners(raw.listen, default.listen, level, &blame)?,
+        listen: listeners(raw.listen, default.listen, level, raw.unixsocketperm, &blame)?,
         upstream,
         invalidation: raw.invalidation.map_or(default.invalidation, |given| given.value),
         broadcast_prefixes: prefixes(raw.broadcast_prefixes, &blame)?,
@@ -86,6 +86,7 @@ pub(super) fn ready(raw: Raw, file: Option<Source<'_>>) -> Result<Config, Config
             Duration::ZERO..=DAY,
         )?,
         log: raw.log.map_or(default.log, |given| given.value.0),
+        log_buffer_limit: blame.bytes("log_buffer_limit", raw.log_buffer_limit, default.log_buffer_limit, 1024)?,
     };
     together(&config, &places, &blame)?;
     Ok(config)
@@ -107,22 +108,29 @@ fn listeners(
     given: Option<Vec<RawListen>>,
     default: Vec<Listen>,
     level: Level,
+    perm: Option<Given<Permissions>>,
     blame: &Blame<'_>,
 ) -> Result<Vec<Listen>, ConfigError> {
+    let perm = perm.and_then(|given| given.value.0);
     let Some(given) = given else {
         return Ok(default.into_iter().map(|listen| Listen { consistency: level, ..listen }).collect());
     };
     let mut ready: Vec<Listen> = Vec::with_capacity(given.len());
     for raw in given {
         let tls = listen_tls(&raw, blame)?;
-        let RawListen { address, consistency, .. } = raw;
+        let RawListen { address, consistency, unixsocketperm: own_perm, .. } = raw;
+        let is_unix = matches!(address.value, Address::Unix(_));
+        if let Some(given) = own_perm.as_ref().filter(|_| !is_unix) {
+            return Err(blame.error("unixsocketperm", Some(given.at), "is for unix sockets; a port has no file"));
+        }
+        let unixsocketperm = own_perm.map_or(perm, |given| given.value.0).filter(|_| is_unix);
         // port 0 is a port of the kernel's choice, so it may stand there twice
         let taken = ready.iter().any(|other| other.address == address.value);
         if taken && !matches!(address.value, Address::Tcp(_, 0)) {
             return Err(blame.error("listen", Some(address.at), &format!("{} stands there twice", address.value)));
         }
         let consistency = consistency.map_or(level, |given| given.value);
-        ready.push(Listen { address: address.value, consistency, tls });
+        ready.push(Listen { address: address.value, consistency, tls, unixsocketperm });
     }
     if ready.is_empty() {
         return Err(blame.error(

@@ -94,6 +94,24 @@ impl FromStr for Flag {
     }
 }
 
+/// The permissions of a file, in octal digits as `chmod` and redis.conf write them; none: what the umask leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Permissions(pub Option<u32>);
+
+impl FromStr for Permissions {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Ok(Permissions(None));
+        }
+        let octal = text.len() <= 4 && text.bytes().all(|b| matches!(b, b'0'..=b'7'));
+        match u32::from_str_radix(text, 8) {
+            Ok(mode) if octal && (1..=0o777).contains(&mode) => Ok(Permissions(Some(mode))),
+            _ => Err(format!("`{text}` are no permissions; write them in octal digits, as \"770\"")),
+        }
+    }
+}
+
 impl FromStr for Address {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {

@@ -1,10 +1,14 @@
 //! Hits that are audited ([`crate::audit`]): the same read once more, on the session's lane.
 
+use std::sync::Arc;
+
 use super::Session;
 use super::local::ask_again;
 use crate::audit::{Before, Sample, Told, Verdict, says_nothing};
 use crate::cache::entry::Node;
 use crate::command::Request;
+use crate::sabotage;
+use crate::shared::Shared;
 
 /// An MGET of more keys is not audited: the next hit is, in its place.
 const MOST_KEYS: usize = 256;
@@ -34,8 +38,10 @@ impl Session {
             return;
         }
         let again = ask_again(&self.lane, request.buf);
-        let shared = self.shared.clone();
+        let mut begun = Begun { shared: self.shared.clone(), verdict: None };
         tokio::task::spawn_local(async move {
+            sabotage::panic_at("audit");
+            let shared = begun.shared.clone();
             let coherence = &shared.node.coherence;
             let verdict = match tokio::time::timeout(shared.config.upstream_timeout, again).await {
                 Ok(again) if !says_nothing(&again) => {
@@ -47,7 +53,25 @@ impl Session {
                 }
                 _ => None,
             };
-            shared.audit.count(verdict);
+            begun.ends(verdict);
         });
+    }
+}
+
+/// An audit on its way; it is counted when dropped, however it has ended.
+struct Begun {
+    shared: Arc<Shared>,
+    verdict: Option<Verdict>,
+}
+
+impl Begun {
+    fn ends(&mut self, verdict: Option<Verdict>) {
+        self.verdict = verdict;
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.shared.audit.count(self.verdict);
     }
 }

@@ -22,7 +22,7 @@ use super::fill::{Fill, FillRead, Terms};
 use super::handshake;
 use super::login::SHUT_OUT;
 use super::rights::{self, Rights};
-use super::{ConnectionKey, Node};
+use super::{ConnectionKey, Node, panicking};
 use crate::buffer::{LARGE, OutBuf};
 use crate::cache::Cache;
 use crate::clock::LaneStamp;
@@ -155,6 +155,8 @@ struct Shared {
     /// Somebody waits for it to be open.
     wanted: bool,
     close: bool,
+    /// It is to be taken for lost, for this reason.
+    broken: Option<io::Error>,
     /// Of a dedicated connection: who gets its pushes.
     session: Option<Rc<Outbox>>,
     /// The protocol spoken now.
@@ -206,6 +208,7 @@ impl Connection {
             failures: 0,
             wanted: false,
             close: false,
+            broken: None,
             session: None,
             resp3: key.resp3,
             held: 0,
@@ -380,6 +383,26 @@ impl Connection {
         shared.subscriptions.iter().sum::<i64>() + shared.confirms as i64
     }
 
+    /// The node it leads to.
+    pub(super) fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Has it taken for lost.
+    pub(super) fn break_with(&self, why: io::Error) {
+        let mut shared = self.shared.borrow_mut();
+        shared.broken = Some(why);
+        shared.wake();
+    }
+
+    /// Its task has broken off, wherever it was.
+    pub(super) fn broke(&self, why: &io::Error) -> Outcome {
+        let was_up = matches!(self.shared.borrow().phase, Phase::Up);
+        let outcome = if was_up { self.lost(why) } else { self.not_opened(io::Error::other(why.to_string()).into()) };
+        self.changed.notify_waiters();
+        outcome
+    }
+
     /// Ends it: the session that had it is gone.
     pub fn close(&self) {
         let mut shared = self.shared.borrow_mut();
@@ -458,9 +481,12 @@ pub async fn run(connection: Rc<Connection>) {
     }
 }
 
+/// Whether its task goes on.
 #[derive(PartialEq, Eq)]
-enum Outcome {
+pub(super) enum Outcome {
+    /// It may be opened again.
     Again,
+    /// It is closed for good.
     End,
 }
 
@@ -485,6 +511,9 @@ impl Connection {
     fn opened(&self, opened: &handshake::Opened) {
         let mut shared = self.shared.borrow_mut();
         shared.phase = Phase::Up;
+        // With the phase: a loss takes it off again.
+        self.node.lanes.fetch_add(usize::from(self.role == Role::Lane), Ordering::Relaxed);
+        shared.broken = None;
         shared.hello = opened.hello.clone();
         shared.failures = 0;
         shared.wanted = false;
@@ -498,7 +527,6 @@ impl Connection {
             if shared.stamp.is_none() {
                 tracing::warn!("more than {} lanes: this one forwards but does not cache", crate::clock::MAX_LANES);
             }
-            self.node.lanes.fetch_add(1, Ordering::Relaxed);
         }
         drop(shared);
         self.changed.notify_waiters();
@@ -645,6 +673,12 @@ impl Connection {
             self.tick()?;
         }
         let mut shared = self.shared.borrow_mut();
+        if let Some(why) = shared.broken.take() {
+            // A task that has panicked tells none of these.
+            shared.raw_queue.clear();
+            shared.raw_waiting = 0;
+            return Err(why);
+        }
         if shared.close {
             return Err(io::Error::new(io::ErrorKind::Interrupted, "given up by its session"));
         }
@@ -699,7 +733,8 @@ impl Connection {
         if shared.rights.as_of != Some(self.node.acl_changes.load(Ordering::Acquire)) {
             shared.arming = true;
             let connection = self.clone();
-            tokio::task::spawn_local(async move {
+            panicking::beside(self, async move {
+                sabotage::panic_at("rights");
                 let rights = rights::of(&connection.node, &connection.key).await;
                 connection.shared.borrow_mut().allow(rights);
             });
@@ -814,6 +849,7 @@ impl Connection {
             return Ok(proven);
         }
         let Some(InFlight { expect, .. }) = shared.awaited.pop_front() else { return Ok(None) };
+        sabotage::panic_at(self.role.name());
         match expect {
             Expect::Reply { place, effect, .. } => {
                 shared.prefetch(AHEAD - 1, &self.node.coherence.cache);
@@ -850,8 +886,9 @@ impl Connection {
         let reply = frame.into_bytes();
         self.shared.borrow_mut().held += 1;
         let connection = self.clone();
-        tokio::task::spawn_local(async move {
+        panicking::beside(self, async move {
             connection.node.coherence.barrier(now).await;
+            sabotage::panic_at("held reply");
             place.deliver(Piece::Bytes(reply), Time::now());
             connection.release();
         });
@@ -874,8 +911,9 @@ impl Connection {
             return;
         }
         let connection = self.clone();
-        tokio::task::spawn_local(async move {
+        panicking::beside(self, async move {
             loop {
+                sabotage::panic_at("raw");
                 let Some(at) = connection.shared.borrow().raw_queue.front().map(|(at, _)| *at) else { return };
                 connection.node.coherence.barrier(at).await;
                 let mut shared = connection.shared.borrow_mut();

@@ -332,6 +332,7 @@ impl Link {
         cutter: &mut Cutter,
         ticks: &mut tokio::time::Interval,
     ) -> io::Result<()> {
+        sabotage::panic_at("link");
         self.node.coherence.register_link(cx.waker());
         loop {
             self.take_events(wire, cutter)?;

@@ -142,6 +142,7 @@ async fn watch(node: &Node, last: &mut Option<Look>, failures: &mut u32) -> io::
             Err(Refusal::Io(e)) => return Err(e),
         };
         *failures = 0;
+        crate::sabotage::panic_at("watch");
         // What the link has seen before anything was cached.
         let first = node.first_look.swap(None);
         if last.is_none() {

@@ -12,7 +12,7 @@ use nearside::cache::FlushCause;
 use nearside::coherence::standing::Mode;
 use nearside::config::{Address, Config, Invalidation, Level, Upstream};
 use nearside::session;
-use nearside::shared::Shared;
+use nearside::shared::{Presence, Shared};
 use nearside::time::{self, Time};
 use nearside::transport::{Endpoint, Stream};
 use nearside::upstream::{Pool, link, watch};
@@ -304,7 +304,7 @@ impl World {
         while let Some(Arrival { end, .. }) = dialled.recv().await {
             let Proxy { shared, pools } = &self.proxies[number];
             let pool = pools[self.chance.below(POOLS)].clone();
-            let client = shared.clients.enter(shared.config.maxclients, "client".into(), "proxy".into());
+            let client = Presence::enter(&shared, "client".into(), "proxy".into());
             let (shared, client) = (shared.clone(), client.expect("fewer than maxclients"));
             spawn_local(async move { session::run(&shared, &pool, Stream::Memory(end), client, level).await });
         }

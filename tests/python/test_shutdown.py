@@ -1,0 +1,150 @@
+"""The end of a proxy: what was executed is acknowledged first, the end is prompt, and each signal means what README says."""
+
+import signal
+import threading
+import time
+
+import pytest
+
+from processes import Proxy, wait_until
+from wire import Closed, Connection, ReplyError
+
+pytestmark = pytest.mark.needs_proxy
+
+CLIENTS = 16
+RESTARTS = 4
+GRACE = 5.0
+SCRIPT = "return redis.call('incr', KEYS[1])"
+
+
+class Counter(threading.Thread):
+    """Increments a key of its own until the proxy closes the connection; a command without a reply has an unknown outcome."""
+
+    def __init__(self, port, key, words):
+        super().__init__(daemon=True)
+        self.key, self.words = key, words
+        self.conn = Connection(port)
+        self.acknowledged = 0
+        self.told_unknown = 0
+        self.begun = threading.Event()
+
+    def run(self):
+        with self.conn:
+            try:
+                while True:
+                    self.conn.send(*self.words)
+                    reply = self.conn.read()
+                    if isinstance(reply, ReplyError):
+                        self.told_unknown += 1
+                        return
+                    self.acknowledged += 1
+                    self.begun.set()
+            except (Closed, OSError):
+                pass
+
+
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+@pytest.mark.parametrize("load", ["script", "plain"])
+def test_an_orderly_end_loses_no_reply(lab, kind, load):
+    """Executed at the server = acknowledged: a command that the end has overtaken was never sent."""
+    server = lab.server(kind)
+    for n in range(RESTARTS):
+        proxy = lab.proxy(server.port, f"r{n}", settings={"threads": 2, "shutdown_grace": f"{int(GRACE)}s"})
+        counters = []
+        for c in range(CLIENTS):
+            key = f"{load}:{n}:{c}"
+            words = ("EVAL", SCRIPT, 1, key) if load == "script" else ("INCR", key)
+            counters.append(Counter(proxy.port, key, words))
+        for counter in counters:
+            counter.start()
+        for counter in counters:
+            assert counter.begun.wait(10)
+        began = time.monotonic()
+        proxy.signal(signal.SIGTERM)
+        assert proxy.process.wait(2 * GRACE) == 0
+        took = time.monotonic() - began
+        for counter in counters:
+            counter.join(10)
+        executed = [int(server.call("GET", counter.key)) for counter in counters]
+        assert executed == [counter.acknowledged for counter in counters]
+        assert not any(counter.told_unknown for counter in counters)
+        assert took < GRACE / 2, f"the end took {took:.1f} s"
+
+
+@pytest.mark.parametrize("load", ["script", "plain"])
+def test_a_frozen_upstream_does_not_stretch_the_end(lab, load):
+    server = lab.server("redis")
+    proxy = lab.proxy(server.port, settings={"shutdown_grace": "1s"})
+    with Connection(proxy.port) as conn, Connection(proxy.port) as idle:
+        idle.call("SET", "k", 1)
+        conn.call("EVAL", SCRIPT, 1, "n")
+        server.freeze()
+        try:
+            conn.send(*(("EVAL", SCRIPT, 1, "n") if load == "script" else ("INCR", "n")))
+            idle.send("NEARSIDE", "HELP")
+            idle.read()
+            began = time.monotonic()
+            proxy.signal(signal.SIGTERM)
+            assert proxy.process.wait(10) == 0
+            assert time.monotonic() - began < 2.0
+        finally:
+            server.thaw()
+
+
+def test_a_frozen_private_server_does_not_stretch_the_end_either(lab):
+    proxy = lab.proxy("embedded", settings={"shutdown_grace": "1s"})
+    with open(f"/proc/{proxy.process.pid}/task/{proxy.process.pid}/children") as children:
+        server = int(children.read().split()[0])
+    with Connection(proxy.port) as conn:
+        conn.call("SET", "k", 1)
+        signal_process(server, signal.SIGSTOP)
+        conn.send("SET", "k", 2)
+        began = time.monotonic()
+        proxy.signal(signal.SIGTERM)
+        assert proxy.process.wait(10) == 0
+        assert time.monotonic() - began < 2.5, "the grace, and a second for the server"
+    assert not alive(server)
+
+
+def signal_process(pid, number):
+    import os
+
+    os.kill(pid, number)
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_ends_it_in_order_and_a_second_one_at_once(lab, number):
+    server = lab.server("redis")
+    proxy = lab.proxy(server.port, settings={"shutdown_grace": "20s"})
+    with Connection(proxy.port) as conn:
+        conn.call("PING")
+        server.freeze()
+        try:
+            conn.send("INCR", "n")
+            wait_until(lambda: proxy.alive(), "the proxy")
+            proxy.signal(number)
+            wait_until(lambda: f"{number.name}: shutting down" in proxy.read_log(), "the signal is heard")
+            proxy.signal(number)
+            assert proxy.process.wait(5) == 0
+            assert f"{number.name} again" in proxy.read_log()
+        finally:
+            server.thaw()
+
+
+def test_a_hangup_is_heard_and_changes_nothing(lab):
+    proxy = lab.proxy(lab.server("redis").port)
+    with Connection(proxy.port) as conn:
+        conn.call("SET", "k", 1)
+        for n in range(1, 4):
+            proxy.signal(signal.SIGHUP)
+            wait_until(lambda: proxy.read_log().count("SIGHUP") >= n, "the hangup is heard")
+        assert conn.call("GET", "k") == b"1"
+        assert proxy.alive()
