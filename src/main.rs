@@ -98,7 +98,12 @@ fn start(args: Args) -> Result<(), Error> {
     let flags = Overrides { listen, upstream, consistency, max_memory, threads, log };
     let mut config = Config::load(file.as_deref(), &flags)?;
     if check {
-        tls::check(&config)?;
+        for finding in tls::check(&config)? {
+            if finding.fatal {
+                return Err(finding.problem.into());
+            }
+            logging::say(&format!("nearside: warning: {}", finding.problem));
+        }
         let name = file.map_or("nearside".into(), |file| file.display().to_string());
         writeln!(std::io::stdout(), "{name}: the settings are good")?;
         return Ok(());
@@ -108,6 +113,9 @@ fn start(args: Args) -> Result<(), Error> {
     panics::log_them();
     if let Err(e) = small_pages {
         warn!("the system keeps to huge pages ({e}): allow for more memory, or set MIMALLOC_ALLOW_THP=0");
+    }
+    for finding in tls::check(&config)? {
+        warn!("{}", finding.problem);
     }
     limits::reserve_files(&mut config)?;
     // the main thread runs this itself: the embedded server dies with the thread that started it

@@ -254,8 +254,18 @@ fn scan_inline(buf: &[u8]) -> Result<Scan, ProtocolError> {
             Ok(Scan::Incomplete(buf.len() + 1))
         };
     };
+    if is_proxy_header(&buf[..newline]) {
+        return Err(ProtocolError::new("a PROXY protocol header, which nearside does not read (send-proxy)"));
+    }
     let blank = buf[..newline].iter().all(|b| is_space(*b));
     Ok(if blank { Scan::Nothing(newline + 1) } else { Scan::Inline(newline + 1) })
+}
+
+/// What a load balancer puts in front of a client's bytes: a line of version 1, or the third of the lines that the signature
+/// of version 2 looks like. (No command has such a name; as commands, the rest of a header would be what its bytes happen to say.)
+fn is_proxy_header(line: &[u8]) -> bool {
+    let version1 = |rest: &[u8]| [&b"TCP4"[..], b"TCP6", b"UNKNOWN"].iter().any(|word| rest.starts_with(word));
+    line == b"\0\r" || line.strip_prefix(b"PROXY ").is_some_and(version1)
 }
 
 fn is_space(b: u8) -> bool {

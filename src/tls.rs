@@ -2,8 +2,14 @@
 //!
 //! rustls over `ring`: no C++ or cmake to build, and no process-wide default, so each configuration names its provider.
 
+mod check;
+mod dates;
+mod roots;
+
+pub use check::{Finding, check};
+
 use std::fmt::Display;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
@@ -18,15 +24,8 @@ use rustls::{
     SignatureScheme,
 };
 
-use crate::config::{Address, AuthClients, Config, ConfigError, Listen, ListenTls, Upstream, UpstreamTls};
-
-/// Reads and checks all that `config` names, as the start would.
-pub fn check(config: &Config) -> Result<(), ConfigError> {
-    for listen in &config.listen {
-        acceptor(listen)?;
-    }
-    config.upstream.as_ref().map_or(Ok(()), |upstream| connector(upstream).map(drop))
-}
+use crate::config::{Address, AuthClients, ConfigError, Listen, ListenTls, Upstream, UpstreamTls};
+use roots::Roots;
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
@@ -67,12 +66,14 @@ impl Blame<'_> {
         })
     }
 
-    fn roots(&self, setting: &str, file: &Path) -> Result<RootCertStore, ConfigError> {
-        let mut roots = RootCertStore::empty();
-        for certificate in self.certificates(setting, file)? {
-            roots.add(certificate).map_err(|e| self.error(setting, format!("{}: {e}", file.display())))?;
+    /// The CAs in a file, each of which can be taken as one.
+    fn cas(&self, setting: &str, file: &Path) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+        let found = self.certificates(setting, file)?;
+        for certificate in &found {
+            let added = RootCertStore::empty().add(certificate.clone());
+            added.map_err(|e| self.error(setting, format!("{}: {e}", file.display())))?;
         }
-        Ok(roots)
+        Ok(found)
     }
 
     /// A certificate and a key that are not taken together.
@@ -109,11 +110,14 @@ pub fn acceptor(listen: &Listen) -> Result<Option<Arc<ServerConfig>>, ConfigErro
     let builder = match (ca, auth_clients) {
         (None, _) | (_, AuthClients::No) => builder.with_no_client_auth(),
         (Some(ca), auth_clients) => {
-            let (roots, pinned) = (Arc::new(blame.roots("ca", ca)?), blame.certificates("ca", ca)?);
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
-            let verifier = if *auth_clients == AuthClients::Yes { verifier } else { verifier.allow_unauthenticated() };
-            let verifier = verifier.build().map_err(|e| blame.error("ca", format!("{}: {e}", ca.display())))?;
-            builder.with_client_cert_verifier(Arc::new(Clients { strict: verifier, pinned }))
+            let (pinned, must) = (blame.cas("ca", ca)?, *auth_clients == AuthClients::Yes);
+            let build = move |cas: RootCertStore| {
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(cas), provider());
+                if must { verifier.build() } else { verifier.allow_unauthenticated().build() }
+            };
+            let strict = Roots::new(pinned.clone(), Some(ca.display().to_string()), build)
+                .map_err(|e| blame.error("ca", format!("{}: {e}", ca.display())))?;
+            builder.with_client_cert_verifier(Arc::new(Clients { strict, pinned }))
         }
     };
     let config = builder.with_single_cert(chain, secret).map_err(|e| blame.pair("key", cert, key, &e))?;
@@ -130,21 +134,21 @@ fn is_pinned_ca(e: &rustls::Error, shown: &CertificateDer<'_>, pinned: &[Certifi
 /// Which clients' certificates are good: rustls' own rules, and those that `tls_ca` itself holds.
 #[derive(Debug)]
 struct Clients {
-    strict: Arc<dyn ClientCertVerifier>,
+    strict: Roots<Arc<dyn ClientCertVerifier>>,
     pinned: Vec<CertificateDer<'static>>,
 }
 
 impl ClientCertVerifier for Clients {
     fn offer_client_auth(&self) -> bool {
-        self.strict.offer_client_auth()
+        self.strict.any().offer_client_auth()
     }
 
     fn client_auth_mandatory(&self) -> bool {
-        self.strict.client_auth_mandatory()
+        self.strict.any().client_auth_mandatory()
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.strict.root_hint_subjects()
+        self.strict.any().root_hint_subjects()
     }
 
     fn verify_client_cert(
@@ -153,7 +157,7 @@ impl ClientCertVerifier for Clients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        match self.strict.verify_client_cert(end_entity, intermediates, now) {
+        match self.strict.judge(now, |strict| strict.verify_client_cert(end_entity, intermediates, now)) {
             Err(e) if is_pinned_ca(&e, end_entity, &self.pinned) => Ok(ClientCertVerified::assertion()),
             other => other,
         }
@@ -165,7 +169,7 @@ impl ClientCertVerifier for Clients {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.strict.verify_tls12_signature(message, cert, signed)
+        self.strict.any().verify_tls12_signature(message, cert, signed)
     }
 
     fn verify_tls13_signature(
@@ -174,11 +178,11 @@ impl ClientCertVerifier for Clients {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.strict.verify_tls13_signature(message, cert, signed)
+        self.strict.any().verify_tls13_signature(message, cert, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.strict.supported_verify_schemes()
+        self.strict.any().supported_verify_schemes()
     }
 }
 
@@ -224,7 +228,7 @@ const ANY_NAME: &str = "*";
 #[derive(Debug)]
 struct Verifier {
     /// `None`: everybody.
-    strict: Option<Arc<WebPkiServerVerifier>>,
+    strict: Option<Roots<Arc<WebPkiServerVerifier>>>,
     pinned: Vec<CertificateDer<'static>>,
     any_name: bool,
     provider: Arc<CryptoProvider>,
@@ -237,22 +241,25 @@ impl Verifier {
         if tls.insecure {
             return Ok(Verifier { strict: None, pinned: Vec::new(), any_name, provider });
         }
-        let (roots, pinned, source) = match &tls.ca {
-            Some(file) => (blame.roots("ca", file)?, blame.certificates("ca", file)?, file.clone()),
-            None => (system_roots(blame)?, Vec::new(), PathBuf::from("the system's certificates")),
+        // Of the system's hundred some may always have expired: only of a file's own it is worth a word.
+        let (cas, pinned, name) = match &tls.ca {
+            Some(file) => (blame.cas("ca", file)?, blame.cas("ca", file)?, Some(file.display().to_string())),
+            None => (system_cas(blame)?, Vec::new(), None),
         };
-        let strict = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .build()
-            .map_err(|e| blame.error("ca", format!("{}: {e}", source.display())))?;
+        let source = name.clone().unwrap_or_else(|| "the system's certificates".into());
+        let verifiers = provider.clone();
+        let build = move |cas: RootCertStore| {
+            WebPkiServerVerifier::builder_with_provider(Arc::new(cas), verifiers.clone()).build()
+        };
+        let strict = Roots::new(cas, name, build).map_err(|e| blame.error("ca", format!("{source}: {e}")))?;
         Ok(Verifier { strict: Some(strict), pinned, any_name, provider })
     }
 }
 
-fn system_roots(blame: &Blame<'_>) -> Result<RootCertStore, ConfigError> {
+fn system_cas(blame: &Blame<'_>) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
     let found = rustls_native_certs::load_native_certs();
-    let mut roots = RootCertStore::empty();
     // One bad certificate among the system's hundred is no reason to refuse the rest.
-    let (taken, _) = roots.add_parsable_certificates(found.certs);
+    let (taken, _) = RootCertStore::empty().add_parsable_certificates(found.certs.iter().cloned());
     if taken == 0 {
         let why = found.errors.first().map(|e| format!(" ({e})")).unwrap_or_default();
         let problem = format!(
@@ -260,7 +267,7 @@ fn system_roots(blame: &Blame<'_>) -> Result<RootCertStore, ConfigError> {
         );
         return Err(blame.error("ca", problem));
     }
-    Ok(roots)
+    Ok(found.certs)
 }
 
 impl ServerCertVerifier for Verifier {
@@ -274,7 +281,9 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         use CertificateError::{NotValidForName, NotValidForNameContext};
         let Some(strict) = &self.strict else { return Ok(ServerCertVerified::assertion()) };
-        match strict.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
+        match strict
+            .judge(now, |strict| strict.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now))
+        {
             // The name is looked at last: everything else is in order.
             Err(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }))
                 if self.any_name =>

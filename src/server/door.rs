@@ -237,10 +237,16 @@ impl Listener {
     }
 }
 
-/// Whether a socket's process is gone: nobody listens there. One that answers, or that we may not ask, is not ours to take.
+/// Whether a socket's process is gone: nobody listens there. One that answers, is busy, or may not be asked is not ours to take.
 fn is_left_behind(path: &Path) -> bool {
+    let refuses = || {
+        let probe = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+        // With a full backlog a connection would else wait until somebody accepts.
+        probe.set_nonblocking(true)?;
+        probe.connect(&socket2::SockAddr::unix(path)?)
+    };
     std::fs::metadata(path).is_ok_and(|m| m.file_type().is_socket())
-        && std::os::unix::net::UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+        && refuses().is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// The file never has more permissions than asked for: the kernel makes it with those of the socket, less the umask's.
