@@ -79,6 +79,8 @@ enum After {
     Again,
     /// Upstream, without another look at the cache.
     Upstream,
+    /// On the lane: there is no connection for it alone.
+    Share,
     /// It is answered.
     Reply(Bytes),
     /// It is answered, and the session ends.
@@ -125,6 +127,8 @@ pub struct Session {
     stall: Option<Stall>,
     /// The present request is not to look in the cache again.
     bypass: bool,
+    /// The present request is not to have a connection of its own.
+    shares: bool,
     /// The server holds commands back, at a client's wish: each session waits on a connection of its own.
     paused: bool,
     /// The present request has been given another form already.
@@ -201,6 +205,7 @@ impl Session {
             shown: Time::ZERO,
             stall: None,
             bypass: false,
+            shares: false,
             paused: false,
             replaced: false,
             repeatable: false,
@@ -330,6 +335,7 @@ impl Session {
         match after {
             After::Again => {}
             After::Upstream => self.bypass = true,
+            After::Share => self.share_lane(),
             After::Reply(reply) if reply == crate::upstream::login::SHUT_OUT => {
                 self.closing = Some(SHUT_OUT);
                 self.request_done(input);
@@ -367,6 +373,7 @@ impl Session {
 
     fn requests_done(&mut self, requests: usize) {
         self.bypass = false;
+        self.shares = false;
         self.replaced = false;
         self.tries = 0;
         self.commands += requests as u64;

@@ -215,13 +215,29 @@ impl Session {
     pub(super) fn alone(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
         let turn = if self.paused { Some(None) } else { self.pool.turn().map(Some) };
         let lane = |session: &Session| session.forward(session.lane.clone(), session.effect(request, plan, keys));
-        let Some(turn) = turn else { return lane(self) };
+        let Some(turn) = turn.filter(|_| !self.shares) else { return lane(self) };
         if self.outbox.waiting() > 0 {
             return Step::Stall(Stall::Drain);
         }
-        let Some(connection) = self.pool.lend(&self.key) else { return lane(self) };
-        self.lend(connection).alone = Some(turn);
-        Step::Stall(Stall::Drain)
+        let Some(loan) = self.pool.lend(&self.key) else { return lane(self) };
+        let connection = Rc::clone(&*loan);
+        self.lend(loan).alone = Some(turn);
+        if connection.is_open() {
+            return Step::Stall(Stall::Drain);
+        }
+        // The server may be full, or we may be out of files: nothing was sent yet, and the lane is there.
+        Step::Stall(Stall::For(Box::pin(async move {
+            if connection.ready().await.is_ok() { After::Again } else { After::Share }
+        })))
+    }
+
+    /// The connection that the present request was to have for itself cannot be had: it shares the lane.
+    pub(super) fn share_lane(&mut self) {
+        if self.lent.take().is_some() {
+            self.client.lend(None);
+        }
+        self.outbox.mend();
+        self.shares = true;
     }
 
     /// CLIENT TRACKING … REDIRECT names a client by the number we gave it; the server knows its connection by another. A
@@ -309,6 +325,9 @@ impl Session {
     /// Gives the connection back once its state allows it.
     pub(super) fn settle_lent(&mut self) {
         let Some(lent) = &mut self.lent else { return };
+        if self.outbox.broken() {
+            return self.upstream_left();
+        }
         if self.outbox.waiting() > 0 {
             return;
         }

@@ -328,6 +328,11 @@ impl Connection {
         }
     }
 
+    /// Whether it is open now.
+    pub fn is_open(&self) -> bool {
+        matches!(self.shared.borrow().phase, Phase::Up)
+    }
+
     /// Whether the server did not take it, and so nothing that was said on it.
     pub fn was_refused(&self) -> bool {
         self.never_opened() && matches!(self.shared.borrow().phase, Phase::Closed(_))

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::connection::{self, Connection, Role};
-use super::{ConnectionKey, Node, Pool};
+use super::connection::{Connection, Role};
+use super::{ConnectionKey, Node, Pool, panicking};
 use crate::time::Time;
 
 /// Idle dedicated connections kept per key and thread.
@@ -363,7 +363,7 @@ impl Pool {
         let connection = Connection::new(self.node.clone(), key.clone(), Role::Dedicated);
         let (running, idle) = (connection.clone(), self.idle.clone());
         self.tasks.spawn_local(async move {
-            connection::run(running.clone()).await;
+            panicking::run(running.clone()).await;
             idle.ended(&running);
         });
         Some(Loan { connection, _seat: seat })

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from processes import Proxy, wait_until
+from processes import parse_info, wait_until
 from wire import Closed, Connection, ReplyError
 
 pytestmark = pytest.mark.needs_proxy
@@ -124,12 +124,13 @@ def alive(pid):
 def test_a_signal_ends_it_in_order_and_a_second_one_at_once(lab, number):
     server = lab.server("redis")
     proxy = lab.proxy(server.port, settings={"shutdown_grace": "20s"})
-    with Connection(proxy.port) as conn:
+    with Connection(proxy.port) as conn, Connection(proxy.port) as other:
         conn.call("PING")
         server.freeze()
         try:
+            before = commands(other)
             conn.send("INCR", "n")
-            wait_until(lambda: proxy.alive(), "the proxy")
+            wait_until(lambda: commands(other) > before, "the command is on its way")
             proxy.signal(number)
             wait_until(lambda: f"{number.name}: shutting down" in proxy.read_log(), "the signal is heard")
             proxy.signal(number)
@@ -137,6 +138,13 @@ def test_a_signal_ends_it_in_order_and_a_second_one_at_once(lab, number):
             assert f"{number.name} again" in proxy.read_log()
         finally:
             server.thaw()
+
+
+def commands(conn):
+    """How many commands the proxy has dealt with, without those that ask for this."""
+    now = int(parse_info(conn.call("INFO", "nearside"))["nearside_commands"])
+    asked, conn.asked = getattr(conn, "asked", 0), getattr(conn, "asked", 0) + 1
+    return now - asked
 
 
 def test_a_hangup_is_heard_and_changes_nothing(lab):
