@@ -13,8 +13,10 @@ use crate::resp::{self, Scanner};
 use crate::shared::Shared;
 use crate::time::Time;
 
-const HELP: [&str; 11] = [
+const HELP: [&str; 13] = [
     "NEARSIDE <subcommand> [<arg> ...]. Subcommands are:",
+    "PING",
+    "    +PONG, whatever the upstream does: this proxy lives.",
     "STATS",
     "    What INFO's section says, as names and values.",
     "FLUSH",
@@ -114,6 +116,25 @@ pub fn own_clients(info: &str, shared: &Shared) -> String {
 fn renumber(info: &str, field: &str, number: impl Fn(usize) -> usize) -> String {
     let Some((before, rest)) = info.split_once(field) else { return info.to_owned() };
     let after = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+/// INFO of a server that cannot be asked: what is known without the server, of the sections that were asked for (all, if none
+/// is named). `None`: nothing.
+pub fn info_without_server(shared: &Shared, asked: &[Vec<u8>]) -> Option<String> {
+    let general = |s: &Vec<u8>| matches!(&s[..], b"default" | b"all" | b"everything");
+    let wanted = |section: &[u8]| asked.is_empty() || asked.iter().any(|s| general(s) || s == section);
+    let mut sections = Vec::new();
+    if wanted(b"server") {
+        sections.push(format!("# Server\r\n{}", shared.node.health.about()));
+    }
+    if wanted(b"clients") {
+        let (now, most) = (shared.clients.len(), shared.config.maxclients);
+        sections.push(format!("# Clients\r\nconnected_clients:{now}\r\nmaxclients:{most}\r\n"));
+    }
+    if wanted(b"nearside") {
+        sections.push(info(shared));
+    }
+    (!sections.is_empty()).then(|| sections.join("\r\n"))
+}
+
     let old = rest[..rest.len() - after.len()].parse().unwrap_or(0);
     format!("{before}{field}{}{after}", number(old))
 }
@@ -133,6 +154,7 @@ pub fn command(shared: &Shared, request: &Request<'_>) -> Vec<u8> {
             let word: String = word.chars().filter(|c| !c.is_control()).take(128).collect();
             format!(
                 "-ERR nearside: unknown subcommand or wrong number of arguments for '{word}'. Try NEARSIDE HELP.\r\n"
+        (b"PING", 2) => b"+PONG\r\n".to_vec(),
             )
             .into_bytes()
         }

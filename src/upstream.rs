@@ -8,6 +8,7 @@ pub mod event;
 pub mod fill;
 pub mod handshake;
 pub mod link;
+pub mod health;
 pub mod login;
 mod panicking;
 pub mod probe;
@@ -15,6 +16,7 @@ pub mod rights;
 pub mod watch;
 
 use std::cell::{Cell, RefCell};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
 use std::pin::pin;
@@ -198,6 +200,13 @@ impl Node {
         full.mul_f64(0.5 + crate::chance::uniform() / 2.0)
     }
 }
+    /// What an error reply of [`Node::error`] says; `None`: it is the server's.
+    pub fn own_error<'a>(&self, reply: &'a [u8]) -> Option<Cow<'a, str>> {
+        let text = reply.strip_prefix(OWN_ERROR.as_bytes())?;
+        let text = text.strip_prefix(format!("{}: ", self.address).as_bytes()).unwrap_or(text);
+        Some(String::from_utf8_lossy(text.trim_ascii_end()))
+    }
+
 
 /// The levels of the listeners, each once.
 fn levels(config: &Config) -> Vec<Level> {

@@ -3,6 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -11,6 +12,7 @@ use crate::admin;
 use crate::command::{Local, Request};
 use crate::outbox::{Outbox, Piece};
 use crate::resp;
+use crate::shared::Shared;
 use crate::time::Time;
 use crate::upstream::connection::Connection;
 use crate::upstream::effect::Effect;
@@ -18,6 +20,9 @@ use crate::upstream::handshake;
 use crate::upstream::login::SHUT_OUT;
 use crate::upstream::probe;
 use crate::upstream::{ConnectionKey, Node};
+
+/// How long INFO waits for a server that is known not to answer: it may have come back just now.
+const INFO_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Why a session ends whose identity the server could not be asked about.
 const UNREACHABLE: &str = "the upstream could not be asked";
@@ -107,20 +112,35 @@ impl Session {
         let asked: Vec<Vec<u8>> = (1..request.len()).map(|i| request.arg(i).to_ascii_lowercase()).collect();
         let general = |s: &Vec<u8>| matches!(&s[..], b"default" | b"all" | b"everything");
         let ours = asked.is_empty() || asked.iter().any(|s| general(s) || s == b"nearside");
-        let shared = self.shared.clone();
+        let (shared, resp3) = (self.shared.clone(), self.key.resp3);
         if asked.len() == 1 && asked[0] == b"nearside" {
             let text = admin::info(&shared);
-            self.outbox.put(Piece::Slice(&verbatim(&text, self.key.resp3)));
+            self.outbox.put(Piece::Slice(&verbatim(&text, resp3)));
             return Step::Done;
         }
-        let told = |section: &Vec<u8>| section == b"clients";
+        if self.key.login.is_stranger() {
+            // The server could not be asked who this is: nothing goes up a lane in its name.
+            self.outbox.put(Piece::Slice(&info_without_server(&shared, &asked, resp3)));
+            return Step::Done;
+        }
+        // What is known without the server, too.
+        let told = |section: &Vec<u8>| matches!(&section[..], b"clients" | b"server");
         if !ours && !asked.iter().any(told) {
             return self.forward(self.lane.clone(), Effect::None);
         }
         let reply = ask(&self.lane, request.buf);
-        let resp3 = self.key.resp3;
         Step::Stall(Stall::For(Box::pin(async move {
-            let reply = reply.await;
+            let health = &shared.node.health;
+            let patience = if health.down().is_some() { INFO_PATIENCE } else { Duration::MAX };
+            let reply = tokio::time::timeout(patience, reply).await.ok();
+            if let Some(why) = reply.as_ref().and_then(|reply| shared.node.own_error(reply)) {
+                health.unreachable(&why);
+            }
+            let Some(reply) = reply.filter(|reply| !Node::is_own_error(reply)) else {
+                return After::Reply(info_without_server(&shared, &asked, resp3));
+            };
+            health.reached();
+            health.learn(&reply);
             let Some((text, _)) = resp::split_bulk(&reply) else { return After::Reply(reply.into()) };
             let text = text.strip_prefix(b"txt:").filter(|_| resp3).unwrap_or(text);
             let mut text = admin::own_clients(&String::from_utf8_lossy(text), &shared);
@@ -222,6 +242,14 @@ pub(super) fn refused(reply: Bytes) -> After {
         After::Farewell(reply, UNREACHABLE)
     } else {
         After::Reply(reply)
+    }
+}
+
+/// INFO of a server that cannot be asked; or why not, if what was asked for is known by the server alone.
+fn info_without_server(shared: &Shared, asked: &[Vec<u8>], resp3: bool) -> Bytes {
+    match admin::info_without_server(shared, asked) {
+        Some(text) => verbatim(&text, resp3).into(),
+        None => shared.node.error(&shared.node.health.down().unwrap_or_else(|| "cannot be asked".into())),
     }
 }
 

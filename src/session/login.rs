@@ -40,7 +40,7 @@ impl Session {
             Route::Local(Local::Quit | Local::Auth | Local::Reset) => None,
             Route::Local(Local::Hello) if HelloArgs::of(request).creds.is_some() => None,
             // Whoever runs the proxy may want to know why the server cannot be asked.
-            Route::Local(Local::Nearside) if self.bypass => None,
+            Route::Local(Local::Nearside | Local::Info) if self.bypass => None,
             route => Some(Step::Stall(self.introduction(Some(route)))),
         }
     }
@@ -54,7 +54,7 @@ impl Session {
                 (Err(_), None) => After::Again,
                 (Err(Refusal::Login(reply)), Some(Route::Local(Local::Hello))) => After::Reply(reply),
                 (Err(Refusal::Login(reply)), _) => After::Reply(noauth(reply)),
-                (Err(_), Some(Route::Local(Local::Nearside))) => After::Upstream,
+                (Err(_), Some(Route::Local(Local::Nearside | Local::Info))) => After::Upstream,
                 (Err(other), Some(Route::Local(Local::Hello | Local::Select))) => refused(other.reply(&pool.node)),
                 (Err(other), _) => After::Reply(other.reply(&pool.node)),
             }

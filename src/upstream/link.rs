@@ -58,8 +58,13 @@ pub async fn run(node: Arc<Node>) {
                 Woken::Closed(lived) => tries.lasted(lived),
             },
             Err(refusal) => {
-                if let Refusal::Io(why) = &refusal {
-                    node.count_broken(why);
+                match &refusal {
+                    Refusal::Io(why) => {
+                        node.count_broken(why);
+                        node.health.unreachable(&format!("cannot be reached: {why}"));
+                    }
+                    // A server that refuses is there: clients are told so by the server itself.
+                    Refusal::Server(_) => node.health.reached(),
                 }
                 if !std::mem::replace(&mut tries.refused, true) {
                     report(&node, &refusal);
@@ -180,6 +185,7 @@ async fn open(node: &Arc<Node>) -> Result<(Wire, i64, Option<Ears>), Refusal> {
         let id = id_of(&refuse_error(wire.greet(&node.own, "nearside-link").await?)?);
         // What is noticed from here on concerns this link.
         node.distrusted.store(false, Ordering::Release);
+        node.health.reached();
         learn(node, &mut wire).await?;
         // Before anything is cached: what changes from here on is seen by the watch.
         let look = watch::look(&mut wire, node).await?;
@@ -229,6 +235,7 @@ async fn learn(node: &Node, wire: &mut Wire) -> Result<(), Refusal> {
         Err(e) => tracing::warn!("COMMAND gave no table ({e}): every unknown command waits for a barrier"),
     }
     let info = wire.ask(&["INFO", "server"]).await?;
+    node.health.learn(&info);
     if let Some((text, _)) = resp::split_bulk(&info) {
         let text = String::from_utf8_lossy(text);
         let field = |name: &str| text.lines().find_map(|l| l.strip_prefix(name).map(|v| v.trim().to_owned()));
@@ -252,9 +259,10 @@ struct Link {
     heard: Time,
 }
 
-/// The begin of a frame, for people.
+/// The begin of a frame, for people: of what may name keys, no more than its kind.
 fn shown(frame: &[u8]) -> String {
-    frame[..frame.len().min(64)].trim_ascii().escape_ascii().to_string()
+    let len = if matches!(frame[0], b'+' | b'-') { frame.len().min(64) } else { 1 };
+    frame[..len].trim_ascii().escape_ascii().to_string()
 }
 
 /// The PINGs on their way, in order.

@@ -113,6 +113,9 @@ pub async fn run(node: Arc<Node>) {
                     node.note_broken("nearside-watch", &e);
                 }
             }
+                if e.kind() == io::ErrorKind::TimedOut {
+                    node.health.unreachable(&format!("silent for {:?}", node.upstream_timeout));
+                }
         }
         // Nobody looks: perhaps because the proxy's own user is not taken any more, while older connections go on.
         node.acl_changed();
@@ -182,6 +185,7 @@ pub async fn look(wire: &mut Wire, node: &Node) -> Result<Look, Refusal> {
     node.seen.store(Time::now().0, Ordering::Relaxed);
     let ahead = Ahead::read(&wire.reply().await?, sent, Time::now());
     let notifies = if keyspace { Some(wire.reply().await?) } else { None };
+    node.health.reached();
     let replies = [&stats, &replication, &acl].into_iter().chain(&notifies);
     if let Some(passing) = replies.into_iter().find(|reply| is_passing(reply)) {
         return Err(Refusal::Server(passing.clone()));
