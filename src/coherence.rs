@@ -3,6 +3,7 @@
 //! Events are applied by the very task that reads the link, in order, before the next one is looked at: there is no
 //! channel in between, so nothing can be reordered or shed.
 
+pub mod mortal;
 pub mod standing;
 
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub struct Coherence {
     generation: AtomicU64,
     link: ArcSwapOption<LinkId>,
     standing: ArcSwap<Standing>,
+    /// Where questions about hash fields are hopeless.
+    pub mortal: mortal::MortalFields,
     /// The standing's strongest level, where every read can see it.
     strongest: AtomicU8,
     /// Reads that went upstream because their level cannot be kept.
@@ -66,6 +69,7 @@ impl Coherence {
             generation: AtomicU64::new(0),
             link: ArcSwapOption::empty(),
             standing: ArcSwap::from_pointee(Standing { mode: Err("not connected yet".into()), replica: false }),
+            mortal: mortal::MortalFields::default(),
             strongest: AtomicU8::new(Level::Linearizable as u8),
             refused_reads: AtomicU64::new(0),
             link_waker: AtomicWaker::new(),

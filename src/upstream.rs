@@ -5,6 +5,7 @@ pub mod connection;
 pub mod dedicated;
 pub mod effect;
 pub mod event;
+pub mod fields;
 pub mod fill;
 pub mod handshake;
 pub mod link;

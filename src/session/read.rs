@@ -229,7 +229,11 @@ impl Session {
         self.count_miss();
         match token {
             // In this order: see `Coherence::generation`.
-            Some(token) if self.lane.can_fill(field_ttl) && self.shared.node.covers(variant.key) => {
+            Some(token)
+                if self.lane.can_fill(field_ttl)
+                    && self.shared.node.covers(variant.key)
+                    && !(field_ttl == FieldTtl::Whole && self.shared.node.coherence.mortal.in_hash(hash, self.now)) =>
+            {
                 let read = FillRead {
                     view: self.view,
                     id,

@@ -18,7 +18,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
 use super::effect::{Effect, KeySet};
-use super::fill::{Fill, FillRead, Terms};
+use super::fill::{Fill, FillRead, Terms, Then};
 use super::handshake;
 use super::login::SHUT_OUT;
 use super::rights::{self, Rights};
@@ -260,7 +260,9 @@ impl Connection {
         let mut shared = self.shared.borrow_mut();
         // Asked after the token was taken, like the generation: if the mode changes now, the token is void.
         let tracked = self.node.coherence.mode().is_none_or(|mode| mode == Mode::Tracked);
-        let fill = Fill::new(place, read, now, Terms { tracked, max_ttl: self.node.max_ttl });
+        let [anywhere, this_hash] = shared.rights.questions();
+        let anywhere = anywhere && !self.node.coherence.mortal.anywhere(now);
+        let fill = Fill::new(place, read, now, Terms { tracked, max_ttl: self.node.max_ttl, anywhere, this_hash });
         let before = shared.out.len();
         fill.write(&mut shared.out);
         let start = shared.queued;
@@ -847,9 +849,13 @@ impl Connection {
         let sent = first.sent;
         let proven = proves_life(bytes).then_some(sent);
         if let Expect::Fill(fill) = &mut first.expect {
-            if fill.reply(frame, now, &self.node.coherence, stamp) {
-                shared.awaited.pop_front();
+            let then = fill.reply(frame, now, &self.node.coherence, stamp);
+            if then != Then::Wait {
+                let item = shared.awaited.pop_front();
                 shared.prefetch(AHEAD - 1, &self.node.coherence.cache);
+                if let (Then::Ask(question), Some(item)) = (then, item) {
+                    shared.own(&question, item.expect, now);
+                }
             }
             return Ok(proven);
         }

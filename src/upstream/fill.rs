@@ -1,5 +1,6 @@
 //! A read that fills the cache: `CLIENT CACHING YES` (in mode `tracked`), the read, `PTTL` of each key and, where hash fields may have a
-//! time to live of their own, one question about them. Written as one unit; its replies come back in that order.
+//! time to live of their own, one question about them. Written as one unit; its replies come back in that order. Behind them come, one
+//! by one, the questions that only the replies could give rise to ([`fields`]).
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 
+use super::fields::{self, Next};
 use crate::cache::entry::Variant;
 use crate::cache::{FillTimes, FillToken};
 use crate::clock::LaneStamp;
@@ -65,6 +67,30 @@ pub struct Terms {
     pub tracked: bool,
     /// Zero: as long as the key lives.
     pub max_ttl: Duration,
+    /// Of a reply of a whole hash: the server is asked whether it has mortal fields anywhere.
+    pub anywhere: bool,
+    /// And about the fields of this hash, if so.
+    pub this_hash: bool,
+}
+
+/// What a reply leads to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Then {
+    /// More replies are to come.
+    Wait,
+    /// This is to be asked as well; its answer is the next reply.
+    Ask(Vec<u8>),
+    /// It is over: what was read is stored, or noted as told, and then told.
+    Done,
+}
+
+/// Which question about the fields of a whole hash is on its way.
+enum Asked {
+    Nothing,
+    /// Of so many fields.
+    Names(usize),
+    /// Of so many fields.
+    Ends(usize),
 }
 
 /// A reply until it is told: small ones need no memory of their own.
@@ -111,6 +137,9 @@ pub struct Fill {
     reply: Kept,
     stored: Time,
     spoiled: bool,
+    /// Some field of the hash may have a time to live.
+    doubtful: bool,
+    asked: Asked,
 }
 
 impl Fill {
@@ -118,7 +147,19 @@ impl Fill {
     pub fn new(place: Place, read: FillRead, sent: Time, terms: Terms) -> Fill {
         let step = usize::from(!terms.tracked);
         let (reply, stored) = (Kept::Small(SmallVec::new()), Time::ZERO);
-        Fill { place: Some(place), read, sent, terms, step, reply, stored, spoiled: false }
+        let doubtful = read.field_ttl == FieldTtl::Whole && !terms.anywhere;
+        Fill {
+            place: Some(place),
+            read,
+            sent,
+            terms,
+            step,
+            reply,
+            stored,
+            spoiled: false,
+            doubtful,
+            asked: Asked::Nothing,
+        }
     }
 
     /// The bytes to send.
@@ -133,19 +174,20 @@ impl Fill {
             out.push(&request[bulk(request, &key.range)]);
         }
         match self.read.field_ttl {
-            FieldTtl::No => {}
-            FieldTtl::Whole => out.push(INFO_KEYSPACE),
-            FieldTtl::Named { .. } => out.push(&self.field_question()),
+            FieldTtl::Whole if self.terms.anywhere => out.push(INFO_KEYSPACE),
+            FieldTtl::No | FieldTtl::Whole => {}
+            FieldTtl::Named { .. } => out.push(&fields::named(request, &self.read.keys[0].range, &self.read.fields)),
         }
     }
 
-    fn field_question(&self) -> Vec<u8> {
-        let request = &self.read.request;
-        let count = self.read.fields.len().to_string();
-        let mut args = vec![b"HPEXPIRETIME".as_slice(), &request[self.read.keys[0].range.clone()], b"FIELDS"];
-        args.push(count.as_bytes());
-        args.extend(self.read.fields.iter().map(|r| &request[r.clone()]));
-        resp::own(&args)
+    /// Replies to what [`Fill::write`] writes, CLIENT CACHING counted in any case.
+    fn unit(&self) -> usize {
+        let asks = match self.read.field_ttl {
+            FieldTtl::No => false,
+            FieldTtl::Named { .. } => true,
+            FieldTtl::Whole => self.terms.anywhere,
+        };
+        2 + self.read.keys.len() + usize::from(asks)
     }
 
     /// The request itself, to be sent again on another connection.
@@ -172,14 +214,35 @@ impl Fill {
                 (0, _) => bytes == b"+OK\r\n",
                 (1, _) => bytes != b"+OK\r\n",
                 (n, _) if n < 2 + keys => bytes[0] == b':',
-                (_, FieldTtl::Whole) => matches!(bytes[0], b'$' | b'='),
+                (n, FieldTtl::Whole) if n < self.unit() => matches!(bytes[0], b'$' | b'='),
+                (_, FieldTtl::Whole) => matches!(bytes[0], b'*' | b'~' | b'_'),
                 _ => matches!(bytes[0], b'*' | b'$' | b'_'),
             }
     }
 
-    /// The next reply. True if it was the last one: what was read is then stored, or noted as told, and only then told.
-    pub fn reply(&mut self, frame: Piece<'_>, now: Time, coherence: &Coherence, lane: Option<LaneStamp>) -> bool {
-        let keys = self.read.keys.len();
+    /// The next reply. With the last one, what was read is stored, or noted as told, and only then told.
+    pub fn reply(&mut self, frame: Piece<'_>, now: Time, coherence: &Coherence, lane: Option<LaneStamp>) -> Then {
+        let next = if self.step < self.unit() {
+            self.reply_of_unit(frame, now, coherence);
+            self.step += 1;
+            if self.step < self.unit() {
+                return Then::Wait;
+            }
+            self.asks_further(coherence, now)
+        } else {
+            self.reply_about_fields(frame.as_slice(), coherence, now)
+        };
+        if let Some(question) = next {
+            return Then::Ask(question);
+        }
+        self.store(now, coherence, lane.filter(|_| !self.spoiled));
+        if let Some(place) = self.place.take() {
+            place.deliver(self.reply.piece(), now);
+        }
+        Then::Done
+    }
+
+    fn reply_of_unit(&mut self, frame: Piece<'_>, now: Time, coherence: &Coherence) {
         let bytes = frame.as_slice();
         match self.step {
             0 => self.spoiled |= bytes != b"+OK\r\n" && !sabotage::on(Rule::Caching),
@@ -188,22 +251,77 @@ impl Fill {
                 self.spoiled |= matches!(bytes[0], b'-' | b'!') || bytes.len() > coherence.cache.max_entry();
                 self.reply = Kept::of(frame);
             }
-            n if n < 2 + keys => {
+            n if n < 2 + self.read.keys.len() => {
                 let ttl = bytes.strip_prefix(b":").and_then(|n| resp::parse_i64(n.strip_suffix(b"\r\n")?));
                 self.read.keys[n - 2].ttl = ttl;
                 self.spoiled |= ttl.is_none();
             }
-            _ => self.spoiled |= !fields_live_on(self.read.field_ttl, bytes, &self.reply),
-        }
-        self.step += 1;
-        let last = self.step == 2 + keys + usize::from(self.read.field_ttl != FieldTtl::No);
-        if last {
-            self.store(now, coherence, lane.filter(|_| !self.spoiled));
-            if let Some(place) = self.place.take() {
-                place.deliver(self.reply.piece(), now);
+            _ if self.read.field_ttl == FieldTtl::Whole => {
+                if !fields::none_anywhere(bytes) {
+                    coherence.mortal.note_anywhere(now);
+                    self.doubtful = true;
+                }
             }
+            _ => self.spoiled |= !fields::named_live_on(bytes, &self.reply),
         }
-        last
+    }
+
+    fn key(&self) -> &[u8] {
+        &self.read.request[self.read.keys[0].range.clone()]
+    }
+
+    /// What a reply of a whole hash makes necessary to ask, unless the server has no mortal field anywhere.
+    fn asks_further(&mut self, coherence: &Coherence, now: Time) -> Option<Vec<u8>> {
+        if !self.doubtful || self.spoiled {
+            return None;
+        }
+        let next = if self.terms.this_hash {
+            fields::next(&self.read.request, self.key(), &self.reply)
+        } else {
+            Next::TooMany
+        };
+        let question = match next {
+            // Fields that have ended, and are not yet removed, are counted by no reply but keep the key alive.
+            Next::Nothing => {
+                self.spoiled |= self.read.keys[0].ttl != Some(-2);
+                return None;
+            }
+            Next::Ends(question, count) => {
+                self.asked = Asked::Ends(count);
+                Some(question)
+            }
+            Next::Names(question, count) => {
+                self.asked = Asked::Names(count);
+                Some(question)
+            }
+            Next::TooMany | Next::Unclear => None,
+        };
+        if question.is_none() {
+            self.give_up(coherence, now);
+        }
+        question
+    }
+
+    fn reply_about_fields(&mut self, answer: &[u8], coherence: &Coherence, now: Time) -> Option<Vec<u8>> {
+        let question = match self.asked {
+            Asked::Names(count) => {
+                let question = fields::ends(self.key(), answer, count, 1);
+                self.asked = Asked::Ends(count);
+                question
+            }
+            Asked::Ends(count) if fields::none_ends(answer, count) => return None,
+            Asked::Ends(_) | Asked::Nothing => None,
+        };
+        if question.is_none() {
+            self.give_up(coherence, now);
+        }
+        question
+    }
+
+    /// The reply is not kept, and nobody tries to keep one of this hash for a while.
+    fn give_up(&mut self, coherence: &Coherence, now: Time) {
+        self.spoiled = true;
+        coherence.mortal.note(coherence.cache.hash(self.key()), now);
     }
 
     /// Keeps what may be kept, by a lane that is alive; of the rest, notes that it is told.
@@ -290,40 +408,6 @@ fn says_missing(reply: &[u8]) -> bool {
     true
 }
 
-/// Whether no field the reply depends on has a time to live: the answer to the question that [`Fill::write`] asked. A field
-/// that is not there, and that the reply has, ended between the two.
-fn fields_live_on(question: FieldTtl, answer: &[u8], reply: &[u8]) -> bool {
-    match question {
-        FieldTtl::No => true,
-        FieldTtl::Named { .. } => {
-            let Some((_, mut rest)) = resp::split_aggregate(answer) else { return false };
-            // HMGET says something of each field, the others of one.
-            let mut told = resp::split_aggregate(reply).map_or(reply, |(_, elements)| elements);
-            while let Some(len) = resp::value_len(rest).filter(|n| *n > 0) {
-                let Some(of_field) = resp::value_len(told).filter(|n| *n > 0) else { return false };
-                match &rest[..len] {
-                    b":-1\r\n" => {}
-                    b":-2\r\n" if says_missing(&told[..of_field]) => {}
-                    _ => return false,
-                }
-                (rest, told) = (&rest[len..], &told[of_field..]);
-            }
-            told.is_empty()
-        }
-        FieldTtl::Whole => {
-            let Some((text, _)) = resp::split_bulk(answer) else { return false };
-            let text = String::from_utf8_lossy(text);
-            text.lines().filter(|l| l.starts_with("db")).all(no_volatile_fields)
-        }
-    }
-}
-
-/// `db0:keys=1,expires=0,avg_ttl=0,subexpiry=0` (Redis), `…,keys_with_volatile_items=0` (Valkey).
-fn no_volatile_fields(line: &str) -> bool {
-    let counts = line.split([':', ',']).filter_map(|f| f.split_once('='));
-    counts.into_iter().any(|(name, n)| matches!(name, "subexpiry" | "keys_with_volatile_items") && n.trim() == "0")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -358,26 +442,5 @@ mod tests {
         for reply in [&b"$1\r\nx\r\n"[..], b":1\r\n", b"*1\r\n$0\r\n\r\n", b"+string\r\n"] {
             assert!(!says_missing(reply), "{reply:?}");
         }
-    }
-
-    #[test]
-    fn a_hash_with_mortal_fields_is_seen() {
-        let whole =
-            |text: &str| fields_live_on(FieldTtl::Whole, format!("${}\r\n{text}\r\n", text.len()).as_bytes(), b"");
-        assert!(whole("# Keyspace\r\n"));
-        assert!(whole("# Keyspace\r\ndb0:keys=1,expires=0,avg_ttl=0,subexpiry=0\r\n"));
-        assert!(whole("# Keyspace\r\ndb0:keys=1,expires=0,avg_ttl=0,keys_with_volatile_items=0\r\n"));
-        assert!(!whole("# Keyspace\r\ndb0:keys=1,expires=0,avg_ttl=0,subexpiry=3\r\n"));
-        assert!(!whole("# Keyspace\r\ndb0:keys=1,expires=0,avg_ttl=0\r\n"), "a server that does not tell");
-        let named = FieldTtl::Named { fields: 2 };
-        let one_of_two = b"*2\r\n$1\r\na\r\n$-1\r\n";
-        assert!(fields_live_on(named, b"*2\r\n:-1\r\n:-2\r\n", one_of_two));
-        assert!(!fields_live_on(named, b"*2\r\n:-2\r\n:-1\r\n", one_of_two), "it ended in between");
-        assert!(!fields_live_on(named, b"*2\r\n:-1\r\n:1790000000000\r\n", one_of_two));
-        assert!(!fields_live_on(named, b"-NOPERM\r\n", one_of_two));
-        let one = FieldTtl::Named { fields: 1 };
-        assert!(fields_live_on(one, b"*1\r\n:-2\r\n", b":0\r\n"));
-        assert!(!fields_live_on(one, b"*1\r\n:-2\r\n", b":1\r\n"), "HSTRLEN of a field that ended in between");
-        assert!(!fields_live_on(one, b"*1\r\n:-2\r\n", b"$1\r\na\r\n"));
     }
 }

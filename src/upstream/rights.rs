@@ -23,6 +23,8 @@ pub struct Rights {
     pub fill: bool,
     /// The question about named fields of a hash.
     fields: bool,
+    /// The question which fields a hash has.
+    names: bool,
     /// The question about any fields of any hash.
     info: bool,
 }
@@ -32,10 +34,10 @@ const KEY: &str = "nearside";
 
 impl Rights {
     /// Of a connection that is asked for no more than its session says.
-    pub const NONE: Rights = Rights { as_of: None, fill: false, fields: false, info: false };
+    pub const NONE: Rights = Rights { as_of: None, fill: false, fields: false, names: false, info: false };
 
     fn all(as_of: u64) -> Rights {
-        Rights { as_of: Some(as_of), fill: true, fields: true, info: true }
+        Rights { as_of: Some(as_of), fill: true, fields: true, names: true, info: true }
     }
 
     /// Whether a read whose reply depends on fields of a hash in this way can be filled.
@@ -44,8 +46,13 @@ impl Rights {
             && match field_ttl {
                 FieldTtl::No => true,
                 FieldTtl::Named { .. } => self.fields,
-                FieldTtl::Whole => self.info,
+                FieldTtl::Whole => self.questions().contains(&true),
             }
+    }
+
+    /// Whether it may be asked if any hash has mortal fields, and if a certain one has.
+    pub fn questions(self) -> [bool; 2] {
+        [self.info, self.fields && self.names]
     }
 }
 
@@ -60,7 +67,7 @@ pub async fn of(node: &Node, key: &ConnectionKey) -> Rights {
     let Some(link) = node.coherence.link() else { return Rights::NONE };
     let asked = tokio::time::timeout(node.connect_timeout, ask(node, key.user(), link.mode)).await;
     match asked.unwrap_or_else(|late| Err(late.into())) {
-        Ok([fill, fields, info]) => Rights { as_of: Some(as_of), fill, fields, info },
+        Ok([fill, fields, names, info]) => Rights { as_of: Some(as_of), fill, fields, names, info },
         // Nobody knows which verdict is which: the lane asks again.
         Err(e) if e.kind() == std::io::ErrorKind::InvalidData => {
             node.note_broken("nearside-rights", &e);
@@ -73,11 +80,11 @@ pub async fn of(node: &Node, key: &ConnectionKey) -> Rights {
     }
 }
 
-/// Whether the user may say all that every fill wants, and the two questions about hash fields.
-async fn ask(node: &Node, user: &[u8], mode: Mode) -> std::io::Result<[bool; 3]> {
+/// Whether the user may say all that every fill wants, and the three questions about hash fields.
+async fn ask(node: &Node, user: &[u8], mode: Mode) -> std::io::Result<[bool; 4]> {
     let tracked: &[&[&str]] = &[&["CLIENT", "TRACKING", "ON"], &["CLIENT", "CACHING", "YES"]];
     let always: &[&[&str]] = &[&["PING"], &["PTTL", KEY]];
-    let fields: &[&[&str]] = &[&["HPEXPIRETIME", KEY, "FIELDS", "1", "f"], &["INFO", "keyspace"]];
+    let fields: &[&[&str]] = &[&["HPEXPIRETIME", KEY, "FIELDS", "1", "f"], &["HKEYS", KEY], &["INFO", "keyspace"]];
     let fill = [always, if mode == Mode::Tracked { tracked } else { &[] }].concat();
     let mut wire = Wire::connect(node).await?;
     wire.greet(&node.own, "nearside-rights").await?;
@@ -87,7 +94,7 @@ async fn ask(node: &Node, user: &[u8], mode: Mode) -> std::io::Result<[bool; 3]>
         request.extend(resp::own(&dryrun.chain(command.iter().map(|arg| arg.as_bytes())).collect::<Vec<_>>()));
     }
     wire.send(&request).await?;
-    let mut may = [true; 3];
+    let mut may = [true; 4];
     for _ in &fill {
         may[0] &= !is_refused(&wire.reply().await?);
     }
@@ -124,9 +131,11 @@ mod tests {
 
     #[test]
     fn a_question_about_fields_wants_its_own_right() {
-        let rights = Rights { as_of: Some(1), fill: true, fields: true, info: false };
+        let rights = Rights { as_of: Some(1), fill: true, fields: true, names: false, info: false };
         assert!(rights.cover(FieldTtl::No) && rights.cover(FieldTtl::Named { fields: 2 }));
         assert!(!rights.cover(FieldTtl::Whole));
+        assert!(Rights { info: true, ..rights }.cover(FieldTtl::Whole));
+        assert!(Rights { names: true, ..rights }.cover(FieldTtl::Whole));
         assert!(!Rights { fill: false, ..rights }.cover(FieldTtl::No));
     }
 }
