@@ -33,24 +33,24 @@ fn get(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
-/// Names and values of everything the proxy counts, in the order of INFO.
-pub fn fields(shared: &Shared) -> Vec<(String, String)> {
-    let (cache, node) = (&shared.cache, &shared.node);
-    let stats = &cache.stats;
-    let (hits, misses) = (get(&stats.hits), get(&stats.misses));
-    let ratio = if hits + misses == 0 { 0.0 } else { hits as f64 / (hits + misses) as f64 };
-    let age = node.coherence.clock_age(Time::now());
-    let mut fields: Vec<(String, String)> = Vec::new();
-    let mut add =
-        |name: &str, value: &dyn std::fmt::Display| fields.push((format!("nearside_{name}"), value.to_string()));
-    add("version", &env!("CARGO_PKG_VERSION"));
-    add("uptime_in_seconds", &Time::now().since(shared.started).as_secs());
-    add("upstream", &node.address);
+/// What is known of the upstream and of the connections to it.
+fn of_upstream(shared: &Shared, add: &mut impl FnMut(&str, &dyn std::fmt::Display)) {
+    let node = &shared.node;
+    let (down, age) = (node.health.down(), node.coherence.clock_age(Time::now()));
+    add("upstream", &if down.is_some() { "down" } else { "up" });
+    add("upstream_address", &node.address);
+    if let Some(why) = &down {
+        add("upstream_error", why);
+    }
     add("upstream_version", &*node.version.load_full());
     add("link", &if age.is_some() { "up" } else { "down" });
     let standing = node.coherence.standing();
     add("invalidation", &standing);
-    add("strongest_level", &standing.strongest());
+    // Without a server no read is answered, at whichever level; with one and without a link, the server answers all.
+    match down {
+        Some(_) => add("strongest_level", &"none"),
+        None => add("strongest_level", &standing.strongest()),
+    }
     add("reads_of_refused_levels", &get(&node.coherence.refused_reads));
     add("clock_age_ms", &age.map_or(-1, |a| a.as_millis() as i64));
     add("lanes", &node.lanes.load(Ordering::Relaxed));
@@ -61,6 +61,20 @@ pub fn fields(shared: &Shared) -> Vec<(String, String)> {
     add("dedicated_given_up", &node.places.given_up());
     add("dedicated_refused", &node.places.refused());
     add("upstream_out_of_turn", &get(&node.out_of_turn));
+}
+
+/// Names and values of everything the proxy counts, in the order of INFO.
+pub fn fields(shared: &Shared) -> Vec<(String, String)> {
+    let (cache, node) = (&shared.cache, &shared.node);
+    let stats = &cache.stats;
+    let (hits, misses) = (get(&stats.hits), get(&stats.misses));
+    let ratio = if hits + misses == 0 { 0.0 } else { hits as f64 / (hits + misses) as f64 };
+    let mut fields: Vec<(String, String)> = Vec::new();
+    let mut add =
+        |name: &str, value: &dyn std::fmt::Display| fields.push((format!("nearside_{name}"), value.to_string()));
+    add("version", &env!("CARGO_PKG_VERSION"));
+    add("uptime_in_seconds", &Time::now().since(shared.started).as_secs());
+    of_upstream(shared, &mut add);
     add("clients", &shared.clients.len());
     add("clients_total", &shared.clients.total());
     add("clients_refused", &get(&shared.clients.refused));
@@ -87,6 +101,8 @@ pub fn fields(shared: &Shared) -> Vec<(String, String)> {
     for (cause, name) in FLUSH_CAUSES {
         add(&format!("flushes_{name}"), &get(&stats.flushes[cause as usize]));
     }
+    add("touch_commands", &get(&node.touches.commands));
+    add("touched_keys", &get(&node.touches.keys));
     let audit = &shared.audit;
     add("audit_checked_total", &get(&audit.checked));
     add("audit_stale_total", &get(&audit.stale));
@@ -105,17 +121,6 @@ pub fn info(shared: &Shared) -> String {
     text
 }
 
-/// INFO's text with the number of the proxy's clients in the place of the server's connections, as CLIENT LIST has it,
-/// and without our lanes among those that track.
-pub fn own_clients(info: &str, shared: &Shared) -> String {
-    let lanes = shared.node.lanes.load(Ordering::Relaxed);
-    let info = renumber(info, "connected_clients:", |_| shared.clients.len());
-    renumber(&info, "tracking_clients:", |n| n.saturating_sub(lanes))
-}
-
-fn renumber(info: &str, field: &str, number: impl Fn(usize) -> usize) -> String {
-    let Some((before, rest)) = info.split_once(field) else { return info.to_owned() };
-    let after = rest.trim_start_matches(|c: char| c.is_ascii_digit());
 /// INFO of a server that cannot be asked: what is known without the server, of the sections that were asked for (all, if none
 /// is named). `None`: nothing.
 pub fn info_without_server(shared: &Shared, asked: &[Vec<u8>]) -> Option<String> {
@@ -135,6 +140,17 @@ pub fn info_without_server(shared: &Shared, asked: &[Vec<u8>]) -> Option<String>
     (!sections.is_empty()).then(|| sections.join("\r\n"))
 }
 
+/// INFO's text with the number of the proxy's clients in the place of the server's connections, as CLIENT LIST has it,
+/// and without our lanes among those that track.
+pub fn own_clients(info: &str, shared: &Shared) -> String {
+    let lanes = shared.node.lanes.load(Ordering::Relaxed);
+    let info = renumber(info, "connected_clients:", |_| shared.clients.len());
+    renumber(&info, "tracking_clients:", |n| n.saturating_sub(lanes))
+}
+
+fn renumber(info: &str, field: &str, number: impl Fn(usize) -> usize) -> String {
+    let Some((before, rest)) = info.split_once(field) else { return info.to_owned() };
+    let after = rest.trim_start_matches(|c: char| c.is_ascii_digit());
     let old = rest[..rest.len() - after.len()].parse().unwrap_or(0);
     format!("{before}{field}{}{after}", number(old))
 }
@@ -143,6 +159,7 @@ pub fn info_without_server(shared: &Shared, asked: &[Vec<u8>]) -> Option<String>
 pub fn command(shared: &Shared, request: &Request<'_>) -> Vec<u8> {
     let word = if request.len() > 1 { request.arg(1).to_ascii_uppercase() } else { b"HELP".to_vec() };
     match (&word[..], request.len()) {
+        (b"PING", 2) => b"+PONG\r\n".to_vec(),
         (b"HELP", _) => lines(HELP.iter().map(|l| (*l).to_owned())),
         (b"STATS", 2) => lines(fields(shared).into_iter().flat_map(|(n, v)| [n, v])),
         (b"FLUSH", 2) => {
@@ -154,7 +171,6 @@ pub fn command(shared: &Shared, request: &Request<'_>) -> Vec<u8> {
             let word: String = word.chars().filter(|c| !c.is_control()).take(128).collect();
             format!(
                 "-ERR nearside: unknown subcommand or wrong number of arguments for '{word}'. Try NEARSIDE HELP.\r\n"
-        (b"PING", 2) => b"+PONG\r\n".to_vec(),
             )
             .into_bytes()
         }

@@ -34,7 +34,7 @@ use entry::{Entry, Hashes, IdentityState, Node, Replies, Stamp, Variant};
 use events::{Event, Events};
 use eviction::{Item, Probe, Queues};
 use flight::Flight;
-use table::{Place, Reading, Table};
+use table::{Cursor, Place, Reading, Table};
 
 const SHARDS: usize = size(64, 2);
 /// A cache whose shares would have fewer bytes has fewer of them: so it evicts nearly what one queue for all would evict.
@@ -609,6 +609,20 @@ impl Cache {
         for share in &self.shares {
             share.queues().compact(share.replies() as usize, |i| self.probe(i, false));
         }
+    }
+
+    /// Shows the replies that were served since this was last called for them, among those in the next `places` places of the
+    /// table. True: all have been looked at, and the cursor begins anew. `see` runs under a shard's lock.
+    pub fn take_used(&self, cursor: &mut Cursor, places: usize, mut see: impl FnMut(&Node)) -> bool {
+        let mut look = |node: &Node| {
+            if node.take_used() {
+                see(node);
+            }
+        };
+        self.table.scan(cursor, places, |entry| match entry.replies() {
+            Replies::One(node) => look(node),
+            Replies::Many(_) => entry.nodes().for_each(&mut look),
+        })
     }
 
     /// Changes whenever many entries became void at once.

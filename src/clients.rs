@@ -228,6 +228,11 @@ impl Views {
         let next = views.len() as u32;
         *views.entry((user.to_vec(), db, resp3)).or_insert(next)
     }
+
+    /// The database of the view with this number.
+    pub fn database(&self, number: u32) -> Option<u32> {
+        lock(&self.0).iter().find(|(_, n)| **n == number).map(|((_, db, _), _)| *db)
+    }
 }
 
 #[cfg(test)]

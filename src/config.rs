@@ -180,6 +180,8 @@ pub struct Config {
     pub audit_one_in: usize,
     /// Audits a second at the most; 0: none.
     pub audit_per_second: usize,
+    /// Keys a second that are named to the upstream as used, at the most; 0: none.
+    pub touch_per_second: usize,
     /// How long a drain may take at shutdown.
     pub shutdown_grace: Duration,
     /// Filter of the log, in tracing's words (`info`, `nearside=debug` …).
@@ -222,6 +224,7 @@ impl Default for Config {
             lane_buffer_limit: 64 << 20,
             audit_one_in: 10_000,
             audit_per_second: 10,
+            touch_per_second: 10_000,
             shutdown_grace: Duration::from_secs(5),
             log: "info".into(),
             log_buffer_limit: 1 << 20,

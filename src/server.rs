@@ -206,13 +206,14 @@ async fn serve(shared: &Arc<Shared>, pool: &Rc<Pool>, dealt: Dealt) {
 
 /// The link has a thread of its own.
 fn start_control(shared: &Arc<Shared>, mut stopping: watch::Receiver<bool>) -> Result<JoinHandle<()>, Error> {
-    let node = shared.node.clone();
+    let (node, shared) = (shared.node.clone(), shared.clone());
     let runtime = runtime().map_err(Error::Io)?;
     spawn("nearside-link".into(), move || {
         runtime.block_on(async {
             tokio::select! {
                 () = link::run(node.clone()) => {}
-                () = upstream::watch::run(node) => {}
+                () = upstream::watch::run(node.clone()) => {}
+                () = upstream::touch::run(node, |view| shared.views.database(view)) => {}
                 _ = stopping.changed() => {}
             }
         });

@@ -8,16 +8,17 @@ pub mod event;
 pub mod fields;
 pub mod fill;
 pub mod handshake;
-pub mod link;
 pub mod health;
+pub mod link;
 pub mod login;
 mod panicking;
 pub mod probe;
 pub mod rights;
+pub mod touch;
 pub mod watch;
 
-use std::cell::{Cell, RefCell};
 use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::pin::pin;
@@ -86,6 +87,12 @@ pub struct Node {
     pub table: ArcSwap<Table>,
     /// Product and version.
     pub version: ArcSwap<String>,
+    /// Whether it answers.
+    pub health: health::Health,
+    /// What is named to it as used.
+    pub touches: touch::Touches,
+    /// See [`Config`].
+    pub touch_per_second: usize,
     /// When it last gave any sign of life ([`crate::time::Time`] in nanoseconds).
     pub seen: AtomicU64,
     /// Lanes that are up.
@@ -136,6 +143,9 @@ impl Node {
             coherence,
             table: ArcSwap::from_pointee(Table::empty(config.script_keys)),
             version: ArcSwap::from_pointee("unknown".into()),
+            health: health::Health::default(),
+            touches: touch::Touches::default(),
+            touch_per_second: config.touch_per_second,
             seen: AtomicU64::new(0),
             lanes: AtomicUsize::new(0),
             places: Places::new(config.max_dedicated, config.dedicated_idle_timeout),
@@ -190,6 +200,13 @@ impl Node {
         Bytes::from(format!("{OWN_ERROR}{}: {line}\r\n", self.address))
     }
 
+    /// What an error reply of [`Node::error`] says; `None`: it is the server's.
+    pub fn own_error<'a>(&self, reply: &'a [u8]) -> Option<Cow<'a, str>> {
+        let text = reply.strip_prefix(OWN_ERROR.as_bytes())?;
+        let text = text.strip_prefix(format!("{}: ", self.address).as_bytes()).unwrap_or(text);
+        Some(String::from_utf8_lossy(text.trim_ascii_end()))
+    }
+
     /// Whether an error reply is of [`Node::error`], and not the server's.
     pub fn is_own_error(reply: &[u8]) -> bool {
         reply.starts_with(OWN_ERROR.as_bytes())
@@ -201,13 +218,6 @@ impl Node {
         full.mul_f64(0.5 + crate::chance::uniform() / 2.0)
     }
 }
-    /// What an error reply of [`Node::error`] says; `None`: it is the server's.
-    pub fn own_error<'a>(&self, reply: &'a [u8]) -> Option<Cow<'a, str>> {
-        let text = reply.strip_prefix(OWN_ERROR.as_bytes())?;
-        let text = text.strip_prefix(format!("{}: ", self.address).as_bytes()).unwrap_or(text);
-        Some(String::from_utf8_lossy(text.trim_ascii_end()))
-    }
-
 
 /// The levels of the listeners, each once.
 fn levels(config: &Config) -> Vec<Level> {

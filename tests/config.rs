@@ -66,6 +66,7 @@ const EVERY_SETTING: &str = r#"
     max_ttl = "1h"
     audit_one_in = 0
     audit_per_second = 9
+    touch_per_second = 7
     shutdown_grace = "0"
     log = "nearside=debug,warn"
     log_buffer_limit = "2mb"
@@ -148,6 +149,7 @@ fn every_setting_is_taken() {
         max_ttl: Duration::from_secs(3600),
         audit_one_in: 0,
         audit_per_second: 9,
+        touch_per_second: 7,
         shutdown_grace: Duration::ZERO,
         log: "nearside=debug,warn".into(),
         log_buffer_limit: 2 << 20,

@@ -64,7 +64,7 @@ struct Header {
     key_len: u32,
     tail_len: u32,
     id: u16,
-    /// Hits since the eviction last looked, up to [`Node::FREQ_MAX`].
+    /// Hits since the eviction last looked, up to [`Node::FREQ_MAX`]; and [`USED`].
     freq: AtomicU8,
 }
 
@@ -100,6 +100,11 @@ pub struct Stamp {
 #[derive(Clone)]
 #[repr(transparent)]
 pub struct Node(ThinArc<Header, u8>);
+
+/// Beside the hits: there was one since [`Node::take_used`] last looked. Above the count, so that a hit finds both as they are to be
+/// by one comparison.
+const USED: u8 = Node::FREQ_MAX + 1;
+const SATURATED: u8 = USED | Node::FREQ_MAX;
 
 /// What mimalloc gives for `n` bytes: four sizes for each doubling.
 fn allocated(n: usize) -> usize {
@@ -221,17 +226,28 @@ impl Node {
     pub fn touch(&self) {
         let freq = &self.header().freq;
         let n = freq.load(Ordering::Relaxed);
-        if n < Self::FREQ_MAX {
-            freq.store(n + 1, Ordering::Relaxed);
+        if n < SATURATED {
+            freq.store(((n | USED) + 1).min(SATURATED), Ordering::Relaxed);
         }
+    }
+
+    /// Whether there was a hit since this was last asked. (One that comes at the same moment may be missed, or seen twice.)
+    pub fn take_used(&self) -> bool {
+        let freq = &self.header().freq;
+        let n = freq.load(Ordering::Relaxed);
+        if n & USED != 0 {
+            freq.store(n & !USED, Ordering::Relaxed);
+        }
+        n & USED != 0
     }
 
     /// Hits lately; and counts one of them as forgotten.
     pub fn cool(&self) -> u8 {
         let freq = &self.header().freq;
         let n = freq.load(Ordering::Relaxed);
-        freq.store(n.saturating_sub(1), Ordering::Relaxed);
-        n
+        let hits = n & Self::FREQ_MAX;
+        freq.store(n & USED | hits.saturating_sub(1), Ordering::Relaxed);
+        hits
     }
 
     /// Bytes it costs: its allocation, its place in the table and in the eviction's queue.

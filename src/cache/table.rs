@@ -80,6 +80,35 @@ impl<S: BuildHasher + Clone> Table<S> {
         }
     }
 
+    /// Shows the entries in the next `places` places from `cursor`, whose shard is locked against changes meanwhile. True: there
+    /// are no more, and the cursor stands at the begin again. (An entry that is put elsewhere in between, since its shard
+    /// grows, may be shown twice or not at all.)
+    pub fn scan(&self, cursor: &mut Cursor, places: usize, mut see: impl FnMut(&Entry)) -> bool {
+        let shards = self.0.shards();
+        let Some(shard) = shards.get(cursor.shard) else {
+            *cursor = Cursor::default();
+            return true;
+        };
+        let slots = shard.read();
+        let end = slots.buckets().min(cursor.place + places);
+        for place in cursor.place..end {
+            // SAFETY: `place` is below the number of buckets, and the table is locked against changes.
+            if unsafe { slots.is_bucket_full(place) } {
+                // SAFETY: as above, and the bucket is full.
+                see(unsafe { &slots.bucket(place).as_ref().0 });
+            }
+        }
+        *cursor = match end == slots.buckets() {
+            true => Cursor { shard: cursor.shard + 1, place: 0 },
+            false => Cursor { shard: cursor.shard, place: end },
+        };
+        let over = cursor.shard == shards.len();
+        if over {
+            *cursor = Cursor::default();
+        }
+        over
+    }
+
     /// How many there are.
     #[allow(clippy::len_without_is_empty, reason = "the cache asks for no more")]
     pub fn len(&self) -> usize {
@@ -125,6 +154,13 @@ impl<S: BuildHasher + Clone> Table<S> {
             }
         }
     }
+}
+
+/// Where a [`Table::scan`] goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    shard: usize,
+    place: usize,
 }
 
 /// A shard, locked against changes.

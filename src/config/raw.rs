@@ -99,6 +99,7 @@ settings! {
     lane_buffer_limit: Size,
     audit_one_in: Count,
     audit_per_second: Count,
+    touch_per_second: Count,
     shutdown_grace: Period,
     log: Log,
     log_buffer_limit: Size,

@@ -388,12 +388,12 @@ fn deadline(sent: Time, pttl: i64, reply: &[u8]) -> Option<Time> {
     }
 }
 
-fn is_nil(value: &[u8]) -> bool {
+pub(super) fn is_nil(value: &[u8]) -> bool {
     matches!(value, b"$-1\r\n" | b"*-1\r\n" | b"_\r\n")
 }
 
 /// Whether this is what a key that does not exist answers: nil, zero, nothing, or a list of these.
-fn says_missing(reply: &[u8]) -> bool {
+pub(super) fn says_missing(reply: &[u8]) -> bool {
     if matches!(reply, b":0\r\n" | b"$0\r\n\r\n" | b"+none\r\n" | b":-1\r\n" | b"#f\r\n") || is_nil(reply) {
         return true;
     }

@@ -64,7 +64,7 @@ pub async fn run(node: Arc<Node>) {
                         node.health.unreachable(&format!("cannot be reached: {why}"));
                     }
                     // A server that refuses is there: clients are told so by the server itself.
-                    Refusal::Server(_) => node.health.reached(),
+                    Refusal::Server(_) | Refusal::Login(_) => node.health.reached(),
                 }
                 if !std::mem::replace(&mut tries.refused, true) {
                     report(&node, &refusal);

@@ -14,6 +14,7 @@ use bytes::Bytes;
 
 use super::handshake::{Refusal, Wire, is_passing, out_of_turn};
 use super::login::is_login_refusal;
+use super::touch::Eviction;
 use super::{Node, probe};
 use crate::cache::FlushCause;
 use crate::config::Invalidation;
@@ -112,10 +113,10 @@ pub async fn run(node: Arc<Node>) {
                     // The last look may have been at what was not asked for: nobody knows what it should have shown.
                     node.note_broken("nearside-watch", &e);
                 }
-            }
                 if e.kind() == io::ErrorKind::TimedOut {
                     node.health.unreachable(&format!("silent for {:?}", node.upstream_timeout));
                 }
+            }
         }
         // Nobody looks: perhaps because the proxy's own user is not taken any more, while older connections go on.
         node.acl_changed();
@@ -177,20 +178,23 @@ pub async fn look(wire: &mut Wire, node: &Node) -> Result<Look, Refusal> {
     if keyspace {
         questions.extend(resp::own(&["CONFIG", "GET", "notify-keyspace-events"]));
     }
+    questions.extend(resp::own(&["INFO", "memory"]));
     wire.quiet().await?;
     let sent = Time::now();
     wire.send(&questions).await?;
     let (stats, replication, acl) = (wire.reply().await?, wire.reply().await?, wire.reply().await?);
     // Where no link listens, nothing else may be heard of the server while a session waits for long.
     node.seen.store(Time::now().0, Ordering::Relaxed);
+    node.health.reached();
     let ahead = Ahead::read(&wire.reply().await?, sent, Time::now());
     let notifies = if keyspace { Some(wire.reply().await?) } else { None };
-    node.health.reached();
+    let memory = wire.reply().await?;
+    node.touches.note(Eviction::read(&memory));
     let replies = [&stats, &replication, &acl].into_iter().chain(&notifies);
     if let Some(passing) = replies.into_iter().find(|reply| is_passing(reply)) {
         return Err(Refusal::Server(passing.clone()));
     }
-    let in_turn = [(&stats, b"$="), (&replication, b"$="), (&acl, b"*~")];
+    let in_turn = [(&stats, b"$="), (&replication, b"$="), (&acl, b"*~"), (&memory, b"$=")];
     if let Some((stray, _)) = in_turn.into_iter().find(|(reply, kind)| reply[0] != b'-' && !kind.contains(&reply[0])) {
         return Err(out_of_turn(stray).into());
     }
