@@ -129,6 +129,8 @@ pub struct Session {
     bypass: bool,
     /// The present request is not to have a connection of its own.
     shares: bool,
+    /// The first request was looked at: whether it is the handshake of a proxy.
+    recognised: bool,
     /// The server holds commands back, at a client's wish: each session waits on a connection of its own.
     paused: bool,
     /// The present request has been given another form already.
@@ -206,6 +208,7 @@ impl Session {
             stall: None,
             bypass: false,
             shares: false,
+            recognised: false,
             paused: false,
             replaced: false,
             repeatable: false,
@@ -327,6 +330,9 @@ impl Session {
             Some(Stall::Drain) if self.outbox.waiting() > 0 => return false,
             Some(Stall::Drain) => After::Again,
             Some(Stall::For(wait) | Stall::Blocked(wait)) => match wait.as_mut().poll(cx) {
+                Poll::Pending if self.key.login.is_stranger() && self.recognise(input) => {
+                    return self.poll_wait(cx, input);
+                }
                 Poll::Pending => return false,
                 Poll::Ready(after) => after,
             },

@@ -123,6 +123,8 @@ pub struct Node {
     pub acl_changes: AtomicU64,
     /// Something that the link relies on has changed: it is to be opened anew.
     pub distrusted: AtomicBool,
+    /// Its address leads back to this very process.
+    pub ring: AtomicBool,
     /// What the link saw when it opened; taken by the watch, whose own first look may come after something was cached.
     pub first_look: ArcSwapOption<watch::Look>,
     /// How often [`watch`] looks.
@@ -161,6 +163,7 @@ impl Node {
             wanted: levels(config),
             acl_changes: AtomicU64::new(0),
             distrusted: AtomicBool::new(false),
+            ring: AtomicBool::new(false),
             first_look: ArcSwapOption::empty(),
             watch_interval: (config.max_staleness / 2).min(Duration::from_secs(1)),
             reconnect_max: config.reconnect_max,

@@ -7,11 +7,11 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::local::{refused, set_id};
-use super::{After, Become, Session, Stall, Step};
+use super::{After, Become, Input, Session, Stall, Step, Why};
 use crate::command::{Local, Plan, Request, Route};
 use crate::outbox::Piece;
 use crate::upstream::connection::Role;
-use crate::upstream::handshake::{NOAUTH, Refusal, Wire};
+use crate::upstream::handshake::{self, NOAUTH, Refusal, Wire};
 use crate::upstream::login::{self, Login};
 use crate::upstream::{ConnectionKey, Node, Pool};
 
@@ -43,6 +43,27 @@ impl Session {
             Route::Local(Local::Nearside | Local::Info) if self.bypass => None,
             route => Some(Step::Stall(self.introduction(Some(route)))),
         }
+    }
+
+    /// The handshake of another proxy does not wait for the introduction: in a ring of proxies, that waits for it. It is passed
+    /// on first, and if it comes back to its sender, all of them say so. True if the first request is such a handshake.
+    pub(super) fn recognise(&mut self, input: &mut Input) -> bool {
+        if self.recognised || !matches!(input.find(&self.cache, self.shared.config.proto_max_bulk_len), Ok(true)) {
+            return false;
+        }
+        self.recognised = true;
+        let request = input.request();
+        if !request.arg(0).eq_ignore_ascii_case(b"HELLO") || !handshake::is_marked(request.buf) {
+            return false;
+        }
+        let (pool, question) = (self.pool.clone(), request.buf.to_vec());
+        self.stall = Some(Stall::For(Box::pin(async move {
+            match passed_on(&pool.node, &question).await {
+                Some(ring) => After::Farewell(ring, RING),
+                None => After::Again,
+            }
+        })));
+        true
     }
 
     /// Asks for the proof that the session may be what the upstream's address says; for a request of this route, if for any.
@@ -92,6 +113,9 @@ impl Session {
                 return self.move_to(ConnectionKey { resp3: v == b"3", ..self.key.clone() }, None, with_id);
             }
             _ => {}
+        }
+        if handshake::comes_back(request.buf) {
+            return Step::Stall(Stall::For(Box::pin(async { After::Farewell(handshake::ring(), RING) })));
         }
         let asked = HelloArgs::of(request);
         let old = self.key.clone();
@@ -183,6 +207,18 @@ impl HelloArgs {
     }
 }
 
+/// Why the session of a proxy ends that asks itself.
+const RING: Why = "a handshake of a proxy that has come back to it";
+
+/// What the handshake of another proxy comes to if it leads back to that: the error that says so.
+async fn passed_on(node: &Node, hello: &[u8]) -> Option<Bytes> {
+    if handshake::comes_back(hello) {
+        return Some(handshake::ring());
+    }
+    let reply = put(node, None, hello).await.map_or_else(|error| error, |(_, reply)| reply);
+    handshake::is_ring(&reply).then_some(reply)
+}
+
 /// Puts AUTH, or HELLO with AUTH, to the server: the login it leads to. `Err`: it leads to none.
 async fn verified(pool: &Rc<Pool>, creds: Creds, question: &[u8]) -> Result<(Arc<Login>, Bytes), Bytes> {
     let logins = &pool.node.logins;
@@ -201,6 +237,10 @@ async fn verified(pool: &Rc<Pool>, creds: Creds, question: &[u8]) -> Result<(Arc
 
 /// Puts one question to the server on a fresh connection, as this login if there is one. `Err`: it could not be put.
 async fn put(node: &Node, login: Option<&Login>, question: &[u8]) -> Result<(Wire, Bytes), Bytes> {
+    // What bears no mark would go round in a ring without end.
+    if node.ring.load(Ordering::Acquire) && !handshake::is_marked(question) {
+        return Err(handshake::ring());
+    }
     let work = async {
         let mut wire = Wire::connect(node).await?;
         if let Some(login) = login {

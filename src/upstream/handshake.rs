@@ -1,9 +1,10 @@
 //! How a connection to a node begins: who we are, in which protocol and database, and where to report changed keys.
 
 use std::future::poll_fn;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
@@ -84,8 +85,42 @@ pub fn hello(creds: Option<&(Vec<u8>, Vec<u8>)>, resp3: bool, name: &str) -> Vec
     if let Some((user, password)) = creds {
         args.extend([b"AUTH".as_slice(), user, password]);
     }
-    args.extend([b"SETNAME".as_slice(), name.as_bytes()]);
+    // The server keeps the last name; a proxy passes all of them on.
+    args.extend([b"SETNAME".as_slice(), OWN_MARK.as_bytes(), b"SETNAME", name.as_bytes()]);
     resp::own(&args)
+}
+
+/// By which this process knows its own handshakes when they come back to it.
+static OWN_MARK: LazyLock<String> = LazyLock::new(|| {
+    let random = || RandomState::new().hash_one(0);
+    format!("{MARK}{:016x}{:016x}", random(), random())
+});
+const MARK: &str = "nearside:";
+
+/// How the reply to such a handshake begins.
+const RING: &str = "-ERR nearside: a ring of proxies: ";
+
+/// A HELLO: whether it is a handshake of this very process, passed on by however many proxies. A proxy that went on would ask
+/// itself, without end.
+pub fn comes_back(hello: &[u8]) -> bool {
+    memchr::memmem::find(hello, OWN_MARK.as_bytes()).is_some()
+}
+
+/// Whether it is the handshake of a proxy. In a ring, its own proxy knows it again.
+pub fn is_marked(hello: &[u8]) -> bool {
+    memchr::memmem::find(hello, MARK.as_bytes()).is_some()
+}
+
+/// The reply to a handshake that comes back.
+pub fn ring() -> Bytes {
+    Bytes::from(format!(
+        "{RING}the upstream is this proxy itself, or leads back to it; name the server in `upstream`\r\n"
+    ))
+}
+
+/// Whether a server's reply is that.
+pub fn is_ring(reply: &[u8]) -> bool {
+    reply.starts_with(RING.as_bytes())
 }
 
 /// Where the reply to HELLO names the connection's number.

@@ -17,7 +17,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::event::Event;
-use super::handshake::{Refusal, Wire, id_of, is_passing};
+use super::handshake::{Refusal, Wire, id_of, is_passing, is_ring};
 use super::probe::{self, CHANNEL, Ears};
 use super::{Node, watch};
 use crate::buffer::OutBuf;
@@ -66,7 +66,10 @@ pub async fn run(node: Arc<Node>) {
                     // A server that refuses is there: clients are told so by the server itself.
                     Refusal::Server(_) | Refusal::Login(_) => node.health.reached(),
                 }
-                if !std::mem::replace(&mut tries.refused, true) {
+                let ring = matches!(&refusal, Refusal::Server(reply) if is_ring(reply));
+                // The other proxy of a ring may have come up later: that is told too.
+                let new = ring && !std::mem::replace(&mut tries.ring, ring);
+                if !std::mem::replace(&mut tries.refused, true) || new {
                     report(&node, &refusal);
                 }
                 tries.failures += 1;
@@ -86,6 +89,8 @@ struct Tries {
     pause: Duration,
     /// The latest could not even be opened.
     refused: bool,
+    /// That was, or some before it were, because the upstream leads back to this proxy.
+    ring: bool,
     /// How often in a row a server that does nothing for us was asked whether it does.
     asked: u32,
     /// Why the latest link ended that had never come up.
@@ -169,6 +174,10 @@ fn report(node: &Node, refusal: &Refusal) {
                 node.address
             );
         }
+        Refusal::Server(reply) if is_ring(reply) => tracing::error!(
+            "the upstream {} is this proxy itself, or leads back to it: clients get errors; name the server in `upstream`",
+            node.address
+        ),
         Refusal::Server(reply) | Refusal::Login(reply) => tracing::warn!(
             "upstream {} refuses the invalidation link: {}; nothing is cached. The link's user needs {RIGHTS} &{CHANNEL}",
             node.address,
@@ -182,7 +191,9 @@ async fn open(node: &Arc<Node>) -> Result<(Wire, i64, Option<Ears>), Refusal> {
     let limit = node.connect_timeout;
     let work = async {
         let mut wire = Wire::connect(node).await?;
-        let id = id_of(&refuse_error(wire.greet(&node.own, "nearside-link").await?)?);
+        let hello = wire.greet(&node.own, "nearside-link").await?;
+        node.ring.store(is_ring(&hello), Ordering::Release);
+        let id = id_of(&refuse_error(hello)?);
         // What is noticed from here on concerns this link.
         node.distrusted.store(false, Ordering::Release);
         node.health.reached();

@@ -235,7 +235,7 @@ impl Server {
             }
             "hello" => {
                 connection.resp3 = args.get(1).is_some_and(|version| &version[..] == b"3");
-                if let Some([_, name]) = args.windows(2).find(|pair| &pair[0][..] == b"SETNAME") {
+                if let Some([_, name]) = args.windows(2).rfind(|pair| &pair[0][..] == b"SETNAME") {
                     connection.name = String::from_utf8_lossy(name).into_owned();
                 }
                 hello(id, connection.resp3)
