@@ -25,7 +25,7 @@ class Authority:
         dated(self.folder, cert, key, name, dates, self)
         return cert, key
 
-    def issue(self, name, names="DNS:localhost,IP:127.0.0.1", days=10):
+    def issue(self, name, names="DNS:localhost,IP:127.0.0.1", days=30):
         """A certificate and its key; `names` empty: one without names, as redis' gen-test-certs.sh makes them."""
         cert, key, request = (self.folder / f"{name}.{kind}" for kind in ("crt", "key", "csr"))
         new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
@@ -63,7 +63,7 @@ def dated(folder, cert, key, name, dates, issuer=None):
 def self_signed(cert, key, name, *options):
     """What `openssl req -x509` makes by itself: marked as a CA's."""
     new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    openssl("req", "-x509", *new_key, "-keyout", key, "-out", cert, "-days", 10, "-subj", f"/CN={name}", *options)
+    openssl("req", "-x509", *new_key, "-keyout", key, "-out", cert, "-days", 30, "-subj", f"/CN={name}", *options)
     return cert, key
 
 
