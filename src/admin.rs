@@ -61,6 +61,11 @@ fn of_upstream(shared: &Shared, add: &mut impl FnMut(&str, &dyn std::fmt::Displa
     add("dedicated_given_up", &node.places.given_up());
     add("dedicated_refused", &node.places.refused());
     add("upstream_out_of_turn", &get(&node.out_of_turn));
+    add("upstream_lacks", &*node.lacks.load_full());
+    add("commands_renamed", &node.table.load().renamed());
+    add("names_asked", &get(&node.names.asked));
+    add("names_unknown", &node.names.remembered());
+    add("names_unknowable", &get(&node.names.unknowable));
 }
 
 /// Names and values of everything the proxy counts, in the order of INFO.
@@ -283,6 +288,10 @@ fn explain_route(route: Route, effect: command::Effect) -> &'static str {
     match (route, effect) {
         (Route::Local(Local::Info), _) => "answered by the upstream, with a section of the proxy's own",
         (Route::Local(Local::Channels), _) => "answered by the upstream, without the proxies' own channel",
+        (Route::Local(Local::Module), _) => {
+            "forwarded; the server's commands are learned anew before it is acknowledged"
+        }
+        (Route::Unlisted, _) => "no command's name that is known: the server is asked once what it means",
         (Route::Local(_), _) => "answered by the proxy: it is about this connection",
         (Route::Dedicated(Need::Alone), command::Effect::Unknown) => {
             "a script: it gets a connection of its own; it may touch any key, so its reply waits until the cache is known to reflect it"

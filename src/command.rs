@@ -2,18 +2,21 @@
 //!
 //! Two sources are merged when the table is built, so that a request costs one map lookup: the server's own COMMAND
 //! reply (arity, flags, key specs; modules included) and `command/table.rs`, one row for each command about which the
-//! server does not say enough. What neither knows is forwarded and taken for a write of anything.
+//! server does not say enough. By which names the server takes its commands, COMMAND INFO tells ([`names`]); a name that is
+//! not among them has the route [`Route::Unlisted`].
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 mod build;
 mod keys;
+mod names;
 mod reply;
 mod table;
 
 use crate::config::ScriptKeys;
 use build::{Spec, Subcommands};
+pub use names::{Meaning, Word};
 use table::{Fate, Shape};
 
 /// One parsed request: argument ranges into the bytes it was scanned from.
@@ -53,6 +56,8 @@ pub enum Route {
     Dedicated(Need),
     /// By the proxy itself.
     Local(Local),
+    /// No table has its name: the server is to be asked what it means.
+    Unlisted,
 }
 
 /// The shapes of cached reads.
@@ -111,6 +116,8 @@ pub enum Local {
     Quit,
     /// RESET
     Reset,
+    /// MODULE LOAD, LOADEX and UNLOAD: the upstream's, after which its commands are others.
+    Module,
     /// INFO: the upstream's, with our section.
     Info,
     /// PUBSUB CHANNELS: the upstream's, without the link's.
@@ -155,6 +162,8 @@ pub struct Plan {
     pub id: u16,
     /// For [`Table::name`].
     pub name: u16,
+    /// Which command it is, by whatever name the server takes it, if the session has to know.
+    pub word: Word,
     /// Whether it may be said again when its connection is lost before the reply: the server itself calls it a read, and
     /// it is no module's command, whose reads may change something after all (a cursor goes on).
     pub repeatable: bool,
@@ -169,21 +178,43 @@ pub const GET: Plan = Plan {
     effect: Effect::Keys,
     id: GET_ID,
     name: build::GET_NAME,
+    word: Word::Other,
     repeatable: true,
 };
-const UNKNOWN: Plan =
-    Plan { route: Route::Lane, effect: Effect::Unknown, id: 0, name: build::NO_NAME, repeatable: false };
+/// [`Plan::id`] of GET where the server takes another command, or none, by that name: what is cached then is not found by
+/// those who say GET.
+const RENAMED_GET_ID: u16 = u16::MAX;
+const UNKNOWN: Plan = Plan {
+    route: Route::Lane,
+    effect: Effect::Unknown,
+    id: 0,
+    name: build::NO_NAME,
+    word: Word::Other,
+    repeatable: false,
+};
+const UNLISTED: Plan = Plan { route: Route::Unlisted, ..UNKNOWN };
+/// Of a subcommand that a server may have which has listed none.
+const OWN_CONNECTION: Plan = Plan { route: Route::Dedicated(Need::Pin), ..UNKNOWN };
 
 /// Longest command name that is looked up, `container|sub` included. What is longer is unknown.
-const NAME_MAX: usize = 64;
+const NAME_MAX: usize = 256;
 
-/// Every command's plan, for one server. Built once for each COMMAND reply and never changed.
+type Places = HashMap<Vec<u8>, usize, ahash::RandomState>;
+
+/// Every command's plan, for one server. Built for each COMMAND reply; a name that is learned later makes a new one.
+#[derive(Clone)]
 pub struct Table {
     specs: Vec<Spec>,
-    /// Places in `specs`, by lower-case name.
-    places: HashMap<Vec<u8>, usize, ahash::RandomState>,
+    /// Places in `specs`, by the command's own name in lower case; a subcommand is `container|sub`.
+    places: Places,
+    /// Places in `specs`, by the name by which the server takes the command, in lower case.
+    spoken: Places,
     /// The same of short names, by [`word`].
     short: HashMap<u64, usize, ahash::RandomState>,
+    /// Names among `spoken` that are no command's own.
+    renamed: usize,
+    /// GET means GET.
+    get: bool,
     /// By [`Plan::name`].
     names: Vec<String>,
     /// Whether a hash field can expire; unless the server's table says no, it can.
@@ -192,10 +223,10 @@ pub struct Table {
 }
 
 impl Table {
-    /// The table of a server that has not been asked yet, or that does not allow COMMAND. Our own rows hold; every
-    /// other command is forwarded and taken for a write of anything.
-    pub fn empty(script_keys: ScriptKeys) -> Self {
-        let (specs, names) = build::specs(&[]);
+    /// The table of a server that has not been asked yet, or that does not say: the commands of Redis' core, whose keys and
+    /// flags are the same everywhere, as Redis 8.2 describes them.
+    pub fn by_heart(script_keys: ScriptKeys) -> Self {
+        let (specs, names) = build::specs(&reply::by_heart(), true);
         Self::of(specs, names, true, script_keys)
     }
 
@@ -205,33 +236,43 @@ impl Table {
     /// Says what is wrong if the reply is an error or is not what Redis 6.2 and later send.
     pub fn from_command_reply(reply: &[u8], script_keys: ScriptKeys) -> Result<Self, String> {
         let entries = reply::parse(reply)?;
-        let (specs, names) = build::specs(&entries);
+        let (specs, names) = build::specs(&entries, false);
         let field_ttl = specs.contains_key(&b"hpexpire"[..]);
         Ok(Self::of(specs, names, field_ttl, script_keys))
     }
 
     fn of(specs: build::Specs, names: Vec<String>, field_ttl: bool, script_keys: ScriptKeys) -> Self {
         let (found, specs): (Vec<_>, Vec<_>) = specs.into_iter().unzip();
-        let short = found.iter().enumerate().filter_map(|(place, name)| Some((word(name)?, place))).collect();
-        let places = found.into_iter().zip(0..).collect();
-        Self { specs, places, short, names, field_ttl, script_keys }
+        let places: Places = found.into_iter().zip(0..).collect();
+        let spoken = places.iter().filter(|(name, _)| !name.contains(&b'|')).map(|(n, p)| (n.clone(), *p)).collect();
+        let short = HashMap::default();
+        let mut table = Self { specs, places, spoken, short, renamed: 0, get: true, names, field_ttl, script_keys };
+        table.index();
+        table
     }
 
     /// What is to be done with `request`. Clears and fills `keys`; they are complete for cached reads too.
     pub fn plan(&self, request: &Request<'_>, keys: &mut Keys) -> Plan {
         keys.writes.clear();
         keys.reads.clear();
-        if request.len() == 2 && is_get(request.arg(0)) {
+        if request.len() == 2 && self.get && is_get(request.arg(0)) {
             keys.reads.push(1);
             return GET;
         }
-        let Some(spec) = self.find(request) else {
-            return UNKNOWN;
+        let Some(spec) = self.spoken(request.arg(0)) else { return UNLISTED };
+        let spec = match self.subcommand(spec, request) {
+            Ok(spec) => spec,
+            Err(plan) => return plan,
         };
         let effect = keys::effect(spec, request, self.script_keys, keys);
         let route = self.route(spec, request);
-        let id = if matches!(route, Route::Cache(_)) { spec.id } else { 0 };
-        Plan { route, effect, id, name: spec.name, repeatable: spec.repeatable && effect != Effect::Unknown }
+        let id = match (route, spec.id) {
+            (Route::Cache(_), GET_ID) if !self.get => RENAMED_GET_ID,
+            (Route::Cache(_), id) => id,
+            _ => 0,
+        };
+        let repeatable = spec.repeatable && effect != Effect::Unknown;
+        Plan { route, effect, id, name: spec.name, word: spec.word, repeatable }
     }
 
     /// The name of a command as CLIENT LIST spells it: `get`, `client|list`; `NULL` if it is none.
@@ -239,32 +280,29 @@ impl Table {
         self.names.get(usize::from(number)).map_or("NULL", String::as_str)
     }
 
-    fn find(&self, request: &Request<'_>) -> Option<&Spec> {
-        let spec = match word(request.arg(0)) {
-            Some(word) => &self.specs[*self.short.get(&word)?],
-            None => self.named(&[request.arg(0)])?,
+    /// By the name by which the server takes it.
+    fn spoken(&self, name: &[u8]) -> Option<&Spec> {
+        let place = match word(name) {
+            Some(word) => self.short.get(&word),
+            None => self.spoken.get(lower(&[name], &mut [0; NAME_MAX])?),
         };
-        if spec.subcommands == Subcommands::None || request.len() < 2 {
-            return Some(spec);
-        }
-        let listed = self.named(&[request.arg(0), b"|", request.arg(1)]);
-        match spec.subcommands {
-            Subcommands::All => listed,
-            _ => listed.or(Some(spec)),
-        }
+        place.map(|place| &self.specs[*place])
     }
 
-    /// By its name, in parts and in any case.
-    fn named(&self, parts: &[&[u8]]) -> Option<&Spec> {
-        let mut name = [0; NAME_MAX];
-        let mut end = 0;
-        for part in parts {
-            let target = name.get_mut(end..end + part.len())?;
-            target.copy_from_slice(part);
-            target.make_ascii_lowercase();
-            end += part.len();
+    /// The subcommand of a container, if the request names one; the container itself where its others are as it is.
+    fn subcommand<'a>(&'a self, spec: &'a Spec, request: &Request<'_>) -> Result<&'a Spec, Plan> {
+        if spec.subcommands == Subcommands::None || request.len() < 2 {
+            return Ok(spec);
         }
-        self.places.get(&name[..end]).map(|place| &self.specs[*place])
+        // By the container's own name, so that one that is renamed has the same subcommands.
+        let mut room = [0; NAME_MAX];
+        let name = lower(&[self.name(spec.name).as_bytes(), b"|", request.arg(1)], &mut room);
+        let listed = name.and_then(|name| self.places.get(name)).map(|place| &self.specs[*place]);
+        match spec.subcommands {
+            Subcommands::All => listed.ok_or(UNKNOWN),
+            Subcommands::ByHeart => listed.ok_or(OWN_CONNECTION),
+            _ => Ok(listed.unwrap_or(spec)),
+        }
     }
 
     /// A wrong number of arguments goes to the server, which has the words for it.
@@ -276,6 +314,8 @@ impl Table {
             Fate::Forward => Route::Lane,
             Fate::ForwardUnlessBlock if keys::says_block(request) => Route::Dedicated(Need::Block),
             Fate::ForwardUnlessBlock => Route::Lane,
+            // Its elements would be kept as replies to GET.
+            Fate::Read(Shape::Mget) if !self.get => Route::Lane,
             Fate::Read(shape) => Route::Cache(self.read(shape, request.len())),
             Fate::Answer(local) => Route::Local(local),
             Fate::Dedicate(need) => Route::Dedicated(need),
@@ -306,6 +346,18 @@ impl Table {
         }
         text
     }
+}
+
+/// A name put together from its parts in lower case; `None`: it is longer than any.
+fn lower<'a>(parts: &[&[u8]], room: &'a mut [u8; NAME_MAX]) -> Option<&'a [u8]> {
+    let mut end = 0;
+    for part in parts {
+        let target = room.get_mut(end..end + part.len())?;
+        target.copy_from_slice(part);
+        target.make_ascii_lowercase();
+        end += part.len();
+    }
+    Some(&room[..end])
 }
 
 fn is_get(name: &[u8]) -> bool {

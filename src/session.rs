@@ -15,6 +15,7 @@ mod login;
 mod outstanding;
 mod pinned;
 mod read;
+mod unlisted;
 mod wait;
 
 use std::future::{Future, poll_fn};
@@ -30,7 +31,7 @@ use bytes::Bytes;
 use crate::audit::Sampler;
 use crate::cache::Cache;
 use crate::clients::Client;
-use crate::command::{self, Keys, Need, Plan, Request, Route, Table};
+use crate::command::{self, Keys, Need, Plan, Request, Route, Table, Word};
 use crate::config::Level;
 use crate::outbox::{Outbox, Piece};
 use crate::resp::ProtocolError;
@@ -137,6 +138,8 @@ pub struct Session {
     replaced: bool,
     /// The present request may be sent again if its lane is lost.
     repeatable: bool,
+    /// Which command the present request is.
+    word: Word,
     /// How often the present request has waited.
     tries: u32,
     outstanding: Outstanding,
@@ -212,6 +215,7 @@ impl Session {
             paused: false,
             replaced: false,
             repeatable: false,
+            word: Word::Other,
             tries: 0,
             outstanding: Outstanding::default(),
             waited_in_vain: false,
@@ -449,6 +453,12 @@ impl Session {
         sabotage::panic_at("session");
         self.command = u32::from(plan.name);
         self.repeatable = plan.repeatable;
+        self.word = plan.word;
+        if plan.route == Route::Unlisted
+            && let Some(step) = self.unlisted(request)
+        {
+            return step;
+        }
         if self.lent.is_some() {
             return self.dispatch_lent(request, plan, keys);
         }
@@ -458,12 +468,12 @@ impl Session {
             return step;
         }
         match plan.route {
-            Route::Cache(_) | Route::Lane if self.paused => self.alone(request, plan, keys),
+            Route::Cache(_) | Route::Lane | Route::Unlisted if self.paused => self.alone(request, plan, keys),
             Route::Cache(read) => self.cached_read(request, plan, read),
-            Route::Lane => self.forward(self.lane.clone(), self.effect(request, plan, keys)),
+            Route::Lane | Route::Unlisted => self.forward(self.lane.clone(), self.effect(request, plan, keys)),
             Route::Dedicated(Need::Alone) => self.alone(request, plan, keys),
             Route::Dedicated(Need::Wait) => self.wait(request),
-            Route::Dedicated(need) => self.dedicate(request, need),
+            Route::Dedicated(need) => self.dedicate(request, plan.word, need),
             Route::Local(local) => self.local(request, local),
         }
     }
@@ -511,8 +521,7 @@ impl Session {
             Step::Close => self.closing = Some("it said QUIT"),
             Step::Done => {}
             Step::Send(connection, effect) => {
-                self.wrote |=
-                    effect.may_write() || matches!(effect, Effect::None) && wait::is_passed_on(&input.request());
+                self.wrote |= effect.may_write() || matches!(effect, Effect::None) && self.word == Word::PassedOn;
                 let known = self.outstanding.note_all(self.outbox.next(), &effect);
                 let place = self.outbox.reserve(!known);
                 if input.request().buf.len() >= crate::buffer::LARGE {

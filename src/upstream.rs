@@ -11,6 +11,7 @@ pub mod handshake;
 pub mod health;
 pub mod link;
 pub mod login;
+pub mod names;
 mod panicking;
 pub mod probe;
 pub mod rights;
@@ -85,6 +86,12 @@ pub struct Node {
     pub coherence: Coherence,
     /// Its commands, as it described them last.
     pub table: ArcSwap<Table>,
+    /// HELLO was refused as a command: connections say who they are by AUTH and CLIENT SETNAME.
+    pub without_hello: AtomicBool,
+    /// What the server lacks that the proxy would use, in words; empty: nothing.
+    pub lacks: ArcSwap<String>,
+    /// Names of commands that are not in the table.
+    pub names: names::Names,
     /// Product and version.
     pub version: ArcSwap<String>,
     /// Whether it answers.
@@ -143,7 +150,10 @@ impl Node {
             own: ConnectionKey { login: logins.own().clone(), resp3: false, db: 0, via: None },
             logins,
             coherence,
-            table: ArcSwap::from_pointee(Table::empty(config.script_keys)),
+            table: ArcSwap::from_pointee(Table::by_heart(config.script_keys)),
+            without_hello: AtomicBool::new(false),
+            lacks: ArcSwap::default(),
+            names: names::Names::default(),
             version: ArcSwap::from_pointee("unknown".into()),
             health: health::Health::default(),
             touches: touch::Touches::default(),

@@ -298,7 +298,7 @@ const FATES: &[(&str, &str)] = &[
     ("EXEC", "Lane None w[] r[]"),
     ("UNWATCH", "Lane None w[] r[]"),
     ("READONLY", "Lane None w[] r[]"),
-    ("NOSUCH k", "Lane Unknown w[] r[]"),
+    ("NOSUCH k", "Unlisted Unknown w[] r[]"),
     ("SET", "Lane Unknown w[] r[]"),
     ("EVAL s 1 a b", "Alone Unknown w[3] r[]"),
     ("EVALSHA_RO s 1 a b", "Alone Unknown w[] r[3]"),

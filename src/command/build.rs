@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::Need;
 use super::reply::{Entry, KeySpec};
 use super::table::{Begin, Fate, Find, ROWS, Row, StaticSpec, Touch};
+use super::{Local, Need, Word};
 
 /// All commands, by lower-case name.
 pub(super) type Specs = HashMap<Vec<u8>, Spec, ahash::RandomState>;
@@ -14,9 +14,13 @@ pub(super) const NO_NAME: u16 = 0;
 pub(super) const GET_NAME: u16 = 1;
 
 /// What is known about one command.
+#[derive(Clone)]
 pub(super) struct Spec {
     /// Its place among the names.
     pub name: u16,
+    pub word: Word,
+    /// The server lists it.
+    listed: bool,
     pub fate: Fate,
     pub touch: Touch,
     /// Cache id; 0 if it is not cacheable.
@@ -45,6 +49,8 @@ pub(super) enum Subcommands {
     Some,
     /// The server has listed them all.
     All,
+    /// The table has those of Redis' core; a server that has listed none may have others.
+    ByHeart,
 }
 
 impl Spec {
@@ -70,6 +76,8 @@ impl Spec {
     pub fn words(&self) -> &'static str {
         let place = match (self.fate, self.touch) {
             (Fate::Read(_), _) => 0,
+            // Its reply is the server's own.
+            (Fate::Answer(Local::Module), _) => 7,
             (Fate::Answer(_), _) => 1,
             (Fate::Dedicate(Need::Alone), _) => 4,
             (Fate::Dedicate(_), _) => 2,
@@ -81,7 +89,12 @@ impl Spec {
         Self::FATES[place]
     }
 
-    fn new(row: Option<(u16, &Row)>, entry: Option<&Entry>, subcommands: Subcommands) -> Self {
+    /// Whether the server has an entry of its own for it.
+    pub fn is_listed(&self) -> bool {
+        self.listed
+    }
+
+    fn new(name: &[u8], row: Option<(u16, &Row)>, entry: Option<&Entry>, subcommands: Subcommands) -> Self {
         let touch = row.map_or(Touch::Server(&[]), |(_, row)| row.touch);
         let (keys, incomplete) = merged_keys(touch, entry);
         let module = entry.is_some_and(|e| e.module);
@@ -89,6 +102,8 @@ impl Spec {
         let readonly = entry.is_some_and(|e| e.readonly);
         Self {
             name: NO_NAME,
+            word: Word::of(name),
+            listed: entry.is_some(),
             fate: fate(row.map(|(_, row)| row), entry),
             touch,
             id: row.map_or(0, |(id, _)| id),
@@ -104,28 +119,37 @@ impl Spec {
 }
 
 /// Builds the table and the list of its names; without entries, of our rows alone.
-pub(super) fn specs(entries: &[Entry]) -> (Specs, Vec<String>) {
-    let mut specs = Specs::default();
-    for entry in entries {
-        let subcommands = subcommands_of(entry);
-        specs.insert(entry.name.clone(), Spec::new(row(&entry.name), Some(entry), subcommands));
-        for sub in &entry.subcommands {
-            specs.insert(sub.name.clone(), Spec::new(row(&sub.name), Some(sub), Subcommands::None));
-        }
-    }
+pub(super) fn specs(entries: &[Entry], by_heart: bool) -> (Specs, Vec<String>) {
+    let mut specs: Specs = entries.iter().flat_map(of_entry).collect();
     for (id, row) in numbered_rows() {
-        if !specs.contains_key(row.name.as_bytes()) && holds_unlisted(row, &specs, entries.is_empty()) {
-            add_container(row.name, &mut specs);
-            let spec = Spec::new(Some((id, row)), None, has_static_subcommands(row.name.as_bytes()));
+        if !specs.contains_key(row.name.as_bytes()) && holds_unlisted(row, &specs, by_heart) {
+            let name = row.name.as_bytes();
+            let spec = Spec::new(name, Some((id, row)), None, has_static_subcommands(name));
             specs.insert(row.name.into(), spec);
         }
+    }
+    if by_heart {
+        let all = specs.values_mut().filter(|spec| spec.subcommands == Subcommands::All);
+        all.for_each(|spec| spec.subcommands = Subcommands::ByHeart);
     }
     let names = number_names(&mut specs);
     (specs, names)
 }
 
+/// The command that the server describes, and its subcommands, by their own names.
+pub(super) fn of_entry(entry: &Entry) -> Vec<(Vec<u8>, Spec)> {
+    let spec = |entry: &Entry, subcommands| {
+        (entry.name.clone(), Spec::new(&entry.name, row(&entry.name), Some(entry), subcommands))
+    };
+    let subcommands = entry.subcommands.iter().map(|sub| spec(sub, Subcommands::None));
+    std::iter::once(spec(entry, subcommands_of(entry))).chain(subcommands).collect()
+}
+
 /// GET's number is the same in every table, since GET is not looked up; the others follow in their order.
 fn number_names(specs: &mut Specs) -> Vec<String> {
+    if let Some(get) = specs.get_mut(&b"get"[..]) {
+        get.name = GET_NAME;
+    }
     let mut others: Vec<_> = specs.iter_mut().filter(|(name, _)| &name[..] != b"get").collect();
     others.sort_unstable_by(|a, b| a.0.cmp(b.0));
     let mut names = vec!["NULL".to_owned(), "get".to_owned()];
@@ -160,26 +184,18 @@ fn has_static_subcommands(name: &[u8]) -> Subcommands {
 
 /// Whether a row holds though the server does not list its command: our own, and what would do harm if it existed
 /// after all. A subcommand also if the server lists none of its container's (6.2; DEBUG).
-fn holds_unlisted(row: &Row, specs: &Specs, no_server: bool) -> bool {
+fn holds_unlisted(row: &Row, specs: &Specs, by_heart: bool) -> bool {
     let container = row.name.split_once('|').map(|(container, _)| container.as_bytes());
     // What it lists of a container's subcommands is all there is (Redis 7.0 has no CLIENT SETINFO).
-    if container.is_some_and(|c| specs.get(c).is_some_and(|s| s.subcommands == Subcommands::All)) {
+    if !by_heart && container.is_some_and(|c| specs.get(c).is_some_and(|s| s.subcommands == Subcommands::All)) {
         return false;
     }
-    if no_server || matches!(row.fate, Fate::Answer(_)) {
+    if by_heart || matches!(row.fate, Fate::Answer(_)) {
         return true;
     }
     match container {
         Some(container) => specs.get(container).is_some_and(|s| s.subcommands == Subcommands::Some),
         None => matches!(row.fate, Fate::Dedicate(_)) || row.touch == Touch::Everything,
-    }
-}
-
-/// Without a server's table a container has no entry of its own, but must be found for its subcommands to be.
-fn add_container(name: &str, specs: &mut Specs) {
-    if let Some((container, _)) = name.split_once('|') {
-        let container = container.as_bytes();
-        specs.entry(container.to_vec()).or_insert_with(|| Spec::new(row(container), None, Subcommands::Some));
     }
 }
 

@@ -44,6 +44,26 @@ pub(super) fn parse(reply: &[u8]) -> Result<Vec<Entry>, String> {
     }
 }
 
+/// Parses the RESP2 reply to COMMAND INFO: of each name that was asked about the entry, or none.
+pub(super) fn parse_info(reply: &[u8]) -> Result<Vec<Option<Entry>>, String> {
+    let (frame, _) = decode(reply).map_err(|e| format!("COMMAND INFO: {e}"))?.ok_or("COMMAND INFO: cut off")?;
+    let known = |frame: &Frame| if matches!(frame, Frame::Null) { Ok(None) } else { entry(frame).map(Some) };
+    match frame {
+        Frame::Array(list) if !list.is_empty() => list.iter().map(known).collect(),
+        Frame::Error(text) => Err(format!("COMMAND INFO: {text}")),
+        _ => Err("COMMAND INFO: the reply is not a list of commands".into()),
+    }
+}
+
+/// What Redis 8.2 says of its commands: the server's own bytes, a line a command, a tab in the place of each end of a line.
+const BY_HEART: &str = include_str!("../../tests/commands/redis-8.2.txt");
+
+/// The entries of Redis' core.
+pub(super) fn by_heart() -> Vec<Entry> {
+    let lines = BY_HEART.lines().filter(|line| !line.starts_with('#')).map(|line| line.replace('\t', "\r\n") + "\r\n");
+    lines.filter_map(|line| entry(&decode(line.as_bytes()).ok()??.0).ok()).collect()
+}
+
 /// `name arity flags first last step [categories [tips specs subcommands]]`
 fn entry(frame: &Frame) -> Result<Entry, String> {
     let fields = list(frame);

@@ -15,7 +15,7 @@ fn plan_of(table: &Table, text: &str) -> (Plan, Vec<usize>, Vec<usize>) {
 }
 
 fn empty() -> Table {
-    Table::empty(ScriptKeys::Any)
+    Table::by_heart(ScriptKeys::Any)
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn reads_come_first_so_that_ids_are_stable() {
 #[test]
 fn the_short_way_of_get_says_what_the_long_way_says() {
     let table = empty();
-    let spec = table.named(&[b"get"]).expect("GET has a row");
+    let spec = table.spoken(b"get").expect("GET has a row");
     let request = Request { buf: b"getk", args: &[0..3, 3..4], hash: None };
     assert_eq!((table.route(spec, &request), spec.id), (GET.route, GET.id));
     assert_eq!(plan_of(&table, "GET k"), (GET, vec![], vec![1]));
@@ -55,14 +55,107 @@ fn spellings_share_an_id_and_names_do_not() {
 }
 
 #[test]
-fn without_a_table_everything_else_may_have_written_anything() {
-    for text in ["SET k v", "PING", "NOSUCH", "CLIENT NOSUCH", "JSON.SET k . 1", "MEMORY STATS", "CONFIG GET x"] {
-        let plan = plan_of(&empty(), text).0;
-        assert_eq!((plan.route, plan.effect, plan.id), (Route::Lane, Effect::Unknown, 0), "{text}");
+fn without_a_table_the_core_is_known_by_heart_and_no_more() {
+    for (text, effect, writes, reads) in [
+        ("SET k v", Effect::Keys, vec![1], vec![]),
+        ("DEL a b", Effect::Keys, vec![1, 2], vec![]),
+        ("MSET a 1 b 2", Effect::Keys, vec![1, 3], vec![]),
+        ("TTL k", Effect::Keys, vec![], vec![1]),
+        ("PING", Effect::None, vec![], vec![]),
+        ("CONFIG GET x", Effect::None, vec![], vec![]),
+    ] {
+        let (plan, w, r) = plan_of(&empty(), text);
+        assert_eq!((plan.route, plan.effect, w, r), (Route::Lane, effect, writes, reads), "{text}");
     }
-    assert_eq!(plan_of(&empty(), &"x".repeat(NAME_MAX + 1)).0, UNKNOWN);
-    let plan = plan_of(&empty(), &format!("CLIENT {}", "x".repeat(NAME_MAX))).0;
-    assert_eq!(plan.effect, Effect::Unknown);
+    for text in ["NOSUCH", "JSON.SET k . 1", "client|list", "config|get maxmemory", &"x".repeat(NAME_MAX + 1)] {
+        assert_eq!(plan_of(&empty(), text).0, UNLISTED, "{text}");
+    }
+    // A server that has not listed its subcommands may have others, which change the connection.
+    for text in ["CLIENT NOSUCH", &format!("CLIENT {}", "x".repeat(NAME_MAX))] {
+        assert_eq!(plan_of(&empty(), text).0, OWN_CONNECTION, "{text}");
+    }
+}
+
+/// An entry of COMMAND as Redis 6.2 gives it; the first key is argument 1 unless it has none.
+fn entry(name: &str, arity: i64, flags: &[&str], key: bool) -> String {
+    let listed: String = flags.iter().map(|flag| format!("+{flag}\r\n")).collect();
+    let place = i64::from(key);
+    let length = name.len();
+    format!("*6\r\n${length}\r\n{name}\r\n:{arity}\r\n*{}\r\n{listed}:{place}\r\n:{place}\r\n:{place}\r\n", flags.len())
+}
+
+fn list(entries: &[String]) -> String {
+    format!("*{}\r\n{}", entries.len(), entries.concat())
+}
+
+/// A server that has renamed GET to `fetch`, MONITOR to `watchall`, FLUSHALL and CLIENT to nothing.
+fn renamed() -> Table {
+    let get = || entry("get", 2, &["readonly"], true);
+    let (mget, flush) = (entry("mget", -2, &["readonly"], true), entry("flushall", -1, &["write"], false));
+    let monitor = entry("monitor", 1, &[], false);
+    let all = list(&[get(), mget, flush, monitor.clone()]);
+    let mut table = Table::from_command_reply(all.as_bytes(), ScriptKeys::Any).expect("a table");
+    let asked: Vec<Vec<u8>> =
+        [&b"get"[..], b"mget", b"flushall", b"monitor", b"client", b"fetch"].map(<[u8]>::to_vec).into();
+    let nil = || "*-1\r\n".to_owned();
+    let told = list(&[nil(), entry("mget", -2, &["readonly"], true), nil(), nil(), nil(), get()]);
+    table.heed(&asked, told.as_bytes()).expect("its names");
+    let Ok(Meaning::Command(table)) = table.learn(b"WatchAll", list(&[monitor]).as_bytes()) else {
+        panic!("a command")
+    };
+    *table
+}
+
+#[test]
+fn a_renamed_command_is_what_it_was_by_its_new_name_only() {
+    let table = renamed();
+    for old in ["GET k", "get k", "GET", "FLUSHALL", "MONITOR", "CLIENT ID"] {
+        assert_eq!(plan_of(&table, old).0, UNLISTED, "{old}");
+    }
+    let fetch = plan_of(&table, "Fetch k").0;
+    assert_eq!((fetch.route, fetch.name, fetch.repeatable), (GET.route, GET.name, true));
+    assert!(fetch.id != GET.id && fetch.id != 0, "who says GET must not find what fetch has cached");
+    assert_eq!(plan_of(&table, "MGET k").0.route, Route::Lane, "nor what MGET would cache as GETs");
+    let monitor = plan_of(&table, "WATCHALL").0;
+    assert_eq!((monitor.route, monitor.word), (Route::Dedicated(Need::Pin), Word::Monitor));
+    assert_eq!(
+        (table.says("GET"), table.says("MONITOR"), table.says("MGET")),
+        (&b"fetch"[..], &b"watchall"[..], &b"MGET"[..])
+    );
+    assert_eq!((table.renamed(), table.knows(b"FETCH"), table.knows(b"get")), (2, true, false));
+}
+
+#[test]
+fn names_that_were_learned_are_asked_about_again() {
+    let asked = empty().names_to_ask(&renamed());
+    let has = |name: &[u8]| asked.iter().any(|asked| asked == name);
+    assert!(has(b"fetch") && has(b"watchall") && has(b"get") && !has(b"nearside") && !has(b"client|id"));
+}
+
+#[test]
+fn a_server_that_knows_no_name_at_all_has_said_nothing() {
+    let mut table = empty();
+    let asked = vec![b"get".to_vec(), b"set".to_vec()];
+    for reply in ["*2\r\n*-1\r\n*-1\r\n", "*0\r\n", "-NOPERM no\r\n", "*1\r\n*-1\r\n", "+OK\r\n"] {
+        assert!(table.heed(&asked, reply.as_bytes()).is_err(), "{reply:?}");
+        assert_eq!(plan_of(&table, "GET k").0, GET);
+    }
+    assert!(matches!(table.learn(b"x", b"*1\r\n*-1\r\n"), Ok(Meaning::NoCommand)));
+    assert!(matches!(table.learn(b"x", b"*1\r\n$-1\r\n"), Ok(Meaning::NoCommand)));
+    for reply in ["*0\r\n", "-ERR unknown command\r\n", "*2\r\n*-1\r\n*-1\r\n"] {
+        assert!(table.learn(b"x", reply.as_bytes()).is_err(), "{reply:?}");
+    }
+}
+
+#[test]
+fn a_renamed_container_has_its_subcommands() {
+    let client = entry("client", -2, &[], false);
+    let Ok(Meaning::Command(table)) = empty().learn(b"xclient", list(&[client]).as_bytes()) else {
+        panic!("a command")
+    };
+    assert_eq!(plan_of(&table, "xClient tracking on").0.word, Word::Tracking);
+    assert_eq!(plan_of(&table, "XCLIENT ID").0.route, Route::Local(Local::Client));
+    assert_eq!(plan_of(&table, "XCLIENT PAUSE 1").0.word, Word::Pause);
 }
 
 #[test]
@@ -87,7 +180,7 @@ fn without_a_table_our_rows_hold() {
 
 #[test]
 fn scripts_wait_for_a_barrier_unless_their_keys_are_believed() {
-    let declared = Table::empty(ScriptKeys::Declared);
+    let declared = Table::by_heart(ScriptKeys::Declared);
     for (text, writes, reads) in [
         ("EVAL s 2 a b c", vec![3, 4], vec![]),
         ("FCALL f 0", vec![], vec![]),

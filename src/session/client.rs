@@ -11,7 +11,7 @@ use super::local::{ask, ask_again, verbatim};
 use super::{After, Session, Stall, Step};
 use crate::clients::listing::{Filters, Line, Listing};
 use crate::clients::{Client, Words};
-use crate::command::Request;
+use crate::command::{Request, Word};
 use crate::resp;
 use crate::shared::Shared;
 use crate::time::Time;
@@ -40,13 +40,13 @@ impl Session {
                 self.put_to_server(request.buf, |_| name.into())
             }
             (b"SETNAME", [name]) => {
-                self.describe_itself(request, name, &["CLIENT", "SETNAME", Role::Lane.name()], |words| &mut words.name)
+                self.describe_itself(request, name, &["SETNAME", Role::Lane.name()], |words| &mut words.name)
             }
             (b"SETINFO", [field, word]) if field.eq_ignore_ascii_case(b"lib-name") => {
-                self.describe_itself(request, word, &["CLIENT", "SETINFO", "LIB-NAME", ""], |words| &mut words.lib_name)
+                self.describe_itself(request, word, &["SETINFO", "LIB-NAME", ""], |words| &mut words.lib_name)
             }
             (b"SETINFO", [field, word]) if field.eq_ignore_ascii_case(b"lib-ver") => {
-                self.describe_itself(request, word, &["CLIENT", "SETINFO", "LIB-VER", ""], |words| &mut words.lib_ver)
+                self.describe_itself(request, word, &["SETINFO", "LIB-VER", ""], |words| &mut words.lib_ver)
             }
             (b"INFO", []) => self.describe(request),
             (b"LIST", filters) => self.list(request, filters),
@@ -58,9 +58,9 @@ impl Session {
                 let none = no_tracking(self.key.resp3);
                 self.put_to_server(request.buf, |_| none.into())
             }
-            (b"UNBLOCK", [id, how @ ..]) if how.len() < 2 => self.unblock(id, how),
+            (b"UNBLOCK", [id, how @ ..]) if how.len() < 2 => self.unblock(request, id, how),
             (b"PAUSE", _) => {
-                self.note_pause(request);
+                self.note_pause(request, Word::Pause);
                 self.forward(self.lane.clone(), Effect::None)
             }
             (b"UNPAUSE", []) => {
@@ -103,7 +103,9 @@ impl Session {
         unchanged: &[&str],
         field: fn(&mut Words) -> &mut String,
     ) -> Step {
-        let question = if is_word(word) { resp::own(unchanged) } else { request.buf.to_vec() };
+        let same: Vec<&[u8]> = unchanged.iter().map(|word| word.as_bytes()).collect();
+        let question =
+            if is_word(word) { resp::own(&[&[request.arg(0)], &same[..]].concat()) } else { request.buf.to_vec() };
         let (client, word) = (self.client.clone(), String::from_utf8_lossy(word).into_owned());
         // A connection that the session keeps has its name.
         let kept = self.lent.as_ref().filter(|lent| lent.is_tracking()).map(|lent| ask(&lent.connection, request.buf));
@@ -131,7 +133,7 @@ impl Session {
     fn list(&self, request: &Request<'_>, filters: &[&[u8]]) -> Step {
         let verdict = (!filters.is_empty()).then(|| ask(&self.lane, request.buf));
         let filters = Filters::parse(filters, false);
-        let reply = ask_again(&self.lane, &resp::encode(&["CLIENT", "LIST"]));
+        let reply = ask_again(&self.lane, &resp::encode(&[request.arg(0), b"LIST"]));
         let (asker, resp3) = (self.asker(request, &self.lane), self.key.resp3);
         Step::Stall(Stall::For(Box::pin(async move {
             if let Some(refusal) = refusal(verdict).await {
@@ -149,6 +151,7 @@ impl Session {
 
     fn asker(&self, request: &Request<'_>, connection: &Connection) -> Asker {
         Asker {
+            container: request.arg(0).to_vec(),
             shared: self.shared.clone(),
             client: self.client.clone(),
             connection: connection.client_id.load(Ordering::Acquire),
@@ -161,11 +164,11 @@ impl Session {
     fn kill(&mut self, request: &Request<'_>, args: &[&[u8]]) -> Step {
         let old_form = args.len() == 1;
         let filters = if old_form { [b"ADDR".as_slice(), args[0]].to_vec() } else { args.to_vec() };
-        let question = [&[b"CLIENT".as_slice(), b"KILL"], &killing_nobody(&filters)[..]].concat();
+        let question = [&[request.arg(0), b"KILL"], &killing_nobody(&filters)[..]].concat();
         let verdict = ask(&self.lane, &resp::encode(&question));
         let filters = Filters::parse(&filters, !old_form);
         let needs = filters.as_ref().is_ok_and(Filters::need_server);
-        let list = needs.then(|| ask_again(&self.lane, &resp::encode(&["CLIENT", "LIST"])));
+        let list = needs.then(|| ask_again(&self.lane, &resp::encode(&[request.arg(0), b"LIST"])));
         let (asker, lane) = (self.asker(request, &self.lane), self.lane.clone());
         Step::Stall(Stall::For(Box::pin(async move {
             if let Some(refusal) = refusal(Some(verdict)).await {
@@ -197,9 +200,8 @@ impl Session {
 
     /// CLIENT PAUSE: from now until it is over, or until UNPAUSE, nothing more is put on a lane. In a transaction it begins
     /// with EXEC, so some time is added.
-    pub(super) fn note_pause(&self, request: &Request<'_>) {
-        let is = |i: usize, word: &[u8]| request.arg(i).eq_ignore_ascii_case(word);
-        if request.len() >= 3 && is(1, b"PAUSE") && is(0, b"CLIENT") {
+    pub(super) fn note_pause(&self, request: &Request<'_>, word: Word) {
+        if request.len() >= 3 && word == Word::Pause {
             let millis = resp::parse_i64(request.arg(2)).and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
             let pause = Duration::from_millis(millis.saturating_add(MULTI_TAKES));
             self.shared.node.paused_until.fetch_max((self.now + pause).0, Ordering::Relaxed);
@@ -207,12 +209,12 @@ impl Session {
     }
 
     /// The server knows the blocked client by the number of the connection it was lent.
-    fn unblock(&self, id: &[u8], how: &[&[u8]]) -> Step {
+    fn unblock(&self, request: &Request<'_>, id: &[u8], how: &[&[u8]]) -> Step {
         if resp::parse_i64(id).is_none() {
             return self.say("-ERR value is not an integer or out of range");
         }
         let known = self.shared.clients.find(id).and_then(|c| c.upstream_id()).unwrap_or(0).to_string();
-        let args = [&[b"CLIENT".as_slice(), b"UNBLOCK", known.as_bytes()], how].concat();
+        let args = [&[request.arg(0), b"UNBLOCK", known.as_bytes()], how].concat();
         let reply = ask(&self.lane, &resp::encode(&args));
         Step::Stall(Stall::For(Box::pin(async move { After::Reply(reply.await.into()) })))
     }
@@ -243,6 +245,8 @@ fn no_tracking(resp3: bool) -> String {
 
 /// Who asks about clients.
 struct Asker {
+    /// CLIENT, as the server takes it.
+    container: Vec<u8>,
     shared: Arc<Shared>,
     client: Arc<Client>,
     /// The server's number for the connection that asks it.
@@ -277,7 +281,9 @@ impl Asker {
         for (client, _) in victims.iter().filter(|(client, _)| client.id != self.client.id) {
             client.kill();
             if let Some(id) = client.upstream_id() {
-                deaths.push(ask(lane, &resp::encode(&["CLIENT", "KILL", "ID", &id.to_string()])));
+                let id = id.to_string();
+                let words: [&[u8]; 4] = [&self.container, b"KILL", b"ID", id.as_bytes()];
+                deaths.push(ask(lane, &resp::encode(&words)));
             }
         }
         for death in deaths {

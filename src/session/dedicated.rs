@@ -10,7 +10,7 @@ use super::local::{ask, set_id};
 use super::pinned::{Named, Unmarked, answers_twice};
 use super::wait;
 use super::{After, Become, Session, Stall, Step};
-use crate::command::{Keys, Local, Need, Plan, Request, Route};
+use crate::command::{Keys, Local, Need, Plan, Request, Route, Word};
 use crate::outbox::{Outbox, Piece};
 use crate::resp;
 use crate::shared::Shared;
@@ -126,6 +126,11 @@ impl Lent {
         self.blocking
     }
 
+    /// It has said MONITOR.
+    pub(super) fn is_monitoring(&self) -> bool {
+        self.monitoring
+    }
+
     /// It waits for somebody else to do something, for as long as it takes.
     pub(super) fn waits_for_others(&self) -> bool {
         self.blocking || self.listens()
@@ -133,14 +138,8 @@ impl Lent {
 }
 
 /// Whether the request is this command, without arguments.
-fn is_bare(request: &Request<'_>, name: &[u8]) -> bool {
-    request.len() == 1 && request.arg(0).eq_ignore_ascii_case(name)
-}
-
-/// The first word of the confirmations of this command, if it is one of the six.
-fn confirmation(request: &Request<'_>) -> Option<&'static str> {
-    const KINDS: [&str; 6] = ["subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe"];
-    KINDS.into_iter().find(|k| request.arg(0).eq_ignore_ascii_case(k.as_bytes()))
+fn is_bare(request: &Request<'_>, said: Word, word: Word) -> bool {
+    request.len() == 1 && said == word
 }
 
 /// Why a session does not get a connection of its own.
@@ -153,11 +152,11 @@ fn full(shared: &Shared) -> String {
 
 impl Session {
     /// Gets the session a connection of its own; the request is then dealt with again.
-    pub(super) fn dedicate(&mut self, request: &Request<'_>, need: Need) -> Step {
+    pub(super) fn dedicate(&mut self, request: &Request<'_>, word: Word, need: Need) -> Step {
         if self.outbox.waiting() > 0 {
             return Step::Stall(Stall::Drain);
         }
-        if let Some(step) = self.redirect(request) {
+        if let Some(step) = self.redirect(request, word) {
             return step;
         }
         let connection = match self.lent_by(self.pool.lend_or_ask(&self.key)) {
@@ -165,7 +164,7 @@ impl Session {
             Err(step) => return step,
         };
         let lent = self.lend(connection);
-        lent.monitoring = is_bare(request, b"MONITOR");
+        lent.monitoring = is_bare(request, word, Word::Monitor);
         lent.raw = need == Need::Pin && !lent.monitoring || need == Need::Track && answers_twice(request);
         lent.tracking = need == Need::Track;
         match need {
@@ -242,15 +241,12 @@ impl Session {
 
     /// CLIENT TRACKING … REDIRECT names a client by the number we gave it; the server knows its connection by another. A
     /// client that has no connection of its own yet gets one.
-    pub(super) fn redirect(&mut self, request: &Request<'_>) -> Option<Step> {
-        if self.replaced || request.len() < 5 {
+    pub(super) fn redirect(&mut self, request: &Request<'_>, said: Word) -> Option<Step> {
+        if self.replaced || request.len() < 5 || said != Word::Tracking {
             return None;
         }
         let mut args: Vec<&[u8]> = (0..request.len()).map(|i| request.arg(i)).collect();
         let word = |i: usize, w: &[u8]| args.get(i).is_some_and(|a| a.eq_ignore_ascii_case(w));
-        if !word(0, b"CLIENT") || !word(1, b"TRACKING") {
-            return None;
-        }
         let at = (3..args.len()).find(|i| word(*i, b"REDIRECT"))? + 1;
         // What is no number the server has a word about; of a number that is nobody's too.
         resp::parse_i64(args.get(at)?)?;
@@ -386,7 +382,7 @@ impl Session {
             }
             Route::Dedicated(Need::Track) if answers_twice(request) => return self.go_raw(),
             Route::Dedicated(Need::Track) => {
-                if let Some(step) = self.redirect(request) {
+                if let Some(step) = self.redirect(request, plan.word) {
                     return step;
                 }
             }
@@ -394,15 +390,19 @@ impl Session {
                 return self.switch_protocol(request);
             }
             // They change what the connection is: from here on nothing is looked at any more.
-            Route::Dedicated(Need::Pin) if !in_multi && is_bare(request, b"MONITOR") => return self.monitor(),
+            Route::Dedicated(Need::Pin) if !in_multi && is_bare(request, plan.word, Word::Monitor) => {
+                return self.monitor();
+            }
             Route::Local(Local::Select | Local::Auth | Local::Hello) | Route::Dedicated(Need::Pin) => {
                 return self.go_raw();
             }
             Route::Dedicated(Need::Subscribe) if in_multi => return self.go_raw(),
-            Route::Dedicated(Need::Subscribe) => return self.subscribe(request),
+            Route::Dedicated(Need::Subscribe) => return self.subscribe(request, plan.word),
             _ => {}
         }
-        let names = in_multi && is_bare(request, b"EXEC") && self.lent.as_ref().is_some_and(|l| !l.named.is_empty());
+        let names = in_multi
+            && is_bare(request, plan.word, Word::Exec)
+            && self.lent.as_ref().is_some_and(|l| !l.named.is_empty());
         if names && self.outbox.waiting() > 0 {
             return Step::Stall(Stall::Drain);
         }
@@ -411,9 +411,9 @@ impl Session {
         let effect = lent.track(request, plan, effect);
         let connection = lent.connection.clone();
         if in_multi {
-            self.note_pause(request);
-            self.note_word(request);
-            if is_bare(request, b"EXEC") && connection.was_refused() {
+            self.note_pause(request, plan.word);
+            self.note_word(request, plan);
+            if is_bare(request, plan.word, Word::Exec) && connection.was_refused() {
                 // The server has refused the connection, and so MULTI and all that followed.
                 return self.say("-EXECABORT Transaction discarded because of previous errors.");
             }
@@ -436,8 +436,8 @@ impl Session {
         Step::Stall(Stall::Drain)
     }
 
-    fn subscribe(&mut self, request: &Request<'_>) -> Step {
-        let (Some(lent), Some(kind)) = (&self.lent, confirmation(request)) else { return Step::Done };
+    fn subscribe(&mut self, request: &Request<'_>, word: Word) -> Step {
+        let (Some(lent), Word::Subscribe(kind)) = (&self.lent, word) else { return Step::Done };
         if let Some(stall) = self.wait_for_room(&lent.connection) {
             return Step::Stall(stall);
         }
@@ -452,13 +452,14 @@ impl Session {
 impl Lent {
     /// Follows MULTI, EXEC, WATCH … and says what the command's reply will do to the cache.
     fn track(&mut self, request: &Request<'_>, plan: Plan, effect: Effect) -> Effect {
-        if is_bare(request, b"EXEC")
+        let said = |word| is_bare(request, plan.word, word);
+        if said(Word::Exec)
             && let Some(queued) = self.multi.take()
         {
             self.watching = false;
             return queued.effect();
         }
-        if is_bare(request, b"DISCARD") && self.multi.take().is_some() {
+        if said(Word::Discard) && self.multi.take().is_some() {
             self.watching = false;
             return Effect::None;
         }
@@ -468,11 +469,11 @@ impl Lent {
             return Effect::None;
         }
         match plan.route {
-            Route::Dedicated(Need::Transaction) if is_bare(request, b"MULTI") => self.multi = Some(Queued::default()),
+            Route::Dedicated(Need::Transaction) if said(Word::Multi) => self.multi = Some(Queued::default()),
             Route::Dedicated(Need::Transaction) => self.watching = true,
             Route::Dedicated(Need::Block) => self.blocking = true,
             Route::Dedicated(Need::Track) => self.tracking = true,
-            _ if is_bare(request, b"UNWATCH") => self.watching = false,
+            _ if said(Word::Unwatch) => self.watching = false,
             _ => {}
         }
         effect

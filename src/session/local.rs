@@ -18,8 +18,8 @@ use crate::upstream::connection::Connection;
 use crate::upstream::effect::Effect;
 use crate::upstream::handshake;
 use crate::upstream::login::SHUT_OUT;
-use crate::upstream::probe;
 use crate::upstream::{ConnectionKey, Node};
+use crate::upstream::{names, probe};
 
 /// How long INFO waits for a server that is known not to answer: it may have come back just now.
 const INFO_PATIENCE: Duration = Duration::from_millis(500);
@@ -34,6 +34,7 @@ impl Session {
             Local::Nearside => self.nearside(request),
             Local::Info => self.info(request),
             Local::Channels => self.channels(request),
+            Local::Module => self.module(request),
             Local::Quit => {
                 self.say("+OK");
                 Step::Close
@@ -59,7 +60,7 @@ impl Session {
             return self.say("-ERR value is not an integer or out of range");
         };
         let Ok(db) = u32::try_from(db) else { return self.say("-ERR DB index is out of range") };
-        let right = ask_again(&self.lane, &resp::encode(&["SELECT", &self.key.db.to_string()]));
+        let right = ask_again(&self.lane, &resp::encode(&[request.arg(0), self.key.db.to_string().as_bytes()]));
         let key = (db != self.key.db).then(|| ConnectionKey { db, via: None, ..self.key.clone() });
         let moved = key.map(|key| self.moved_to(key, None, |ok| ok));
         Step::Stall(Stall::For(Box::pin(async move {
@@ -159,6 +160,17 @@ impl Session {
             let reply = reply.await;
             let others = without(&reply, probe::CHANNEL.as_bytes());
             After::Reply(others.unwrap_or(reply).into())
+        })))
+    }
+
+    /// MODULE LOAD and its like: the server's commands are others then, and are learned anew before the reply is told, so that
+    /// no command of the module is taken for what its name meant before.
+    fn module(&self, request: &Request<'_>) -> Step {
+        let (reply, node) = (ask(&self.lane, request.buf), self.shared.node.clone());
+        Step::Stall(Stall::For(Box::pin(async move {
+            let reply = reply.await;
+            names::learn_again(&node).await;
+            After::Reply(reply.into())
         })))
     }
 

@@ -108,6 +108,8 @@ impl Session {
         let with_id = move |hello: Bytes| set_id(&hello, id);
         let version = (request.len() == 2).then(|| request.arg(1));
         match version {
+            // Where HELLO is no command, the server says so, to a connection of its own.
+            _ if self.shared.node.without_hello.load(Ordering::Relaxed) => {}
             None if request.len() == 1 => return self.move_to(self.key.clone(), None, with_id),
             Some(v @ (b"2" | b"3")) => {
                 return self.move_to(ConnectionKey { resp3: v == b"3", ..self.key.clone() }, None, with_id);
@@ -244,7 +246,7 @@ async fn put(node: &Node, login: Option<&Login>, question: &[u8]) -> Result<(Wir
     let work = async {
         let mut wire = Wire::connect(node).await?;
         if let Some(login) = login {
-            wire.log_in(login, false, Role::Dedicated.name()).await?;
+            wire.log_in(node, login, false, Role::Dedicated.name()).await?;
         }
         wire.send(question).await?;
         let reply = wire.reply().await?;

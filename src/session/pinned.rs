@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -14,7 +15,7 @@ use super::local::{ask, ask_acting};
 use super::wait;
 use super::{After, Become, Input, Session, Stall, Step};
 use crate::clients::Words;
-use crate::command::Request;
+use crate::command::{self, Local, Need, Plan, Request, Route};
 use crate::resp;
 use crate::upstream::connection::Raw;
 use crate::upstream::effect::Effect;
@@ -74,10 +75,17 @@ impl Session {
     fn names(&self) -> Vec<Vec<u8>> {
         let words = self.client.words().clone();
         let protocol = if self.key.resp3 { "3" } else { "2" };
-        let mut said = vec![resp::own(&["HELLO", protocol, "SETNAME", &words.name])];
+        let (node, table) = (&self.shared.node, self.shared.node.table.load());
+        let named = words.name.as_bytes();
+        let (hello, client) = (table.says("HELLO"), table.says("CLIENT"));
+        let mut said = if node.without_hello.load(Ordering::Relaxed) {
+            vec![resp::own(&[client, b"SETNAME", named])]
+        } else {
+            vec![resp::own(&[hello, protocol.as_bytes(), b"SETNAME", named])]
+        };
         for (field, word) in [("LIB-NAME", &words.lib_name), ("LIB-VER", &words.lib_ver)] {
             if !word.is_empty() {
-                said.push(resp::own(&["CLIENT", "SETINFO", field, word]));
+                said.push(resp::own(&[client, b"SETINFO", field.as_bytes(), word.as_bytes()]));
             }
         }
         said
@@ -102,9 +110,9 @@ impl Session {
     }
 
     /// CLIENT SETNAME or SETINFO in a transaction: if EXEC comes to it, the session has that word.
-    pub(super) fn note_word(&mut self, request: &Request<'_>) {
+    pub(super) fn note_word(&mut self, request: &Request<'_>, plan: Plan) {
         let is = |i: usize, word: &[u8]| request.arg(i).eq_ignore_ascii_case(word);
-        if request.len() < 3 || !is(0, b"CLIENT") {
+        if request.len() < 3 || plan.route != Route::Local(Local::Client) {
             return;
         }
         let field: fn(&mut Words) -> &mut String = match request.len() {
@@ -150,7 +158,7 @@ impl Session {
         let key = node.own.clone();
         let own = node.own.login.attempts().into_iter().next().flatten();
         let reset = ask(&connection, &resp::own(&["RESET"]));
-        let hello = ask(&connection, &handshake::hello(own.as_ref(), false, ""));
+        let hello = ask(&connection, &handshake::hello(node, own.as_ref(), false, ""));
         Some(Step::Stall(Stall::For(Box::pin(async move {
             let (reset, hello) = (reset.await, hello.await);
             if hello.starts_with(b"-") {
@@ -174,14 +182,21 @@ impl Session {
                 // The server has the words for what is wrong.
                 Err(_) => return self.pass_on_bytes(input.take_all()),
             }
-            self.note_pause(&input.request());
+            let plan = self.shared.node.table.load().plan(&input.request(), &mut self.keys);
+            if plan.route == Route::Unlisted
+                && let Some(step) = self.unlisted(&input.request())
+            {
+                return self.carry_out(step, input);
+            }
+            self.note_pause(&input.request(), plan.word);
+            self.swaps |= plan.effect == command::Effect::Flush;
             let unmarked = self.lent.as_ref().is_some_and(|lent| lent.unmarked.get());
-            if unmarked && !self.replaced && wait::is_wait(&input.request()) {
+            if unmarked && !self.replaced && plan.route == Route::Dedicated(Need::Wait) {
                 self.replaced = true;
                 input.replace(&wait::refused());
                 continue;
             }
-            match self.redirect(&input.request()) {
+            match self.redirect(&input.request(), plan.word) {
                 None => self.pass_on_bytes(input.take()),
                 Some(Step::Replace(request)) => {
                     self.replaced = true;

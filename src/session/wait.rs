@@ -37,18 +37,6 @@ static MARK: LazyLock<Vec<u8>> = LazyLock::new(|| {
     resp::own(&["SPUBLISH", &channel, ""])
 });
 
-/// Whether this is WAIT or WAITAOF.
-pub(super) fn is_wait(request: &Request<'_>) -> bool {
-    let name = request.arg(0);
-    name.eq_ignore_ascii_case(b"WAIT") || name.eq_ignore_ascii_case(b"WAITAOF")
-}
-
-/// Whether the server passes the command on to replicas though it touches no key.
-pub(super) fn is_passed_on(request: &Request<'_>) -> bool {
-    let is = |name: &[u8]| request.arg(0).eq_ignore_ascii_case(name);
-    is(b"PUBLISH") || is(b"SPUBLISH") || is(b"FUNCTION")
-}
-
 /// The command that makes the next WAIT on its connection count every write so far, where one is needed.
 pub(super) fn mark(node: &Node) -> Option<&'static [u8]> {
     // In the words of `upstream::link`.

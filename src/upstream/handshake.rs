@@ -4,6 +4,7 @@ use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 use std::task::Poll;
 
@@ -77,11 +78,25 @@ pub fn track(client_id: i64) -> Vec<u8> {
     resp::own(&["CLIENT", "TRACKING", "ON", "REDIRECT", &id, "OPTIN"])
 }
 
+/// Whether an error says that there is no answer now, or to nobody, whatever the question was.
+pub fn is_no_answer(reply: &[u8]) -> bool {
+    is_passing(reply) || [&b"-NOAUTH"[..], b"-ERR max number of clients"].iter().any(|word| reply.starts_with(word))
+}
+
+/// Whether the reply to HELLO says that there is none: an old server, `rename-command`, or a right that is wanting. Valkey
+/// wants a login before it says that it does not know a command, and a HELLO that it knows is one.
+fn is_without_hello(reply: &[u8], logs_in: bool) -> bool {
+    let text = reply.to_ascii_lowercase();
+    let refused = text.starts_with(b"-noperm") && memchr::memmem::find(&text, b"'hello'").is_some();
+    text.starts_with(b"-err unknown command") || refused || logs_in && text.starts_with(b"-noauth")
+}
+
 /// HELLO, with AUTH if there are credentials, and the name that the server's CLIENT LIST shows. (To ask for the name by
 /// itself, or for the number that HELLO's reply gives, wants rights that a user may not have; and each refusal is noted in
 /// the server's ACL LOG.)
-pub fn hello(creds: Option<&(Vec<u8>, Vec<u8>)>, resp3: bool, name: &str) -> Vec<u8> {
-    let mut args: Vec<&[u8]> = vec![b"HELLO", if resp3 { b"3" } else { b"2" }];
+pub fn hello(node: &Node, creds: Option<&(Vec<u8>, Vec<u8>)>, resp3: bool, name: &str) -> Vec<u8> {
+    let table = node.table.load();
+    let mut args: Vec<&[u8]> = vec![table.says("HELLO"), if resp3 { b"3" } else { b"2" }];
     if let Some((user, password)) = creds {
         args.extend([b"AUTH".as_slice(), user, password]);
     }
@@ -177,10 +192,10 @@ async fn greet(
     wire.stream.give_up_after(node.upstream_timeout)?;
     let asked = Time::now();
     if let Some(login) = selector {
-        wire.log_in(login, false, role.name()).await?;
-        wire.select(key.db).await?;
+        wire.log_in(node, login, false, role.name()).await?;
+        wire.select(node, key.db).await?;
     }
-    let hello = wire.log_in(&key.login, key.resp3, role.name()).await?;
+    let hello = wire.log_in(node, &key.login, key.resp3, role.name()).await?;
     let db = if selector.is_some() { 0 } else { key.db };
     arm(node, wire, hello, rights, db, asked).await
 }
@@ -198,7 +213,7 @@ async fn arm(
     let link = node.coherence.link().filter(|_| rights.fill);
     let tracking = link.as_ref().is_some_and(|link| link.mode == Mode::Tracked);
     let track = link.as_ref().filter(|_| tracking).map(|link| track(link.client_id));
-    let select = (db != 0).then(|| selecting(db));
+    let select = (db != 0).then(|| selecting(node, db));
     let request: Vec<u8> = select.iter().chain(&track).flatten().copied().collect();
     wire.send(&request).await?;
     if select.is_some() {
@@ -235,8 +250,8 @@ fn accepted(reply: &[u8]) -> io::Result<bool> {
     }
 }
 
-fn selecting(db: u32) -> Vec<u8> {
-    resp::own(&["SELECT", &db.to_string()])
+fn selecting(node: &Node, db: u32) -> Vec<u8> {
+    resp::own(&[node.table.load().says("SELECT"), db.to_string().as_bytes()])
 }
 
 /// A socket used one question at a time, before (or instead of) being shared.
@@ -254,11 +269,45 @@ impl Wire {
         Ok(Wire { stream, input: BytesMut::new() })
     }
 
-    /// Says who we are, whatever comes of it; the reply to [`hello`].
-    pub async fn greet(&mut self, key: &ConnectionKey, name: &str) -> io::Result<Bytes> {
-        self.send(&hello(key.login.attempts().first().and_then(Option::as_ref), key.resp3, name)).await?;
-        let reply = self.reply().await?;
+    /// Says who we are, whatever comes of it; the reply to HELLO, or what stands for it.
+    pub async fn greet(&mut self, node: &Node, key: &ConnectionKey, name: &str) -> io::Result<Bytes> {
+        let attempts = key.login.attempts();
+        let reply = self.introduce(node, attempts.first().and_then(Option::as_ref), key.resp3, name).await?;
         if reply[0] == b'-' || is_hello(&reply) { Ok(reply) } else { Err(out_of_turn(&reply)) }
+    }
+
+    /// Says HELLO; or AUTH, if the server has no HELLO, with CLIENT SETNAME and CLIENT ID, whose refusals cost no more than
+    /// the name and the reports of changed keys. The reply to HELLO, or one made of theirs, or an error.
+    async fn introduce(
+        &mut self,
+        node: &Node,
+        creds: Option<&(Vec<u8>, Vec<u8>)>,
+        resp3: bool,
+        name: &str,
+    ) -> io::Result<Bytes> {
+        if resp3 || !node.without_hello.load(Ordering::Relaxed) {
+            self.send(&hello(node, creds, resp3, name)).await?;
+            let reply = self.reply().await?;
+            if resp3 || !is_without_hello(&reply, creds.is_some()) {
+                return Ok(reply);
+            }
+            node.without_hello.store(true, Ordering::Relaxed);
+        }
+        let table = node.table.load_full();
+        if let Some((user, password)) = creds {
+            // Before Redis 6 there is a password, and no user.
+            let user = Some(&user[..]).filter(|user| *user != b"default");
+            let words = [Some(table.says("AUTH")), user, Some(password)];
+            let reply = self.ask(&words.into_iter().flatten().collect::<Vec<_>>()).await?;
+            if reply[0] == b'-' {
+                return Ok(reply);
+            }
+        }
+        let client = table.says("CLIENT");
+        self.ask(&[client, b"SETNAME", name.as_bytes()]).await?;
+        let reply = self.ask(&[client, b"ID"]).await?;
+        let id = reply.strip_prefix(b":").and_then(|id| resp::parse_i64(id.strip_suffix(b"\r\n")?)).unwrap_or(0);
+        Ok(format!("*4\r\n$5\r\nproto\r\n:2\r\n$2\r\nid\r\n:{id}\r\n").into())
     }
 
     /// Before a question: nothing has come that was not asked for.
@@ -279,11 +328,10 @@ impl Wire {
 
     /// Becomes this login, by whichever of its passwords the server takes. Nothing else is sent with it: Redis 7.2 to 8.x may
     /// leave a refused login without a reply if other commands stand behind it (redis#15640).
-    pub async fn log_in(&mut self, login: &Login, resp3: bool, name: &str) -> Result<Bytes, Refusal> {
+    pub async fn log_in(&mut self, node: &Node, login: &Login, resp3: bool, name: &str) -> Result<Bytes, Refusal> {
         let mut refusal = Bytes::from_static(NOAUTH);
         for creds in login.attempts() {
-            self.send(&hello(creds.as_ref(), resp3, name)).await?;
-            let reply = self.reply().await?;
+            let reply = self.introduce(node, creds.as_ref(), resp3, name).await?;
             if is_hello(&reply) {
                 if let Some((_, password)) = &creds {
                     login.accepted(password);
@@ -300,8 +348,8 @@ impl Wire {
         Err(Refusal::Login(refusal))
     }
 
-    async fn select(&mut self, db: u32) -> Result<(), Refusal> {
-        self.send(&selecting(db)).await?;
+    async fn select(&mut self, node: &Node, db: u32) -> Result<(), Refusal> {
+        self.send(&selecting(node, db)).await?;
         self.accepted().await
     }
 

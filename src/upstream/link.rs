@@ -17,13 +17,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::event::Event;
-use super::handshake::{Refusal, Wire, id_of, is_passing, is_ring};
+use super::handshake::{Refusal, Wire, id_of, is_ring};
 use super::probe::{self, CHANNEL, Ears};
-use super::{Node, watch};
+use super::{Node, names, watch};
 use crate::buffer::OutBuf;
 use crate::coherence::LinkId;
 use crate::coherence::standing::{Mode, Standing};
-use crate::command::Table;
 use crate::config::Invalidation;
 use crate::resp::{self, Cutter};
 use crate::sabotage::{self, Rule};
@@ -178,12 +177,37 @@ fn report(node: &Node, refusal: &Refusal) {
             "the upstream {} is this proxy itself, or leads back to it: clients get errors; name the server in `upstream`",
             node.address
         ),
-        Refusal::Server(reply) | Refusal::Login(reply) => tracing::warn!(
-            "upstream {} refuses the invalidation link: {}; nothing is cached. The link's user needs {RIGHTS} &{CHANNEL}",
-            node.address,
-            String::from_utf8_lossy(reply).trim()
-        ),
+        Refusal::Server(reply) | Refusal::Login(reply) => {
+            let reply = String::from_utf8_lossy(reply);
+            tracing::warn!(
+                "upstream {} refuses the invalidation link: {}; nothing is cached{}",
+                node.address,
+                reply.trim(),
+                needed(&reply)
+            )
+        }
     }
+}
+
+/// What the link's user should have been granted, if that is why it was refused.
+fn needed(refusal: &str) -> String {
+    let wanting = refusal.contains("NOPERM");
+    if wanting { format!(". The link's user needs {RIGHTS} &{CHANNEL}") } else { String::new() }
+}
+
+/// Notes what the server lacks, and says so once.
+fn say_lacks(node: &Node, commands: Option<String>) {
+    let hello = node.without_hello.load(Ordering::Relaxed);
+    let hello = hello.then(|| "HELLO (connections say AUTH, and RESP3 cannot be had)".to_owned());
+    let commands = commands.map(|why| {
+        format!("a list of its commands ({why}; those of Redis' core are known by heart, others get connections of their own)")
+    });
+    let lacks: Vec<String> = hello.into_iter().chain(commands).collect();
+    let lacks = lacks.join("; ");
+    if !lacks.is_empty() && **node.lacks.load() != lacks {
+        tracing::warn!("upstream {} lacks {lacks}", node.address);
+    }
+    node.lacks.store(Arc::new(lacks));
 }
 
 /// Connects, learns what the server is and can do, and listens. Without [`Ears`] nothing is cached.
@@ -191,13 +215,16 @@ async fn open(node: &Arc<Node>) -> Result<(Wire, i64, Option<Ears>), Refusal> {
     let limit = node.connect_timeout;
     let work = async {
         let mut wire = Wire::connect(node).await?;
-        let hello = wire.greet(&node.own, "nearside-link").await?;
+        // Asked anew: it may be another server.
+        node.without_hello.store(false, Ordering::Relaxed);
+        let hello = wire.greet(node, &node.own, "nearside-link").await?;
         node.ring.store(is_ring(&hello), Ordering::Release);
         let id = id_of(&refuse_error(hello)?);
         // What is noticed from here on concerns this link.
         node.distrusted.store(false, Ordering::Release);
         node.health.reached();
-        learn(node, &mut wire).await?;
+        let lack = learn(node, &mut wire).await?;
+        say_lacks(node, lack);
         // Before anything is cached: what changes from here on is seen by the watch.
         let look = watch::look(&mut wire, node).await?;
         let replica = look.is_replica();
@@ -220,7 +247,7 @@ fn stand(node: &Node, standing: Standing) {
         return;
     }
     if let Err(why) = &standing.mode {
-        tracing::warn!("nothing is cached: {why}. (The link's user needs {RIGHTS} &{CHANNEL}.)");
+        tracing::warn!("nothing is cached: {why}{}", needed(why));
         return;
     }
     let (strongest, limit) = (standing.strongest(), standing.limit());
@@ -235,16 +262,9 @@ fn refuse_error(reply: bytes::Bytes) -> Result<bytes::Bytes, Refusal> {
     if reply[0] == b'-' { Err(Refusal::Server(reply)) } else { Ok(reply) }
 }
 
-/// The server's command table and version.
-async fn learn(node: &Node, wire: &mut Wire) -> Result<(), Refusal> {
-    let reply = wire.ask(&["COMMAND"]).await?;
-    if is_passing(&reply) {
-        return Err(Refusal::Server(reply));
-    }
-    match Table::from_command_reply(&reply, node.script_keys) {
-        Ok(table) => node.table.store(Arc::new(table)),
-        Err(e) => tracing::warn!("COMMAND gave no table ({e}): every unknown command waits for a barrier"),
-    }
+/// The server's command table and version. Why it gives no table, if it gives none.
+async fn learn(node: &Node, wire: &mut Wire) -> Result<Option<String>, Refusal> {
+    let lack = names::learn(node, wire).await?;
     let info = wire.ask(&["INFO", "server"]).await?;
     node.health.learn(&info);
     if let Some((text, _)) = resp::split_bulk(&info) {
@@ -254,7 +274,7 @@ async fn learn(node: &Node, wire: &mut Wire) -> Result<(), Refusal> {
         let version = version.or_else(|| field("redis_version:").map(|v| format!("Redis {v}")));
         node.version.store(Arc::new(version.unwrap_or_else(|| "unknown".into())));
     }
-    Ok(())
+    Ok(lack)
 }
 
 struct Link {

@@ -87,7 +87,7 @@ async fn ask(node: &Node, user: &[u8], mode: Mode) -> std::io::Result<[bool; 4]>
     let fields: &[&[&str]] = &[&["HPEXPIRETIME", KEY, "FIELDS", "1", "f"], &["HKEYS", KEY], &["INFO", "keyspace"]];
     let fill = [always, if mode == Mode::Tracked { tracked } else { &[] }].concat();
     let mut wire = Wire::connect(node).await?;
-    wire.greet(&node.own, "nearside-rights").await?;
+    wire.greet(node, &node.own, "nearside-rights").await?;
     let mut request = Vec::new();
     for command in fill.iter().chain(fields) {
         let dryrun = [b"ACL".as_slice(), b"DRYRUN", user].into_iter();

@@ -239,7 +239,7 @@ impl<'n> Toucher<'n> {
             Some(wire) => wire,
             none => {
                 let mut wire = Wire::connect(node).await?;
-                let greeting = wire.greet(&node.own, "nearside-touch").await?;
+                let greeting = wire.greet(node, &node.own, "nearside-touch").await?;
                 if is_login_refusal(&greeting) {
                     return Ok(Some(String::from_utf8_lossy(&greeting[1..]).trim().to_owned()));
                 }

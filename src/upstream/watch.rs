@@ -1,4 +1,4 @@
-//! What no invalidation announces: SWAPDB, a changed ACL, a server that has changed its role or whose wall clock was set
+//! What no invalidation announces: SWAPDB, MODULE, a changed ACL, a server that has changed its role or whose wall clock was set
 //! forward; and in mode `keyspace`, FLUSHALL, FLUSHDB and a server that no longer notifies. Looked at on a connection of its own, twice within `max_staleness`; whatever differs from the last look flushes the cache.
 //!
 //! Accepted window: between two looks, a reply cached before the change may still be served (SWAPDB through this proxy
@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::handshake::{Refusal, Wire, is_passing, out_of_turn};
+use super::handshake::{Refusal, Wire, is_no_answer, out_of_turn};
 use super::login::is_login_refusal;
 use super::touch::Eviction;
-use super::{Node, probe};
+use super::{Node, names, probe};
 use crate::cache::FlushCause;
 use crate::config::Invalidation;
 use crate::resp;
@@ -32,6 +32,8 @@ const SILENT: [&str; 3] = ["cmdstat_swapdb:", "cmdstat_flushall:", "cmdstat_flus
 const ACL_CHANGES: [&str; 3] = ["cmdstat_acl|setuser:", "cmdstat_acl|deluser:", "cmdstat_acl|load:"];
 /// By which it becomes doubtful whether new connections are taken as before: requirepass, there and back.
 const DOUBTS: [&str; 1] = ["cmdstat_config|set:"];
+/// Commands after which the server has others; Redis 6.2 does not count them apart.
+const MODULES: [&str; 3] = ["cmdstat_module|load", "cmdstat_module|unload", "cmdstat_module:"];
 
 /// What one look found. A part that the server refuses to tell is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,6 +43,8 @@ pub struct Look {
     /// How often the commands were said by which the ACL changes.
     acl_changes: Option<String>,
     doubts: Option<String>,
+    /// How often modules were loaded and unloaded.
+    modules: Option<String>,
     /// `keyspace`: whether the server notifies.
     notifies: bool,
     role: Option<String>,
@@ -84,7 +88,7 @@ fn warn_of(hidden: Hidden) {
     }
     if hidden.time {
         tracing::warn!(
-            "the upstream's user may not say TIME: if the server's wall clock is set forward, replies outlive their keys; grant +time"
+            "the upstream does not answer TIME: if the server's wall clock is set forward, replies outlive their keys; its user needs +time"
         );
     }
 }
@@ -130,9 +134,12 @@ enum Never {}
 async fn watch(node: &Node, last: &mut Option<Look>, failures: &mut u32) -> io::Result<Never> {
     let mut wire = Wire::connect(node).await?;
     let limit = node.upstream_timeout;
-    let greeting = tokio::time::timeout(limit, wire.greet(&node.own, "nearside-watch")).await??;
+    let greeting = tokio::time::timeout(limit, wire.greet(node, &node.own, "nearside-watch")).await??;
     if is_login_refusal(&greeting) {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the upstream does not take the proxy's own user"));
+    }
+    if greeting.starts_with(b"-") {
+        return Err(io::Error::other(String::from_utf8_lossy(&greeting).trim().to_owned()));
     }
     let (mut blind, mut blind_since) = (Hidden::default(), Time::now());
     loop {
@@ -154,6 +161,9 @@ async fn watch(node: &Node, last: &mut Option<Look>, failures: &mut u32) -> io::
         }
         if let Some(last) = last {
             compare(node, last, &mut look);
+            if last.modules != look.modules {
+                names::learn_again(node).await;
+            }
         }
         if look.acl == Acl::Hidden && Time::now().since(blind_since) >= ACL_BLIND {
             blind_since = Time::now();
@@ -186,12 +196,13 @@ pub async fn look(wire: &mut Wire, node: &Node) -> Result<Look, Refusal> {
     // Where no link listens, nothing else may be heard of the server while a session waits for long.
     node.seen.store(Time::now().0, Ordering::Relaxed);
     node.health.reached();
-    let ahead = Ahead::read(&wire.reply().await?, sent, Time::now());
+    let time = wire.reply().await?;
+    let ahead = Ahead::read(&time, sent, Time::now());
     let notifies = if keyspace { Some(wire.reply().await?) } else { None };
     let memory = wire.reply().await?;
     node.touches.note(Eviction::read(&memory));
-    let replies = [&stats, &replication, &acl].into_iter().chain(&notifies);
-    if let Some(passing) = replies.into_iter().find(|reply| is_passing(reply)) {
+    let replies = [&stats, &replication, &acl, &time].into_iter().chain(&notifies);
+    if let Some(passing) = replies.into_iter().find(|reply| is_no_answer(reply)) {
         return Err(Refusal::Server(passing.clone()));
     }
     let in_turn = [(&stats, b"$="), (&replication, b"$="), (&acl, b"*~"), (&memory, b"$=")];
@@ -203,6 +214,7 @@ pub async fn look(wire: &mut Wire, node: &Node) -> Result<Look, Refusal> {
         silent: lines(&stats, commands, Some(',')),
         acl_changes: lines(&stats, &ACL_CHANGES, Some(',')),
         doubts: lines(&stats, &DOUBTS, Some(',')),
+        modules: lines(&stats, &MODULES, Some(',')),
         role: lines(&replication, &["role:", "master_replid:"], None),
         acl: Acl::read(acl),
         ahead,
