@@ -139,7 +139,7 @@ fn no_promise_is_broken() {
 
 #[test]
 fn a_seed_repeats_itself() {
-    for seed in [3, 4, 5] {
+    for seed in [3, 5, 6] {
         let first = run(seed).log;
         // In another thread, so that nothing a thread keeps plays a part.
         let second = std::thread::spawn(move || run(seed).log).join().expect("no panic");
