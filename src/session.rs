@@ -147,6 +147,8 @@ pub struct Session {
     waited_in_vain: bool,
     /// Nothing more is read; what is owed is written.
     closing: Option<Why>,
+    /// MONITOR was sent, and the verdict on it is not known yet.
+    monitor_asked: bool,
     /// Input was left alone because too much is owed already.
     held_back: bool,
     /// It has sent a command that the server passes on to its replicas: WAIT is about that.
@@ -220,6 +222,7 @@ impl Session {
             outstanding: Outstanding::default(),
             waited_in_vain: false,
             closing: None,
+            monitor_asked: false,
             held_back: false,
             wrote: false,
             redirected: (0, 0),
@@ -397,7 +400,7 @@ impl Session {
             return self.account();
         }
         self.now = now.unwrap_or_else(Time::now);
-        self.paused = self.shared.node.paused_until.load(Ordering::Relaxed) > self.now.0;
+        self.paused = self.shared.node.pauses.are_on(self.now);
         let mut table = None;
         while self.closing.is_none() && self.stall.is_none() {
             self.held_back = self.holds_back(input);
@@ -493,17 +496,17 @@ impl Session {
     /// What the command does to the cache, by the hashes of its keys.
     fn effect(&self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Effect {
         let hash = |positions: &[usize]| positions.iter().map(|i| self.hash(request, *i)).collect();
+        let scripted = plan.route == Route::Dedicated(Need::Alone);
+        let set = || KeySet { writes: hash(&keys.writes), reads: hash(&keys.reads), scripted };
         match plan.effect {
             command::Effect::None => Effect::None,
             command::Effect::Flush => Effect::Flush,
             command::Effect::Keys => match (&keys.writes[..], &keys.reads[..]) {
-                ([key], []) => Effect::Write(self.hash(request, *key)),
-                ([], [key]) => Effect::Read(self.hash(request, *key)),
-                (writes, reads) => Effect::of_keys(KeySet { writes: hash(writes), reads: hash(reads) }),
+                ([key], []) if !scripted => Effect::Write(self.hash(request, *key)),
+                ([], [key]) if !scripted => Effect::Read(self.hash(request, *key)),
+                _ => Effect::of_keys(set()),
             },
-            command::Effect::Unknown => {
-                Effect::Unknown(Box::new(KeySet { writes: hash(&keys.writes), reads: hash(&keys.reads) }))
-            }
+            command::Effect::Unknown => Effect::Unknown(Box::new(set())),
         }
     }
 

@@ -13,9 +13,12 @@ pub mod link;
 pub mod login;
 pub mod names;
 mod panicking;
+pub mod pauses;
 pub mod probe;
+pub mod refusal;
 pub mod rights;
 pub mod touch;
+pub mod transaction;
 pub mod watch;
 
 use std::borrow::Cow;
@@ -116,8 +119,10 @@ pub struct Node {
     pub heartbeat: Duration,
     /// See [`Config`].
     pub script_keys: ScriptKeys,
-    /// Until when a client of ours has paused the clients ([`crate::time::Time`] in nanoseconds).
-    pub paused_until: AtomicU64,
+    /// Whether the server holds commands back.
+    pub pauses: pauses::Pauses,
+    /// Looks that the watch takes at once.
+    pub looks: watch::Looks,
     /// See [`Config`].
     pub invalidation: Invalidation,
     /// See [`Config::broadcast_prefixes`].
@@ -166,7 +171,8 @@ impl Node {
             upstream_timeout: config.upstream_timeout,
             heartbeat: config.heartbeat,
             script_keys: config.script_keys,
-            paused_until: AtomicU64::new(0),
+            pauses: pauses::Pauses::default(),
+            looks: watch::Looks::default(),
             invalidation: config.invalidation,
             prefixes: config.broadcast_prefixes.clone(),
             max_ttl: config.max_ttl,

@@ -16,6 +16,8 @@ pub enum Word {
     Exec,
     /// DISCARD
     Discard,
+    /// WATCH
+    Watch,
     /// UNWATCH
     Unwatch,
     /// MONITOR
@@ -26,6 +28,8 @@ pub enum Word {
     Tracking,
     /// CLIENT PAUSE
     Pause,
+    /// CLIENT UNPAUSE
+    Unpause,
     /// SUBSCRIBE and the other five: the first word of their confirmations.
     Subscribe(&'static str),
 }
@@ -40,12 +44,14 @@ impl Word {
             b"multi" => Word::Multi,
             b"exec" => Word::Exec,
             b"discard" => Word::Discard,
+            b"watch" => Word::Watch,
             b"unwatch" => Word::Unwatch,
             b"monitor" => Word::Monitor,
             b"publish" | b"spublish" => Word::PassedOn,
             function if function.starts_with(b"function") => Word::PassedOn,
             b"client|tracking" => Word::Tracking,
             b"client|pause" => Word::Pause,
+            b"client|unpause" => Word::Unpause,
             other => {
                 let kind = Word::KINDS.into_iter().find(|kind| kind.as_bytes() == other);
                 kind.map_or(Word::Other, Word::Subscribe)

@@ -18,8 +18,6 @@ use crate::time::Time;
 use crate::upstream::connection::{Connection, Role};
 use crate::upstream::effect::Effect;
 
-/// Milliseconds from a CLIENT PAUSE in a transaction to EXEC, if nobody dawdles.
-const MULTI_TAKES: u64 = 1000;
 /// How long CLIENT KILL waits until the connections are closed.
 const CLOSED_WITHIN: Duration = Duration::from_secs(1);
 /// No connection of the server has this number.
@@ -59,15 +57,13 @@ impl Session {
                 self.put_to_server(request.buf, |_| none.into())
             }
             (b"UNBLOCK", [id, how @ ..]) if how.len() < 2 => self.unblock(request, id, how),
-            (b"PAUSE", _) => {
-                self.note_pause(request, Word::Pause);
-                self.forward(self.lane.clone(), Effect::None)
-            }
-            (b"UNPAUSE", []) => {
-                let node = self.shared.node.clone();
-                self.put_to_server(request.buf, move |ok| {
-                    node.paused_until.store(0, Ordering::Relaxed);
-                    ok.into()
+            // What comes behind them in the pipeline goes another way.
+            (b"PAUSE" | b"UNPAUSE", _) => {
+                let word = if word == b"PAUSE" { Word::Pause } else { Word::Unpause };
+                let (node, effect) = (self.shared.node.clone(), pausing(request, word));
+                self.put_to_server(request.buf, move |reply| {
+                    effect.settle(Some(&reply), &node, Time::now());
+                    reply.into()
                 })
             }
             // HELP is the server's business, and so is the text of every error.
@@ -198,16 +194,6 @@ impl Session {
         })))
     }
 
-    /// CLIENT PAUSE: from now until it is over, or until UNPAUSE, nothing more is put on a lane. In a transaction it begins
-    /// with EXEC, so some time is added.
-    pub(super) fn note_pause(&self, request: &Request<'_>, word: Word) {
-        if request.len() >= 3 && word == Word::Pause {
-            let millis = resp::parse_i64(request.arg(2)).and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
-            let pause = Duration::from_millis(millis.saturating_add(MULTI_TAKES));
-            self.shared.node.paused_until.fetch_max((self.now + pause).0, Ordering::Relaxed);
-        }
-    }
-
     /// The server knows the blocked client by the number of the connection it was lent.
     fn unblock(&self, request: &Request<'_>, id: &[u8], how: &[&[u8]]) -> Step {
         if resp::parse_i64(id).is_none() {
@@ -234,6 +220,18 @@ impl Session {
             }
             After::Reply([&reply[..at], ours.to_string().as_bytes(), &reply[end..]].concat().into())
         })))
+    }
+}
+
+/// The effect of CLIENT PAUSE and CLIENT UNPAUSE, once the server has agreed: nothing more is put on a lane until it is over.
+pub(super) fn pausing(request: &Request<'_>, word: Word) -> Effect {
+    match word {
+        Word::Pause if request.len() > 2 => {
+            let millis = resp::parse_i64(request.arg(2)).and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+            Effect::Pause(Duration::from_millis(millis))
+        }
+        Word::Unpause => Effect::Unpause,
+        _ => Effect::None,
     }
 }
 

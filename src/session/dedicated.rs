@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::client::pausing;
 use super::local::{ask, set_id};
 use super::pinned::{Named, Unmarked, answers_twice};
 use super::wait;
@@ -14,17 +15,23 @@ use crate::command::{Keys, Local, Need, Plan, Request, Route, Word};
 use crate::outbox::{Outbox, Piece};
 use crate::resp;
 use crate::shared::Shared;
-use crate::upstream::connection::Raw;
 use crate::upstream::dedicated::{Lending, Loan};
-use crate::upstream::effect::{Effect, KeySet};
+use crate::upstream::connection::Raw;
+use crate::upstream::effect::Effect;
+use crate::upstream::transaction::{self, Transaction};
 use crate::upstream::{ConnectionKey, Turn};
 
 /// A connection lent to the session, and what state the session has on it.
 pub(super) struct Lent {
     pub(super) connection: Loan,
-    /// Between MULTI and EXEC: what EXEC will do to the cache.
-    multi: Option<Queued>,
+    /// As the server's replies tell.
+    state: Rc<Transaction>,
+    /// As far as was sent: between MULTI and EXEC.
+    multi: bool,
+    /// As far as was sent: WATCH.
     watching: bool,
+    /// MULTI or WATCH was said at all: replies are looked at for what they say of the transaction.
+    steps: bool,
     /// A blocking command is on its way.
     blocking: bool,
     /// It is lent for one command that others should not wait behind; with its turn, if that is a script.
@@ -41,48 +48,14 @@ pub(super) struct Lent {
     pub(super) named: Vec<Named>,
 }
 
-#[derive(Default)]
-struct Queued {
-    keys: KeySet,
-    unknown: bool,
-    flush: bool,
-}
-
-impl Queued {
-    fn add(&mut self, effect: Effect) {
-        match effect {
-            Effect::None => {}
-            Effect::Write(hash) => self.keys.writes.push(hash),
-            Effect::Read(hash) => self.keys.reads.push(hash),
-            Effect::Flush => self.flush = true,
-            Effect::Keys(keys) => self.extend(*keys),
-            Effect::Unknown(keys) => {
-                self.unknown = true;
-                self.extend(*keys);
-            }
-        }
-    }
-
-    fn extend(&mut self, keys: KeySet) {
-        self.keys.writes.extend(keys.writes);
-        self.keys.reads.extend(keys.reads);
-    }
-
-    fn effect(self) -> Effect {
-        match self {
-            Queued { flush: true, .. } => Effect::Flush,
-            Queued { unknown: true, keys, .. } => Effect::Unknown(Box::new(keys)),
-            Queued { keys, .. } => Effect::of_keys(keys),
-        }
-    }
-}
-
 impl Lent {
     pub(super) fn new(connection: Loan) -> Lent {
         Lent {
             connection,
-            multi: None,
+            state: Rc::default(),
+            multi: false,
             watching: false,
+            steps: false,
             blocking: false,
             alone: None,
             raw: false,
@@ -93,10 +66,16 @@ impl Lent {
         }
     }
 
+    /// Everything is answered: what was believed meanwhile gives way to what the server has said.
+    fn hear(&mut self) {
+        (self.multi, self.watching) = (self.state.is_open(), self.state.is_watching());
+        self.monitoring = self.connection.is_watching();
+    }
+
     /// No state of the session is on it: who is told that its command has failed has been told everything.
     fn is_bare(&self) -> bool {
         let used_once = self.blocking || self.alone.is_some();
-        used_once && self.multi.is_none() && !self.watching && !self.is_fed()
+        used_once && !self.multi && !self.watching && !self.is_fed()
     }
 
     /// The server sends it what it has not asked for each time: messages, pushes, what others do.
@@ -105,7 +84,7 @@ impl Lent {
     }
 
     pub(super) fn in_multi(&self) -> bool {
-        self.multi.is_some()
+        self.multi
     }
 
     pub(super) fn is_tracking(&self) -> bool {
@@ -164,8 +143,8 @@ impl Session {
             Err(step) => return step,
         };
         let lent = self.lend(connection);
-        lent.monitoring = is_bare(request, word, Word::Monitor);
-        lent.raw = need == Need::Pin && !lent.monitoring || need == Need::Track && answers_twice(request);
+        let raw = need == Need::Pin && !is_bare(request, word, Word::Monitor);
+        lent.raw = raw || need == Need::Track && answers_twice(request);
         lent.tracking = need == Need::Track;
         match need {
             Need::Pin | Need::Track => {
@@ -329,7 +308,8 @@ impl Session {
         }
         lent.blocking = false;
         lent.tracking |= self.client.own_wanted();
-        let free = lent.multi.is_none() && !lent.watching && !lent.is_fed();
+        lent.hear();
+        let free = !lent.multi && !lent.watching && !lent.is_fed();
         // A request that was just lent the connection has not used it yet.
         if free
             && self.tries == 0
@@ -354,6 +334,10 @@ impl Session {
     }
 
     pub(super) fn dispatch_lent(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
+        if std::mem::take(&mut self.monitor_asked) && self.outbox.waiting() > 0 {
+            self.monitor_asked = true;
+            return Step::Stall(Stall::Drain);
+        }
         if let Some(lent) = self.lent.as_ref().filter(|l| l.monitoring)
             && !matches!(plan.route, Route::Local(Local::Quit | Local::Reset))
         {
@@ -391,7 +375,7 @@ impl Session {
             }
             // They change what the connection is: from here on nothing is looked at any more.
             Route::Dedicated(Need::Pin) if !in_multi && is_bare(request, plan.word, Word::Monitor) => {
-                return self.monitor();
+                return self.monitor(request);
             }
             Route::Local(Local::Select | Local::Auth | Local::Hello) | Route::Dedicated(Need::Pin) => {
                 return self.go_raw();
@@ -406,12 +390,14 @@ impl Session {
         if names && self.outbox.waiting() > 0 {
             return Step::Stall(Stall::Drain);
         }
-        let effect = self.effect(request, plan, keys);
+        let effect = match plan.route {
+            Route::Local(Local::Client) => pausing(request, plan.word),
+            _ => self.effect(request, plan, keys),
+        };
         let Some(lent) = &mut self.lent else { return Step::Done };
         let effect = lent.track(request, plan, effect);
         let connection = lent.connection.clone();
         if in_multi {
-            self.note_pause(request, plan.word);
             self.note_word(request, plan);
             if is_bare(request, plan.word, Word::Exec) && connection.was_refused() {
                 // The server has refused the connection, and so MULTI and all that followed.
@@ -425,15 +411,16 @@ impl Session {
         self.lent.as_ref().is_some_and(|l| l.connection.subscriptions() > 0)
     }
 
-    /// MONITOR on a connection that the session has for another reason.
-    fn monitor(&mut self) -> Step {
+    /// MONITOR, on a connection that the session has for it or for another reason.
+    fn monitor(&mut self, request: &Request<'_>) -> Step {
         if self.outbox.waiting() > 0 {
             return Step::Stall(Stall::Drain);
         }
-        if let Some(lent) = &mut self.lent {
-            lent.monitoring = true;
-        }
-        Step::Stall(Stall::Drain)
+        let Some(lent) = &self.lent else { return Step::Done };
+        lent.connection.send_monitor(Piece::Slice(request.buf), self.outbox.reserve(true), self.now);
+        // Until the verdict is here, nobody knows how the next request is to be sent.
+        self.monitor_asked = true;
+        Step::Done
     }
 
     fn subscribe(&mut self, request: &Request<'_>, word: Word) -> Step {
@@ -450,32 +437,28 @@ impl Session {
 }
 
 impl Lent {
-    /// Follows MULTI, EXEC, WATCH … and says what the command's reply will do to the cache.
+    /// Follows MULTI, EXEC, WATCH … as far as they are sent, and says what the command's reply will do to the cache.
     fn track(&mut self, request: &Request<'_>, plan: Plan, effect: Effect) -> Effect {
-        let said = |word| is_bare(request, plan.word, word);
-        if said(Word::Exec)
-            && let Some(queued) = self.multi.take()
-        {
-            self.watching = false;
-            return queued.effect();
-        }
-        if said(Word::Discard) && self.multi.take().is_some() {
-            self.watching = false;
-            return Effect::None;
-        }
-        if let Some(queued) = &mut self.multi {
-            queued.add(effect);
-            self.tracking |= plan.route == Route::Dedicated(Need::Track);
-            return Effect::None;
-        }
-        match plan.route {
-            Route::Dedicated(Need::Transaction) if said(Word::Multi) => self.multi = Some(Queued::default()),
-            Route::Dedicated(Need::Transaction) => self.watching = true,
-            Route::Dedicated(Need::Block) => self.blocking = true,
-            Route::Dedicated(Need::Track) => self.tracking = true,
-            _ if said(Word::Unwatch) => self.watching = false,
+        let word = plan.word;
+        match word {
+            Word::Multi => self.multi |= request.len() == 1,
+            // An EXEC in error ends the transaction too.
+            Word::Exec => (self.multi, self.watching) = (false, false),
+            Word::Discard if request.len() == 1 => (self.multi, self.watching) = (false, false),
+            Word::Watch => self.watching = true,
+            Word::Unwatch if !self.multi => self.watching = false,
             _ => {}
         }
-        effect
+        match plan.route {
+            Route::Dedicated(Need::Block) if !self.multi => self.blocking = true,
+            Route::Dedicated(Need::Track) => self.tracking = true,
+            _ => {}
+        }
+        self.steps |= transaction::concerns(word);
+        if self.steps {
+            Effect::Step(Box::new(transaction::Step { state: self.state.clone(), word, effect }))
+        } else {
+            effect
+        }
     }
 }

@@ -51,14 +51,14 @@ impl Outstanding {
     /// Notes the keys of a command with this effect. False: it may have to do with any key.
     pub(super) fn note_all(&mut self, place: u64, effect: &Effect) -> bool {
         match effect {
-            Effect::None => {}
+            Effect::None | Effect::Pause(_) | Effect::Unpause => {}
             Effect::Write(hash) => self.note(place, *hash, What::Write),
             Effect::Read(hash) => self.note(place, *hash, What::Read),
             Effect::Keys(keys) => {
                 keys.writes.iter().for_each(|hash| self.note(place, *hash, What::Write));
                 keys.reads.iter().for_each(|hash| self.note(place, *hash, What::Read));
             }
-            Effect::Unknown(_) | Effect::Flush => return false,
+            Effect::Unknown(_) | Effect::Flush | Effect::Step(_) => return false,
         }
         true
     }
@@ -103,7 +103,9 @@ mod tests {
     #[test]
     fn a_key_is_outstanding_until_its_command_is_told() {
         let mut outstanding = Outstanding::default();
-        assert!(outstanding.note_all(3, &Effect::of_keys(KeySet { writes: vec![1, 2], reads: vec![3] })));
+        assert!(
+            outstanding.note_all(3, &Effect::of_keys(KeySet { writes: vec![1, 2], reads: vec![3], scripted: false }))
+        );
         assert!(outstanding.note_all(4, &Effect::Write(1)));
         assert!(!outstanding.note_all(5, &Effect::Flush));
         outstanding.told_before(4);

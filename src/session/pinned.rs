@@ -188,7 +188,6 @@ impl Session {
             {
                 return self.carry_out(step, input);
             }
-            self.note_pause(&input.request(), plan.word);
             self.swaps |= plan.effect == command::Effect::Flush;
             let unmarked = self.lent.as_ref().is_some_and(|lent| lent.unmarked.get());
             if unmarked && !self.replaced && plan.route == Route::Dedicated(Need::Wait) {

@@ -319,7 +319,7 @@ impl Session {
                 Begin::Join(_) => None,
             }
         };
-        let effect = || Effect::of_keys(KeySet { writes: Vec::new(), reads: hashes.clone() });
+        let effect = || Effect::of_keys(KeySet { reads: hashes.clone(), ..KeySet::default() });
         if hashes.len() > MGET_MAX || request.buf.len() > REQUEST_MAX {
             return self.send_read(request, effect(), &hashes);
         }

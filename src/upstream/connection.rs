@@ -77,7 +77,8 @@ impl Role {
 pub enum Raw {
     /// An ack may be among them, so each piece waits for a barrier.
     Acting,
-    /// The session has said SWAPDB, which no invalidation announces: each piece is preceded by a flush besides.
+    /// The session has said SWAPDB, which no invalidation announces: before each piece the watch looks besides whether the
+    /// server has done one, and flushes if it has.
     Swapping,
     /// MONITOR: the server lets such a connection touch no key. (A barrier's own PING would show up in it, and want a
     /// barrier, without end.) What proxies say for themselves is left out.
@@ -105,6 +106,11 @@ pub enum Expect {
         kind: &'static str,
         /// How many are still to come.
         left: usize,
+    },
+    /// The verdict on MONITOR; if it is OK, what comes behind it is what others say.
+    Monitor {
+        /// Filled with the verdict.
+        place: Place,
     },
     /// A lane's own PING.
     Ping,
@@ -246,6 +252,16 @@ impl Connection {
         self.enqueue(request, Expect::Confirm { place, kind, left }, now);
     }
 
+    /// Sends MONITOR.
+    pub fn send_monitor(&self, request: Piece<'_>, place: Place, now: Time) {
+        self.enqueue(request, Expect::Monitor { place }, now);
+    }
+
+    /// Whether the server tells it what others say.
+    pub fn is_watching(&self) -> bool {
+        self.shared.borrow().raw == Some(Raw::Watching)
+    }
+
     /// Sends bytes whose replies are passed on as they come.
     pub fn send_raw(&self, bytes: Bytes, raw: Raw) {
         let mut shared = self.shared.borrow_mut();
@@ -286,12 +302,12 @@ impl Connection {
             Phase::Down { error, until } if now < *until => {
                 let error = error.clone();
                 drop(shared);
-                return fail(expect, &error, &self.node, now);
+                return fail(expect, &error, false, &self.node, now);
             }
             Phase::Closed(error) => {
                 let error = error.clone();
                 drop(shared);
-                return fail(expect, &error, &self.node, now);
+                return fail(expect, &error, false, &self.node, now);
             }
             _ => {}
         }
@@ -440,15 +456,17 @@ impl Shared {
 }
 
 /// Tells the session that its command failed, or ends the session if its user is shut out. Whatever the command may have
-/// changed is dropped all the same.
-fn fail(expect: Expect, error: &Bytes, node: &Node, now: Time) {
+/// changed, if it was sent, is dropped all the same.
+fn fail(expect: Expect, error: &Bytes, sent: bool, node: &Node, now: Time) {
     let place = match expect {
         Expect::Reply { place, effect, .. } => {
-            effect.settle(&node.coherence, now);
+            if sent {
+                effect.settle(None, node, now);
+            }
             Some(place)
         }
         Expect::Fill(mut fill) => fill.place.take(),
-        Expect::Confirm { place, .. } => Some(place),
+        Expect::Confirm { place, .. } | Expect::Monitor { place } => Some(place),
         Expect::Ping | Expect::Arm(_) => None,
     };
     match place {
@@ -560,7 +578,7 @@ impl Connection {
         let session = shared.session.clone();
         drop(shared);
         let told = !awaited.is_empty();
-        awaited.into_iter().for_each(|a| fail(a.expect, &error, &self.node, now));
+        awaited.into_iter().for_each(|a| fail(a.expect, &error, false, &self.node, now));
         if let (Some(session), false) = (session, told) {
             session.break_off();
         }
@@ -593,7 +611,7 @@ impl Connection {
             let start = item.start;
             match if again { item.expect.again(&self.node) } else { Err(item.expect) } {
                 Ok((request, expect)) => shared.own(&request, expect, now),
-                Err(expect) => failed.push((expect, if start < written { &unknown } else { &unsent })),
+                Err(expect) => failed.push((expect, start < written)),
             }
         }
         drop(shared);
@@ -602,7 +620,9 @@ impl Connection {
             tracing::debug!("lane lost: {why}");
         }
         self.node.note_broken(self.role.name(), why);
-        failed.into_iter().for_each(|(expect, error)| fail(expect, error, &self.node, now));
+        for (expect, sent) in failed {
+            fail(expect, if sent { &unknown } else { &unsent }, sent, &self.node, now);
+        }
         if let Some(session) = session {
             session.break_off();
         }
@@ -620,7 +640,7 @@ impl Expect {
             Expect::Fill(mut fill) => match fill.place.take() {
                 Some(place) => {
                     let reads = fill.hashes(&node.coherence);
-                    let effect = Effect::of_keys(KeySet { writes: Vec::new(), reads });
+                    let effect = Effect::of_keys(KeySet { reads, ..KeySet::default() });
                     Ok((fill.request().into(), Expect::Reply { place, effect, retry: None }))
                 }
                 None => Err(Expect::Fill(fill)),
@@ -865,24 +885,22 @@ impl Connection {
             Expect::Reply { place, effect, .. } => {
                 shared.prefetch(AHEAD - 1, &self.node.coherence.cache);
                 drop(shared);
-                self.settle(place, &effect, frame, now);
+                self.settle(place, effect, frame, now);
             }
             Expect::Confirm { place, .. } => {
                 shared.confirms -= 1;
                 drop(shared);
                 place.deliver(frame, now);
             }
-            Expect::Ping => {
-                shared.pings = shared.pings.saturating_sub(1);
-                shared.heed_refusal(bytes);
-            }
-            Expect::Arm(generation) => {
-                shared.arming = false;
+            Expect::Monitor { place } => {
                 if bytes == b"+OK\r\n" {
-                    shared.armed = generation;
+                    shared.raw = Some(Raw::Watching);
                 }
-                shared.heed_refusal(bytes);
+                drop(shared);
+                place.deliver(frame, now);
             }
+            Expect::Ping => shared.note_ping(bytes),
+            Expect::Arm(generation) => shared.note_arming(generation, bytes),
             // dealt with above
             Expect::Fill(_) => {}
         }
@@ -890,8 +908,8 @@ impl Connection {
     }
 
     /// Rule 2: first the cache, then the client.
-    fn settle(self: &Rc<Self>, place: Place, effect: &Effect, frame: Piece<'_>, now: Time) {
-        if !effect.settle(&self.node.coherence, now) {
+    fn settle(self: &Rc<Self>, place: Place, effect: Effect, frame: Piece<'_>, now: Time) {
+        if !effect.settle(Some(frame.as_slice()), &self.node, now) {
             return place.deliver(frame, now);
         }
         let reply = frame.into_bytes();
@@ -927,6 +945,8 @@ impl Connection {
                 sabotage::panic_at("raw");
                 let Some(at) = connection.shared.borrow().raw_queue.front().map(|(at, _)| *at) else { return };
                 connection.node.coherence.barrier(at).await;
+                let swapping = connection.shared.borrow().raw == Some(Raw::Swapping);
+                let seen = swapping && connection.node.looks.taken_since(at, connection.node.upstream_timeout).await;
                 let mut shared = connection.shared.borrow_mut();
                 let Some((_, bytes)) = shared.raw_queue.pop_front() else { return };
                 shared.raw_waiting -= bytes.len();
@@ -934,7 +954,7 @@ impl Connection {
                 let (session, raw) = (shared.session.clone(), shared.raw);
                 let over = shared.raw_queue.is_empty() && matches!(shared.phase, Phase::Closed(_));
                 drop(shared);
-                if raw == Some(Raw::Swapping) {
+                if raw == Some(Raw::Swapping) && !seen {
                     connection.node.coherence.flush(crate::cache::FlushCause::Command);
                 }
                 if let Some(session) = session {
@@ -952,7 +972,7 @@ impl Expect {
     /// Whether this can be the answer. Of a client's own command nothing is known: what comes in its turn is its reply.
     fn allows(&self, bytes: &[u8]) -> bool {
         match self {
-            Expect::Reply { .. } => true,
+            Expect::Reply { .. } | Expect::Monitor { .. } => true,
             Expect::Fill(fill) => fill.allows(bytes),
             Expect::Confirm { .. } => is_error(bytes),
             Expect::Ping => bytes == PONG || is_error(bytes),
@@ -966,7 +986,7 @@ impl Expect {
         match self {
             Expect::Reply { effect, .. } => !effect.may_write(),
             Expect::Fill(_) | Expect::Ping | Expect::Arm(_) => true,
-            Expect::Confirm { .. } => false,
+            Expect::Confirm { .. } | Expect::Monitor { .. } => false,
         }
     }
 }
@@ -1005,6 +1025,20 @@ impl Shared {
         if !rights.fill {
             self.armed = 0;
         }
+    }
+
+    /// The verdict on CLIENT TRACKING for this generation of the link.
+    fn note_arming(&mut self, generation: u64, verdict: &[u8]) {
+        self.arming = false;
+        if verdict == b"+OK\r\n" {
+            self.armed = generation;
+        }
+        self.heed_refusal(verdict);
+    }
+
+    fn note_ping(&mut self, pong: &[u8]) {
+        self.pings = self.pings.saturating_sub(1);
+        self.heed_refusal(pong);
     }
 
     fn ping(&mut self) {

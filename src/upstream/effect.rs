@@ -1,5 +1,10 @@
-//! What the reply to a forwarded command does to the cache before its client sees it (rule 2).
+//! What the reply to a forwarded command does to the cache before its client sees it (rule 2). The reply is the server's
+//! verdict: a command that was refused has done nothing, here neither. ([`refusal`] says which errors prove that.)
 
+use std::time::Duration;
+
+use super::transaction::Step;
+use super::{Node, refusal};
 use crate::cache::events::Event;
 use crate::coherence::Coherence;
 use crate::time::Time;
@@ -11,6 +16,8 @@ pub struct KeySet {
     pub writes: Vec<u64>,
     /// Keys it only read.
     pub reads: Vec<u64>,
+    /// A script's: what it replies can be anything.
+    pub scripted: bool,
 }
 
 /// To be settled when the reply is here.
@@ -28,6 +35,12 @@ pub enum Effect {
     Unknown(Box<KeySet>),
     /// Everything.
     Flush,
+    /// The server holds commands back for so long.
+    Pause(Duration),
+    /// Or no longer.
+    Unpause,
+    /// It depends on the transaction that the command is a step of.
+    Step(Box<Step>),
 }
 
 impl Effect {
@@ -35,8 +48,8 @@ impl Effect {
     pub fn of_keys(mut keys: KeySet) -> Effect {
         match (keys.writes.len(), keys.reads.len()) {
             (0, 0) => Effect::None,
-            (1, 0) => Effect::Write(keys.writes[0]),
-            (0, 1) => Effect::Read(keys.reads[0]),
+            (1, 0) if !keys.scripted => Effect::Write(keys.writes[0]),
+            (0, 1) if !keys.scripted => Effect::Read(keys.reads[0]),
             _ => {
                 keys.writes.shrink_to_fit();
                 Effect::Keys(Box::new(keys))
@@ -44,34 +57,49 @@ impl Effect {
         }
     }
 
-    /// Settles it. True if the reply must wait for a barrier besides.
-    pub fn settle(&self, coherence: &Coherence, now: Time) -> bool {
-        let cache = &coherence.cache;
-        let drop_key = |hash: &u64| {
-            let begun = cache.begun();
-            if !crate::sabotage::on(crate::sabotage::Rule::Drop) && cache.drop_key(*hash) {
-                cache.stats.dropped.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            }
-            // After the drop: who finds this note finds nothing in the cache that is older.
-            cache.events.note(*hash, now, Event::Written(begun));
-        };
+    /// Settles it by the reply; `None`: the outcome is not known. True if the reply must wait for a barrier besides.
+    pub fn settle(self, reply: Option<&[u8]>, node: &Node, now: Time) -> bool {
+        let coherence = &node.coherence;
+        let is = |proof: fn(&[u8]) -> bool| reply.is_some_and(proof);
         match self {
-            Effect::None => {}
-            Effect::Write(hash) => drop_key(hash),
-            Effect::Read(hash) => cache.observe(*hash, now),
-            Effect::Keys(keys) | Effect::Unknown(keys) => {
-                keys.writes.iter().for_each(drop_key);
-                keys.reads.iter().for_each(|hash| cache.observe(*hash, now));
+            Effect::None => false,
+            Effect::Write(_) | Effect::Read(_) if is(refusal::of_builtin) => false,
+            Effect::Keys(keys) if !keys.scripted && is(refusal::of_builtin) => false,
+            Effect::Flush if is(refusal::of_flush) => false,
+            Effect::Unknown(keys) if !keys.scripted && is(refusal::of_unknown) => false,
+            // Perhaps it was refused, perhaps it says so and has written. What it has written the barrier brings; to drop the
+            // keys it names would cost others what a client who may not say it could repeat.
+            Effect::Keys(keys) if keys.scripted && is(refusal::names_rights) => barrier(coherence),
+            Effect::Unknown(_) if is(refusal::names_rights) => barrier(coherence),
+            Effect::Write(hash) => drop_key(coherence, hash, now),
+            Effect::Read(hash) => {
+                coherence.cache.observe(hash, now);
+                false
             }
-            Effect::Flush => coherence.flush(crate::cache::FlushCause::Command),
+            Effect::Keys(keys) => settle_keys(coherence, &keys, now),
+            Effect::Unknown(keys) => {
+                settle_keys(coherence, &keys, now);
+                barrier(coherence)
+            }
+            Effect::Flush => {
+                coherence.flush(crate::cache::FlushCause::Command);
+                false
+            }
+            Effect::Pause(time) => {
+                if reply == Some(b"+OK\r\n") {
+                    node.pauses.begin(now, time);
+                    node.looks.want();
+                }
+                false
+            }
+            Effect::Unpause => {
+                if reply == Some(b"+OK\r\n") {
+                    node.pauses.end();
+                }
+                false
+            }
+            Effect::Step(step) => step.settle(reply, node, now),
         }
-        let unknown = matches!(self, Effect::Unknown(_));
-        if unknown && coherence.generation().is_none() {
-            // Perhaps the link is being lost at this moment and the cache not flushed yet: the reply does not wait for it.
-            cache.void();
-            return false;
-        }
-        unknown
     }
 
     /// Whether the command may have changed a key. (One that changes none may still not be repeatable: PUBLISH.)
@@ -80,6 +108,36 @@ impl Effect {
             Effect::None | Effect::Read(_) => false,
             Effect::Keys(keys) => !keys.writes.is_empty(),
             Effect::Write(_) | Effect::Unknown(_) | Effect::Flush => true,
+            Effect::Pause(_) | Effect::Unpause | Effect::Step(_) => true,
         }
     }
+}
+
+fn drop_key(coherence: &Coherence, hash: u64, now: Time) -> bool {
+    let cache = &coherence.cache;
+    let begun = cache.begun();
+    if !crate::sabotage::on(crate::sabotage::Rule::Drop) && cache.drop_key(hash) {
+        cache.stats.dropped.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+    // After the drop: who finds this note finds nothing in the cache that is older.
+    cache.events.note(hash, now, Event::Written(begun));
+    false
+}
+
+fn settle_keys(coherence: &Coherence, keys: &KeySet, now: Time) -> bool {
+    keys.writes.iter().for_each(|hash| {
+        drop_key(coherence, *hash, now);
+    });
+    keys.reads.iter().for_each(|hash| coherence.cache.observe(*hash, now));
+    false
+}
+
+/// Whether there is a link to wait for.
+fn barrier(coherence: &Coherence) -> bool {
+    if coherence.generation().is_none() {
+        // Perhaps the link is being lost at this moment and the cache not flushed yet: the reply does not wait for it.
+        coherence.cache.void();
+        return false;
+    }
+    true
 }

@@ -109,6 +109,8 @@ impl Tries {
             self.lasted(Time::now().since(link.since));
             self.barren = None;
             node.coherence.link_lost();
+            // The server may be another by now.
+            node.pauses.end();
             tracing::warn!("link to {} lost ({why}): cache flushed, reads go upstream until it is back", node.address);
             return;
         }

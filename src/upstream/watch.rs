@@ -45,6 +45,10 @@ pub struct Look {
     doubts: Option<String>,
     /// How often modules were loaded and unloaded.
     modules: Option<String>,
+    /// How often CLIENT UNPAUSE was said, if the server counts it.
+    unpaused: Option<u64>,
+    /// When the server was asked.
+    asked: Time,
     /// `keyspace`: whether the server notifies.
     notifies: bool,
     role: Option<String>,
@@ -129,6 +133,43 @@ pub async fn run(node: Arc<Node>) {
     }
 }
 
+/// Looks that somebody waits for.
+pub struct Looks {
+    /// When the latest was asked for at the server, in the clock of [`Time`].
+    taken: tokio::sync::watch::Sender<Time>,
+    wanted: tokio::sync::Notify,
+}
+
+impl Default for Looks {
+    fn default() -> Looks {
+        Looks { taken: tokio::sync::watch::Sender::new(Time::ZERO), wanted: tokio::sync::Notify::new() }
+    }
+}
+
+impl Looks {
+    fn taken(&self, asked: Time) {
+        self.taken.send_replace(asked);
+    }
+
+    /// Until the next is due, or wanted.
+    async fn rest(&self, interval: Duration) {
+        let _ = tokio::time::timeout(interval, self.wanted.notified()).await;
+    }
+
+    /// The next is due at once.
+    pub fn want(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Whether, within `limit`, the watch has looked at what the server was like at `t` or later; what differed is then flushed.
+    pub async fn taken_since(&self, t: Time, limit: Duration) -> bool {
+        let mut taken = self.taken.subscribe();
+        self.want();
+        let taken = taken.wait_for(|asked| *asked > t);
+        matches!(tokio::time::timeout(limit, taken).await, Ok(Ok(_)))
+    }
+}
+
 enum Never {}
 
 async fn watch(node: &Node, last: &mut Option<Look>, failures: &mut u32) -> io::Result<Never> {
@@ -173,8 +214,10 @@ async fn watch(node: &Node, last: &mut Option<Look>, failures: &mut u32) -> io::
             blind = look.hidden();
             warn_of(blind);
         }
+        let asked = look.asked;
         *last = Some(look);
-        tokio::time::sleep(node.watch_interval).await;
+        node.looks.taken(asked);
+        node.looks.rest(node.watch_interval).await;
     }
 }
 
@@ -215,6 +258,8 @@ pub async fn look(wire: &mut Wire, node: &Node) -> Result<Look, Refusal> {
         acl_changes: lines(&stats, &ACL_CHANGES, Some(',')),
         doubts: lines(&stats, &DOUBTS, Some(',')),
         modules: lines(&stats, &MODULES, Some(',')),
+        unpaused: unpaused(&stats),
+        asked: sent,
         role: lines(&replication, &["role:", "master_replid:"], None),
         acl: Acl::read(acl),
         ahead,
@@ -261,6 +306,14 @@ fn lines(reply: &[u8], wanted: &[&str], end: Option<char>) -> Option<String> {
     Some(text.lines().filter(|l| wanted.iter().any(|w| l.starts_with(w))).map(cut).collect::<Vec<_>>().join(" "))
 }
 
+/// How often CLIENT UNPAUSE was said; `None`: the server does not count subcommands (before Redis 7.0), or has none counted.
+fn unpaused(stats: &[u8]) -> Option<u64> {
+    const LINE: &str = "cmdstat_client|unpause:";
+    let found = lines(stats, &["cmdstat_client|"], Some(','))?;
+    let calls = found.split(' ').find_map(|line| line.strip_prefix(LINE)?.strip_prefix("calls="));
+    (!found.is_empty()).then(|| calls.and_then(|n| n.parse().ok()).unwrap_or(0))
+}
+
 /// Flushes if something differs; `new` then knows what of `old` is still true.
 fn compare(node: &Node, old: &Look, new: &mut Look) {
     let changed = |a: &Option<String>, b: &Option<String>| matches!((a, b), (Some(a), Some(b)) if a != b);
@@ -278,6 +331,7 @@ fn compare(node: &Node, old: &Look, new: &mut Look) {
         tracing::info!("SWAPDB (or, by keyspace notifications, a flush) on the upstream: cache flushed");
         coherence.flush(FlushCause::SwapDb);
     }
+    node.pauses.compare(old.unpaused, new.unpaused, old.asked);
     if changed(&old.role, &new.role) {
         tracing::warn!(
             "the upstream has changed its role ({}): cache flushed",

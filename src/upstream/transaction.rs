@@ -1,0 +1,124 @@
+//! MULTI, EXEC, DISCARD, WATCH and UNWATCH on a dedicated connection: which state the server's replies have left it in, and
+//! what a transaction does to the cache. The requests alone do not tell: a user may be without the right to one of them, and
+//! a transaction is aborted by an error, or fails by WATCH.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use super::effect::Effect;
+use super::{Node, refusal};
+use crate::command::Word;
+use crate::resp;
+use crate::time::Time;
+
+/// Of one connection, for as long as it is lent. Bound: what the server itself has queued.
+#[derive(Default, Debug)]
+pub struct Transaction {
+    /// Between MULTI and EXEC.
+    open: Cell<bool>,
+    watching: Cell<bool>,
+    /// Of the commands that the server has queued.
+    queued: RefCell<Vec<Effect>>,
+}
+
+/// Whether the command has to do with the state that is kept here.
+pub fn concerns(word: Word) -> bool {
+    matches!(word, Word::Multi | Word::Exec | Word::Discard | Word::Watch | Word::Unwatch)
+}
+
+impl Transaction {
+    /// Whether the server queues what it is told.
+    pub fn is_open(&self) -> bool {
+        self.open.get()
+    }
+
+    /// Whether the server watches keys for it.
+    pub fn is_watching(&self) -> bool {
+        self.watching.get()
+    }
+
+    fn end(&self) -> Vec<Effect> {
+        self.open.set(false);
+        self.watching.set(false);
+        self.queued.take()
+    }
+
+    /// What EXEC has done: of each command, what its own reply says.
+    fn execute(&self, reply: Option<&[u8]>, node: &Node, now: Time) -> bool {
+        // A server that is in no transaction goes on watching.
+        if reply.is_some_and(|reply| reply.starts_with(b"-ERR EXEC without MULTI")) {
+            return false;
+        }
+        let queued = self.end();
+        if reply.is_some_and(|reply| is_nil(reply) || refusal::of_builtin(reply)) {
+            return false;
+        }
+        let replies = reply.and_then(|reply| elements(reply, queued.len()));
+        let mut waits = false;
+        for (i, effect) in queued.into_iter().enumerate() {
+            waits |= effect.settle(replies.as_ref().map(|replies| replies[i]), node, now);
+        }
+        waits
+    }
+}
+
+/// WATCH has failed.
+fn is_nil(reply: &[u8]) -> bool {
+    matches!(reply, b"*-1\r\n" | b"_\r\n" | b"$-1\r\n")
+}
+
+/// The elements of EXEC's reply, if there are so many.
+fn elements(reply: &[u8], expected: usize) -> Option<Vec<&[u8]>> {
+    let (_, mut rest) = resp::split_aggregate(reply)?;
+    let mut found = Vec::with_capacity(expected);
+    while !rest.is_empty() {
+        let (element, next) = rest.split_at(resp::value_len(rest)?);
+        found.push(element);
+        rest = next;
+    }
+    (found.len() == expected).then_some(found)
+}
+
+/// One command on a connection that has to do with transactions.
+#[derive(Debug)]
+pub struct Step {
+    /// The connection's state.
+    pub state: Rc<Transaction>,
+    /// Which command.
+    pub word: Word,
+    /// What it does to the cache if it is done at once.
+    pub effect: Effect,
+}
+
+impl Step {
+    /// See [`Effect::settle`].
+    pub fn settle(self, reply: Option<&[u8]>, node: &Node, now: Time) -> bool {
+        let state = &self.state;
+        let ok = reply == Some(b"+OK\r\n");
+        match self.word {
+            Word::Multi if ok => state.open.set(true),
+            Word::Watch if ok => state.watching.set(true),
+            Word::Unwatch if ok => state.watching.set(false),
+            Word::Discard if ok => drop(state.end()),
+            Word::Exec => return state.execute(reply, node, now),
+            _ if state.is_open() && reply == Some(b"+QUEUED\r\n") => state.queued.borrow_mut().push(self.effect),
+            // It was not queued, and outside of EXEC a transaction does nothing.
+            _ if state.is_open() && reply.is_some_and(|reply| reply.starts_with(b"-")) => {}
+            // It was done at once, or refused, or nobody knows.
+            _ => return self.effect.settle(reply, node, now),
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elements_are_counted() {
+        let reply = b"*3\r\n+OK\r\n-ERR x\r\n*1\r\n:1\r\n";
+        assert_eq!(elements(reply, 3), Some(vec![&b"+OK\r\n"[..], b"-ERR x\r\n", b"*1\r\n:1\r\n"]));
+        assert_eq!(elements(reply, 2), None);
+    }
+}
