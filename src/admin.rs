@@ -29,6 +29,8 @@ const HELP: [&str; 13] = [
     "    Read or set how fresh cached answers on this connection must be.",
 ];
 
+const NOT_SHARED: &str = "forwarded: this user's rights to GET and to MGET are not known to be the same for every key";
+
 fn get(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
@@ -190,8 +192,33 @@ fn lines(lines: impl Iterator<Item = String>) -> Vec<u8> {
     out
 }
 
-/// Whether `command` would be a hit for a session with this view and level, and if not, why not.
-pub fn explain(shared: &Shared, command: &[u8], view: u32, level: Level, seen: Time) -> Vec<u8> {
+/// The read whose right is needed to have `command` explained; `None`: the explanation tells nothing about a key.
+pub fn read_to_explain(shared: &Shared, command: &[u8]) -> Option<Vec<u8>> {
+    let mut scanner = Scanner::default();
+    scanner.scan(command, usize::MAX).ok()?;
+    let request = Request { buf: command, args: scanner.args(), hash: None };
+    if request.len() == 1 {
+        return Some(resp::encode(&[b"GET", request.arg(0)]));
+    }
+    let route = shared.node.table.load().plan(&request, &mut Keys::default()).route;
+    matches!(route, Route::Cache(_)).then(|| command.to_vec())
+}
+
+/// The session that asks for an explanation.
+pub struct Asks {
+    /// Its view.
+    pub view: u32,
+    /// Its level.
+    pub level: Level,
+    /// The latest that it has seen.
+    pub seen: Time,
+    /// Whether GETs may answer its MGETs.
+    pub shares_mget: bool,
+}
+
+/// Whether `command` would be a hit for this session, and if not, why not.
+pub fn explain(shared: &Shared, command: &[u8], asks: &Asks) -> Vec<u8> {
+    let &Asks { view, level, seen, shares_mget } = asks;
     let mut scanner = Scanner::default();
     let scanned = scanner.scan(command, usize::MAX);
     debug_assert!(matches!(scanned, Ok(resp::Scan::Request(_))), "it was encoded here");
@@ -203,6 +230,7 @@ pub fn explain(shared: &Shared, command: &[u8], view: u32, level: Level, seen: T
     let plan = shared.node.table.load().plan(&request, &mut keys);
     let mut events = Vec::new();
     let (word, why) = match plan.route {
+        Route::Cache(CacheRead::Mget) if !shares_mget => ("never", NOT_SHARED.to_owned()),
         Route::Cache(read) => {
             let positions = if read == CacheRead::Mget { 1..request.len() } else { 1..2 };
             let variants = positions.map(|i| Variant {

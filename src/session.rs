@@ -12,6 +12,7 @@ mod flow;
 mod input;
 mod local;
 mod login;
+mod nearside;
 mod outstanding;
 mod pinned;
 mod read;
@@ -159,6 +160,8 @@ pub struct Session {
     swap_seen: pinned::SwapSeen,
     swaps: bool,
     eof: bool,
+    /// Whether GET and MGET answer for each other, and as of which change of the ACL and for which view that is known.
+    like_get: Option<(u64, u32, bool)>,
     /// The name of the last command, for CLIENT LIST.
     command: u32,
     /// Not yet added to the process's counters.
@@ -229,6 +232,7 @@ impl Session {
             swap_seen: pinned::SwapSeen::default(),
             swaps: false,
             eof: false,
+            like_get: None,
             command: 0,
             commands: 0,
             hits: 0,

@@ -1,12 +1,14 @@
 //! The Redis or Valkey behind the proxy, and the connections to it. A thread has its own lanes and its own idle
 //! dedicated connections; the link and everything in [`Node`] is shared by all.
 
+pub mod acl;
 pub mod connection;
 pub mod dedicated;
 pub mod effect;
 pub mod event;
 pub mod fields;
 pub mod fill;
+pub mod guest;
 pub mod handshake;
 pub mod health;
 pub mod link;
@@ -131,6 +133,8 @@ pub struct Node {
     pub max_ttl: Duration,
     /// Levels that listeners are configured for.
     pub wanted: Vec<Level>,
+    /// Its ACL as it was seen last: as new as [`Node::acl_changes`] says, or newer.
+    pub acl: ArcSwap<acl::Acl>,
     /// How often its ACL was seen to have changed, or may have.
     pub acl_changes: AtomicU64,
     /// Something that the link relies on has changed: it is to be opened anew.
@@ -177,6 +181,7 @@ impl Node {
             prefixes: config.broadcast_prefixes.clone(),
             max_ttl: config.max_ttl,
             wanted: levels(config),
+            acl: ArcSwap::default(),
             acl_changes: AtomicU64::new(0),
             distrusted: AtomicBool::new(false),
             ring: AtomicBool::new(false),
@@ -258,6 +263,8 @@ pub struct Pool {
     lanes: RefCell<HashMap<ConnectionKey, Rc<Connection>>>,
     idle: Rc<IdleSet>,
     scripts: Rc<Cell<usize>>,
+    /// By which strangers are answered.
+    pub guest: guest::Guest,
     /// What the connections do.
     tasks: LocalSet,
 }
@@ -282,6 +289,7 @@ impl Pool {
             node,
             lanes: RefCell::default(),
             scripts: Rc::default(),
+            guest: guest::Guest::default(),
             tasks: LocalSet::new(),
         }
     }

@@ -1,4 +1,4 @@
-//! Commands that the proxy answers or adds to: SELECT, QUIT, INFO, PUBSUB CHANNELS, NEARSIDE.
+//! Commands that the proxy adds to: SELECT, QUIT, INFO, PUBSUB CHANNELS.
 
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
@@ -22,7 +22,7 @@ use crate::upstream::{ConnectionKey, Node};
 use crate::upstream::{names, probe};
 
 /// How long INFO waits for a server that is known not to answer: it may have come back just now.
-const INFO_PATIENCE: Duration = Duration::from_millis(500);
+pub(super) const INFO_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Why a session ends whose identity the server could not be asked about.
 const UNREACHABLE: &str = "the upstream could not be asked";
@@ -115,9 +115,7 @@ impl Session {
         let ours = asked.is_empty() || asked.iter().any(|s| general(s) || s == b"nearside");
         let (shared, resp3) = (self.shared.clone(), self.key.resp3);
         if asked.len() == 1 && asked[0] == b"nearside" {
-            let text = admin::info(&shared);
-            self.outbox.put(Piece::Slice(&verbatim(&text, resp3)));
-            return Step::Done;
+            return self.info_nearside(request);
         }
         if self.key.login.is_stranger() {
             // The server could not be asked who this is: nothing goes up a lane in its name.
@@ -169,50 +167,11 @@ impl Session {
         let (reply, node) = (ask(&self.lane, request.buf), self.shared.node.clone());
         Step::Stall(Stall::For(Box::pin(async move {
             let reply = reply.await;
-            names::learn_again(&node).await;
+            if !crate::upstream::refusal::of_builtin(&reply) {
+                names::learn_again(&node).await;
+            }
             After::Reply(reply.into())
         })))
-    }
-
-    fn nearside(&mut self, request: &Request<'_>) -> Step {
-        if request.len() > 2 && request.arg(1).eq_ignore_ascii_case(b"EXPLAIN") {
-            return self.explain(request);
-        }
-        if request.len() <= 3 && request.len() >= 2 && request.arg(1).eq_ignore_ascii_case(b"CONSISTENCY") {
-            return self.consistency(request);
-        }
-        let reply = admin::command(&self.shared, request);
-        self.outbox.put(Piece::Slice(&reply));
-        Step::Done
-    }
-
-    /// The level of this connection, read or set.
-    fn consistency(&mut self, request: &Request<'_>) -> Step {
-        if request.len() == 2 {
-            return self.say(&format!("+{}", self.level));
-        }
-        let coherence = &self.shared.node.coherence;
-        match String::from_utf8_lossy(request.arg(2)).to_ascii_lowercase().parse() {
-            Ok(level) if !coherence.keeps(level) => {
-                let standing = coherence.standing();
-                let (strongest, limit) = (standing.strongest(), standing.limit());
-                self.say(&format!("-ERR nearside: {level} cannot be kept here, at most {strongest}: {limit}"))
-            }
-            Ok(level) => {
-                self.level = level;
-                self.say("+OK")
-            }
-            Err(_) => self.say("-ERR nearside: the level is one of bounded, causal, linearizable"),
-        }
-    }
-
-    fn explain(&mut self, request: &Request<'_>) -> Step {
-        let args: Vec<&[u8]> = (2..request.len()).map(|i| request.arg(i)).collect();
-        let command = resp::encode(&args);
-        let explained =
-            admin::explain(&self.shared, &command, self.view, self.level, self.outbox.seen().max(self.shown));
-        self.outbox.put(Piece::Slice(&explained));
-        Step::Done
     }
 }
 

@@ -8,9 +8,10 @@ use bytes::Bytes;
 
 use super::local::{refused, set_id};
 use super::{After, Become, Input, Session, Stall, Step, Why};
-use crate::command::{Local, Plan, Request, Route};
+use crate::command::{Local, Need, Plan, Request, Route};
 use crate::outbox::Piece;
 use crate::upstream::connection::Role;
+use crate::upstream::guest::{self, Answer};
 use crate::upstream::handshake::{self, NOAUTH, Refusal, Wire};
 use crate::upstream::login::{self, Login};
 use crate::upstream::{ConnectionKey, Node, Pool};
@@ -41,7 +42,13 @@ impl Session {
             Route::Local(Local::Hello) if HelloArgs::of(request).creds.is_some() => None,
             // Whoever runs the proxy may want to know why the server cannot be asked.
             Route::Local(Local::Nearside | Local::Info) if self.bypass => None,
-            route => Some(Step::Stall(self.introduction(Some(route)))),
+            route => {
+                // Of the proxy's own the server knows nothing; what names clients means others there.
+                let own = matches!(route, Route::Local(local) if !matches!(local, Local::Hello | Local::Module));
+                let known = if own { Some(Bytes::from_static(NOAUTH)) } else { guest::too_long(request) };
+                let asked = known.map_or_else(|| Ok(request.buf.to_vec()), Err);
+                Some(Step::Stall(self.introduction(Some((route, asked)))))
+            }
         }
     }
 
@@ -67,14 +74,20 @@ impl Session {
     }
 
     /// Asks for the proof that the session may be what the upstream's address says; for a request of this route, if for any.
-    fn introduction(&self, route: Option<Route>) -> Stall {
+    /// If it may not, the server answers the request itself, or gets no such request and the answer is known.
+    fn introduction(&self, request: Option<(Route, Result<Vec<u8>, Bytes>)>) -> Stall {
         let pool = self.pool.clone();
         Stall::For(Box::pin(async move {
+            let (route, asked) = request.unzip();
             match (login::prove(&pool.node).await, route) {
                 (Ok(_), _) => After::Begin(pool.node.logins.own().clone()),
                 (Err(_), None) => After::Again,
-                (Err(Refusal::Login(reply)), Some(Route::Local(Local::Hello))) => After::Reply(reply),
-                (Err(Refusal::Login(reply)), _) => After::Reply(noauth(reply)),
+                (Err(Refusal::Login(reply)), _) if reply.starts_with(b"-NOAUTH") => match asked {
+                    Some(Ok(request)) => told(pool.guest.ask(&pool.node, &request).await, route),
+                    Some(Err(known)) => After::Reply(known),
+                    None => After::Again,
+                },
+                (Err(Refusal::Login(reply)), _) => After::Reply(reply),
                 (Err(_), Some(Route::Local(Local::Nearside | Local::Info))) => After::Upstream,
                 (Err(other), Some(Route::Local(Local::Hello | Local::Select))) => refused(other.reply(&pool.node)),
                 (Err(other), _) => After::Reply(other.reply(&pool.node)),
@@ -173,9 +186,19 @@ impl Session {
     }
 }
 
-/// The server's word to a stranger, by the word that its HELLO got.
-fn noauth(hello: Bytes) -> Bytes {
-    if hello.starts_with(b"-NOAUTH") { Bytes::from_static(NOAUTH) } else { hello }
+/// How a stranger goes on whose request was put to the server.
+fn told(answer: Answer, route: Option<Route>) -> After {
+    match (answer, route) {
+        (
+            Answer::Done(reply),
+            Some(Route::Lane | Route::Cache(_) | Route::Unlisted | Route::Dedicated(Need::Block | Need::Alone)),
+        ) => After::Reply(reply),
+        // It was to change the connection, which is gone.
+        (Answer::Done(_), _) => After::Again,
+        (Answer::Refused(reply), _) => After::Reply(reply),
+        (Answer::Failed(error), _) => refused(error),
+        (Answer::Gone, _) => After::Leave("the server has nothing to say to it before it logs in"),
+    }
 }
 
 /// What a HELLO asks for, as far as the proxy must know it once the server has accepted it.

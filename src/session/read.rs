@@ -290,9 +290,29 @@ impl Session {
         })))
     }
 
+    /// Whether MGET may be answered by what GETs were told, and GETs by what it is told (see [`crate::upstream::acl`]). The count is
+    /// read first: what is then read is as new.
+    pub(super) fn shares_get_and_mget(&mut self) -> bool {
+        let node = &self.shared.node;
+        let as_of = node.acl_changes.load(Ordering::Acquire);
+        match self.like_get {
+            Some((then, view, shares)) if (then, view) == (as_of, self.view) => shares,
+            _ => {
+                let shares = node.acl.load().shares_get_and_mget(self.key.user());
+                self.like_get = Some((as_of, self.view, shares));
+                shares
+            }
+        }
+    }
+
     /// MGET: one snapshot, or upstream as a whole.
     fn read_many(&mut self, request: &Request<'_>) -> Step {
         let hashes: Vec<u64> = (1..request.len()).map(|i| self.hash(request, i)).collect();
+        if !self.shares_get_and_mget() {
+            self.count_miss();
+            let effect = Effect::of_keys(KeySet { reads: hashes.clone(), ..KeySet::default() });
+            return self.send_read(request, effect, &hashes);
+        }
         if self.is_kept() && !self.bypass && hashes.iter().all(|h| self.may_overtake(*h)) {
             let before = self.before_hit(&hashes);
             match self.snapshot(request, &hashes, before.is_some()) {

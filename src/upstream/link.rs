@@ -230,6 +230,7 @@ async fn open(node: &Arc<Node>) -> Result<(Wire, i64, Option<Ears>), Refusal> {
         // Before anything is cached: what changes from here on is seen by the watch.
         let look = watch::look(&mut wire, node).await?;
         let replica = look.is_replica();
+        node.acl.store(Arc::new(look.acl.clone()));
         node.first_look.store(Some(Arc::new(look)));
         let ears = probe::listen(node, &mut wire, id).await?;
         stand(node, Standing { mode: ears.clone().map(|ears| ears.mode), replica });

@@ -10,8 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
-
+use super::acl::Acl;
 use super::handshake::{Refusal, Wire, is_no_answer, out_of_turn};
 use super::login::is_login_refusal;
 use super::touch::Eviction;
@@ -52,7 +51,8 @@ pub struct Look {
     /// `keyspace`: whether the server notifies.
     notifies: bool,
     role: Option<String>,
-    acl: Acl,
+    /// See [`Acl`].
+    pub acl: Acl,
     ahead: Option<Ahead>,
 }
 
@@ -65,16 +65,6 @@ struct Ahead {
     least: i128,
     /// By the look that allows the least.
     most: i128,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-enum Acl {
-    /// The server has none.
-    #[default]
-    Absent,
-    Known(Bytes),
-    /// Our user may not read it.
-    Hidden,
 }
 
 /// What our user may not look at.
@@ -195,6 +185,7 @@ async fn watch(node: &Node, last: &mut Option<Look>, failures: &mut u32) -> io::
         };
         *failures = 0;
         crate::sabotage::panic_at("watch");
+        node.acl.store(Arc::new(look.acl.clone()));
         // What the link has seen before anything was cached.
         let first = node.first_look.swap(None);
         if last.is_none() {
@@ -284,17 +275,6 @@ impl Ahead {
         let (Some(old), Some(new)) = (old, new) else { return (new.or(old), false) };
         let jumped = new.least > old.most + tolerance.as_nanos() as i128;
         (Some(if jumped { new } else { Ahead { most: old.most.min(new.most), ..new } }), jumped)
-    }
-}
-
-impl Acl {
-    fn read(reply: Bytes) -> Acl {
-        match &reply[..] {
-            [b'*', ..] => Acl::Known(reply),
-            [b'-', rest @ ..] if rest.starts_with(b"NOPERM") => Acl::Hidden,
-            // An unknown command: there is nothing that could change.
-            _ => Acl::Absent,
-        }
     }
 }
 
@@ -399,11 +379,5 @@ mod tests {
         });
         assert!(drifts.1, "no step is large, but their sum is");
         assert_eq!(then(first, None), (first, false));
-    }
-
-    #[test]
-    fn a_server_without_an_acl_is_not_one_that_hides_it() {
-        assert_eq!(Acl::read(Bytes::from_static(b"-ERR unknown command\r\n")), Acl::Absent);
-        assert_eq!(Acl::read(Bytes::from_static(b"-NOPERM x\r\n")), Acl::Hidden);
     }
 }

@@ -1,0 +1,88 @@
+//! A connection that never logs in: by it the server itself answers clients who have not, in its own words. Which error comes
+//! first (an unknown command, a wrong number of arguments, `NOAUTH`, what EXEC makes of it) is the server's business.
+//!
+//! A thread has one, opened when it is first needed, with one question on it at a time. A server that begins to take strangers
+//! at this very moment executes the question: everything cached is then void before the reply is told, since what was done
+//! has settled nothing, and the connection is closed with whatever state it has got.
+//!
+//! Bounds: questions of [`LONGEST`] bytes and [`MOST`] arguments, as the server itself has it for clients who have not logged in;
+//! `upstream_timeout` for an answer.
+
+use bytes::Bytes;
+
+use super::Node;
+use super::handshake::{NOAUTH, Wire};
+use crate::cache::FlushCause;
+use crate::command::Request;
+
+/// The server closes the connection of a client who has not logged in and says more.
+const LONGEST: usize = 16 * 1024;
+/// The same for arguments.
+const MOST: usize = 10;
+
+/// See the module.
+#[derive(Default)]
+pub struct Guest {
+    wire: tokio::sync::Mutex<Option<Wire>>,
+}
+
+/// What became of a question.
+pub enum Answer {
+    /// The server's refusal.
+    Refused(Bytes),
+    /// The server takes strangers by now, and has done what was asked. No state of it is left.
+    Done(Bytes),
+    /// The server has closed the connection without a word.
+    Gone,
+    /// The server could not be asked: the proxy's own error.
+    Failed(Bytes),
+}
+
+impl Guest {
+    /// Puts a stranger's request to the server.
+    pub async fn ask(&self, node: &Node, request: &[u8]) -> Answer {
+        let mut place = self.wire.lock().await;
+        let asked = tokio::time::timeout(node.upstream_timeout, exchange(&mut place, node, request)).await;
+        match asked {
+            Ok(Ok(reply)) if reply.starts_with(b"-") => Answer::Refused(reply),
+            Ok(Ok(reply)) => {
+                *place = None;
+                node.logins.doubt();
+                node.coherence.flush(FlushCause::Acl);
+                Answer::Done(reply)
+            }
+            Ok(Err(e)) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
+                *place = None;
+                Answer::Gone
+            }
+            Ok(Err(e)) => {
+                *place = None;
+                Answer::Failed(node.error(&format!("cannot be reached: {e}")))
+            }
+            Err(_) => {
+                *place = None;
+                Answer::Failed(node.error(&format!("no answer within {:?}", node.upstream_timeout)))
+            }
+        }
+    }
+}
+
+/// What is longer than the server would hear is not put to it.
+pub fn too_long(request: &Request<'_>) -> Option<Bytes> {
+    (request.len() > MOST || request.buf.len() > LONGEST).then(|| Bytes::from_static(NOAUTH))
+}
+
+/// One question and its answer. A connection that has been idle may have been closed by the server: then on a new one.
+async fn exchange(place: &mut Option<Wire>, node: &Node, request: &[u8]) -> std::io::Result<Bytes> {
+    if let Some(wire) = place {
+        if wire.send(request).await.is_ok()
+            && let Ok(reply) = wire.reply().await
+        {
+            return Ok(reply);
+        }
+        *place = None;
+    }
+    let wire = place.insert(Wire::connect(node).await?);
+    wire.send(request).await?;
+    wire.reply().await
+}
