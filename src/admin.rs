@@ -86,6 +86,9 @@ pub fn fields(shared: &Shared) -> Vec<(String, String)> {
     add("clients_total", &shared.clients.total());
     add("clients_refused", &get(&shared.clients.refused));
     add("clients_tls_failed", &get(&shared.clients.handshakes_failed));
+    add("clients_bytes", &shared.clients.held());
+    add("clients_max_bytes", &shared.config.maxmemory_clients);
+    add("evicted_clients", &get(&shared.clients.evicted));
     add("clients_slow", &get(&shared.slow_readers));
     add("log_lines_dropped", &logging::dropped());
     add("panics", &panics::count());

@@ -28,6 +28,9 @@ thread_local! {
     static SPARE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Room for so many pieces is kept by a queue that has become empty.
+const CHUNKS_KEPT: usize = 64;
+
 /// What is kept, in a buffer of its own, of something that has begun and of which no more comes for now.
 const KEPT_SMALL: usize = 1024;
 
@@ -204,6 +207,9 @@ impl OutBuf {
             if let Some(Ok(ours)) = self.chunks.pop_front().map(Bytes::try_into_mut) {
                 give_back(ours);
             }
+            if self.chunks.is_empty() && self.chunks.capacity() > CHUNKS_KEPT {
+                self.chunks = VecDeque::new();
+            }
         }
         if n < self.tail.len() {
             self.tail.advance(n);
@@ -330,6 +336,14 @@ mod tests {
         buf.push(b"little");
         buf.push(&[b'y'; ROOM]);
         assert_eq!(buf.as_one().map(<[u8]>::len), Some(6 + ROOM));
+    }
+
+    #[test]
+    fn many_pieces_leave_no_room_behind() {
+        let mut buf = OutBuf::default();
+        (0..10 * CHUNKS_KEPT).for_each(|_| buf.push_bytes(Bytes::from(vec![b'x'; LARGE])));
+        buf.advance(buf.len());
+        assert_eq!(buf.chunks.capacity(), 0);
     }
 
     #[test]

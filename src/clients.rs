@@ -3,7 +3,7 @@
 pub mod listing;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
@@ -29,6 +29,10 @@ pub struct Client {
     pub resp: AtomicU32,
     /// The name of its last command, as the server's table numbers it; or [`RAW`].
     pub command: AtomicU32,
+    /// Bytes that are held for it, as its session has last said.
+    held: AtomicUsize,
+    /// It is being closed because of that: what is held is on its way back.
+    evicted: AtomicBool,
     words: Mutex<Words>,
     killed: AtomicBool,
     draining: AtomicBool,
@@ -144,6 +148,9 @@ pub struct Clients {
     pub refused: AtomicU64,
     /// Connections whose TLS handshake came to nothing.
     pub handshakes_failed: AtomicU64,
+    /// Connections closed because all clients together held too much.
+    pub evicted: AtomicU64,
+    held: AtomicUsize,
 }
 
 impl Clients {
@@ -164,6 +171,8 @@ impl Clients {
             db: AtomicU32::new(0),
             resp: AtomicU32::new(2),
             command: AtomicU32::new(0),
+            held: AtomicUsize::new(0),
+            evicted: AtomicBool::new(false),
             words: Mutex::new(Words { user: "default".into(), ..Words::default() }),
             killed: AtomicBool::new(false),
             draining: AtomicBool::new(false),
@@ -179,7 +188,45 @@ impl Clients {
     /// It has gone, and its connection is closed.
     pub fn leave(&self, client: &Client) {
         lock(&self.all).remove(&client.id);
+        self.hold(client, 0);
         client.gone.close();
+    }
+
+    /// Bytes held for all of them.
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// So many bytes are held for this one now.
+    pub fn hold(&self, client: &Client, bytes: usize) {
+        self.replace(client, bytes);
+        // Whoever evicts says so first and takes what was held second: of the two, the later one finds what is left.
+        if client.evicted.load(Ordering::Acquire) {
+            self.replace(client, 0);
+        }
+    }
+
+    fn replace(&self, client: &Client, bytes: usize) -> usize {
+        let before = client.held.swap(bytes, Ordering::AcqRel);
+        // Modulo 2^64: sums of differences come out right in any order.
+        self.held.fetch_add(bytes.wrapping_sub(before), Ordering::Relaxed);
+        before
+    }
+
+    /// Ends those for whom most is held until all together hold no more than `most`. Each of them with its bytes.
+    pub fn relieve(&self, most: usize) -> Vec<(Arc<Client>, usize)> {
+        let all = lock(&self.all);
+        let mut ended = Vec::new();
+        while self.held() > most {
+            let held = |client: &&Arc<Client>| client.held.load(Ordering::Acquire);
+            let Some(largest) = all.values().max_by_key(held).filter(|client| held(client) > 0) else { break };
+            largest.evicted.store(true, Ordering::Release);
+            let bytes = self.replace(largest, 0);
+            self.evicted.fetch_add(1, Ordering::Relaxed);
+            largest.kill();
+            ended.push((largest.clone(), bytes));
+        }
+        ended
     }
 
     /// Those here now, by id.
@@ -241,6 +288,28 @@ mod tests {
     use std::task::Wake;
 
     use super::*;
+
+    #[test]
+    fn whoever_holds_most_goes_first() {
+        let clients = Clients::default();
+        let [small, large, larger] = [10, 500, 700].map(|bytes| {
+            let client = clients.enter(9, String::new(), String::new()).expect("room");
+            clients.hold(&client, bytes);
+            client
+        });
+        assert_eq!((clients.held(), clients.relieve(1210).len()), (1210, 0), "at the bound");
+        clients.hold(&small, 20);
+        let ended = clients.relieve(1210);
+        assert_eq!(ended.iter().map(|(client, bytes)| (client.id, *bytes)).collect::<Vec<_>>(), [(larger.id, 700)]);
+        assert!(larger.killed() && !large.killed() && !small.killed());
+        // Until it is gone, what its session says is not counted.
+        clients.hold(&larger, 900);
+        assert_eq!(clients.held(), 520);
+        clients.leave(&larger);
+        clients.hold(&large, 100);
+        assert_eq!((clients.held(), clients.relieve(0).len(), clients.held()), (120, 2, 0));
+        assert_eq!(clients.evicted.load(Ordering::Relaxed), 3);
+    }
 
     #[derive(Default)]
     struct Woken(AtomicUsize);

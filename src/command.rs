@@ -150,6 +150,16 @@ pub struct Keys {
     pub reads: Vec<usize>,
 }
 
+/// Room for so many keys is kept between requests.
+const KEYS_KEPT: usize = 1024;
+
+impl Keys {
+    /// Without the room that a command of many keys has taken.
+    pub fn shed(self) -> Keys {
+        if self.writes.capacity() + self.reads.capacity() > KEYS_KEPT { Keys::default() } else { self }
+    }
+}
+
 /// What is to be done with one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {

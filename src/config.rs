@@ -170,6 +170,8 @@ pub struct Config {
     pub client_output_buffer_limit: usize,
     /// The same for a client with subscriptions, or one that MONITOR, tracking and the like feed.
     pub client_output_buffer_limit_pubsub: usize,
+    /// Bytes held for all clients together, above which the one with most is closed; 0: no such bound.
+    pub maxmemory_clients: usize,
     /// Connections lent to single sessions at once (MULTI, blocking, pub/sub …).
     pub max_dedicated: usize,
     /// One that no session has used for this long is closed; zero: never.
@@ -219,6 +221,7 @@ impl Default for Config {
             client_query_buffer_limit: 1 << 30,
             client_output_buffer_limit: 1 << 30,
             client_output_buffer_limit_pubsub: 32 << 20,
+            maxmemory_clients: 1 << 30,
             max_dedicated: 4096,
             dedicated_idle_timeout: Duration::from_secs(60),
             lane_buffer_limit: 64 << 20,

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
-use crate::buffer::OutBuf;
+use crate::buffer::{self, OutBuf};
 use crate::time::Time;
 use crate::transport::Stream;
 
@@ -20,7 +20,7 @@ pub enum Piece<'a> {
     Bytes(Bytes),
 }
 
-impl Piece<'_> {
+impl<'a> Piece<'a> {
     /// Its length in bytes.
     pub fn len(&self) -> usize {
         self.as_slice().len()
@@ -30,8 +30,8 @@ impl Piece<'_> {
         self.len() == 0
     }
 
-    /// The same once more: by reference, as long as this one is there.
-    pub fn again(&self) -> Piece<'_> {
+    /// The same once more, by reference.
+    pub fn again(&self) -> Piece<'a> {
         match self {
             Piece::Slice(s) => Piece::Slice(s),
             Piece::Bytes(b) => Piece::Bytes(b.clone()),
@@ -63,9 +63,15 @@ struct Gap {
     at: u64,
     /// It has come, but one before it has not.
     reply: Option<Bytes>,
+    /// Memory that the reply takes: none if it is a twin's, by reference.
+    early: usize,
     /// The gap behind it that gets the same reply.
     twin: Option<u64>,
 }
+
+/// With more waiting to be written, replies that have come stay in their gaps: so one large reply that many commands share is
+/// not counted for each of them at once.
+const OUT_SOFT: usize = 1 << 20;
 
 /// Room for so many replies that are still to come is kept by a session that waits for none.
 const ROOM_KEPT: usize = 64;
@@ -166,17 +172,19 @@ impl Outbox {
         (!inner.gone).then(|| Direct(RefMut::map(inner, Inner::end)))
     }
 
-    fn deliver(&self, mut seq: u64, piece: Piece<'_>, now: Time) {
+    fn deliver(&self, seq: u64, piece: Piece<'_>, now: Time) {
         let mut inner = self.0.borrow_mut();
         if inner.gone {
             return;
         }
         inner.seen = inner.seen.max(now);
-        while let Some(twin) = inner.gap(seq).and_then(|gap| gap.twin.take()) {
-            inner.fill(seq, piece.again());
-            seq = twin;
+        let mut twin = inner.gap(seq).and_then(|gap| gap.twin.take());
+        let again = twin.map(|_| piece.again());
+        inner.fill(seq, piece, false);
+        while let (Some(place), Some(piece)) = (twin, &again) {
+            twin = inner.gap(place).and_then(|gap| gap.twin.take());
+            inner.fill(place, piece.again(), true);
         }
-        inner.fill(seq, piece);
         inner.wake();
     }
 
@@ -289,12 +297,25 @@ impl Outbox {
 
     /// Writes what is complete.
     pub fn poll_write(&self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<std::io::Result<()>> {
-        stream.poll_write(cx, &mut self.0.borrow_mut().out)
+        let mut inner = self.0.borrow_mut();
+        loop {
+            let written = stream.poll_write(cx, &mut inner.out);
+            if !matches!(written, Poll::Ready(Ok(()))) || !inner.first_has_come() {
+                return written;
+            }
+            inner.close_others();
+        }
     }
 
     /// Takes what is complete: how the proxy itself reads the reply to a command of its own.
     pub fn take(&self) -> Vec<u8> {
-        self.0.borrow_mut().out.take()
+        let mut inner = self.0.borrow_mut();
+        let mut taken = inner.out.take();
+        while inner.first_has_come() {
+            inner.close_others();
+            taken.extend(inner.out.take());
+        }
+        taken
     }
 }
 
@@ -340,7 +361,7 @@ impl Inner {
     /// One more reply is still to come. Its place.
     fn open(&mut self, follow: bool) -> u64 {
         let at = self.released + self.held.len() as u64;
-        self.gaps.push_back(Gap { follow, at, reply: None, twin: None });
+        self.gaps.push_back(Gap { follow, at, reply: None, early: 0, twin: None });
         self.waiting += 1;
         self.followed += usize::from(follow);
         self.next() - 1
@@ -351,8 +372,9 @@ impl Inner {
         self.gaps.get_mut(index)
     }
 
-    fn fill(&mut self, seq: u64, piece: Piece<'_>) {
-        let first = seq == self.base;
+    /// `twin`: the same bytes have come before.
+    fn fill(&mut self, seq: u64, piece: Piece<'_>, twin: bool) {
+        let first = seq == self.base && !(twin && self.is_full());
         let Some(gap) = self.gap(seq).filter(|gap| gap.reply.is_none()) else {
             debug_assert!(false, "a place is filled once");
             return;
@@ -362,12 +384,21 @@ impl Inner {
             self.close_first(piece);
             self.close_others();
         } else {
-            let bytes = piece.len();
+            let early = if twin && piece.len() >= buffer::LARGE { 0 } else { piece.len() };
+            gap.early = early;
             gap.reply = Some(piece.into_bytes());
-            self.early += bytes;
+            self.early += early;
         }
         self.followed -= usize::from(follow);
         self.waiting -= 1;
+    }
+
+    fn is_full(&self) -> bool {
+        self.out.len() > OUT_SOFT
+    }
+
+    fn first_has_come(&self) -> bool {
+        self.gaps.front().is_some_and(|first| first.reply.is_some())
     }
 
     /// The first gap's reply, and what was held behind it.
@@ -385,8 +416,11 @@ impl Inner {
 
     /// Those whose reply has come before its turn.
     fn close_others(&mut self) {
-        while let Some(reply) = self.gaps.front_mut().and_then(|first| first.reply.take()) {
-            self.early -= reply.len();
+        while !self.is_full()
+            && let Some(first) = self.gaps.front_mut()
+            && let Some(reply) = first.reply.take()
+        {
+            self.early -= first.early;
             self.close_first(Piece::Bytes(reply));
         }
     }
@@ -472,6 +506,21 @@ mod tests {
         last.deliver(Piece::Slice(b"last"), Time(3));
         assert_eq!(outbox.take(), b"first read read held read last");
         assert!(outbox.is_idle() && outbox.bytes() == 0 && outbox.waiting() == 0 && outbox.followed() == 0);
+    }
+
+    #[test]
+    fn a_large_reply_that_many_share_counts_once_and_is_written_piece_by_piece() {
+        let outbox = Rc::new(Outbox::default());
+        let read = outbox.reserve(false);
+        (0..100).for_each(|n| assert!(outbox.reserve_twin(n)));
+        outbox.put(Piece::Slice(b"behind"));
+        let reply = Bytes::from(vec![b'x'; OUT_SOFT / 2]);
+        read.deliver(Piece::Bytes(reply.clone()), Time(1));
+        assert_eq!((outbox.waiting(), outbox.is_idle(), outbox.writable()), (0, false, true));
+        assert!(outbox.bytes() <= 2 * OUT_SOFT, "{}", outbox.bytes());
+        let taken = outbox.take();
+        assert!(taken.ends_with(b"xbehind") && taken.len() == 101 * reply.len() + 6);
+        assert!(outbox.is_idle() && outbox.bytes() == 0);
     }
 
     #[test]

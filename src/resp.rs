@@ -11,6 +11,8 @@ use std::ops::Range;
 
 /// Longest inline request and longest count line, as in Redis.
 const INLINE_MAX: usize = 64 * 1024;
+/// Room for so many arguments is kept between requests.
+const ROOM_KEPT: usize = 1024;
 /// No reply has so many bytes or values: a number that is larger is none.
 const LARGEST: i64 = 1 << 40;
 
@@ -47,9 +49,21 @@ pub struct Scanner {
     first: usize,
     remaining: usize,
     pos: usize,
+    /// See [`Scanner::guard`].
+    stranger: bool,
 }
 
+/// Arguments, and bytes of one, that Redis takes from a client that has not logged in.
+const STRANGER_ARGS: usize = 10;
+const STRANGER_BULK: usize = 16 * 1024;
+
 impl Scanner {
+    /// Whether the bytes come from a client that has not logged in though it must: it may say little.
+    #[inline]
+    pub fn guard(&mut self, stranger: bool) {
+        self.stranger = stranger;
+    }
+
     /// The arguments of the request last found, as ranges from its first byte.
     pub fn args(&self) -> &[Range<usize>] {
         &self.args[self.first..]
@@ -87,6 +101,24 @@ impl Scanner {
         self.first = 0;
     }
 
+    /// Whether there is room for far more arguments than most requests have.
+    #[inline]
+    pub fn is_roomy(&self) -> bool {
+        self.args.capacity() > ROOM_KEPT
+    }
+
+    /// Bytes that the arguments take.
+    pub fn held(&self) -> usize {
+        self.args.len() * size_of::<Range<usize>>()
+    }
+
+    /// Gives the room back that no argument is in.
+    pub fn shed(&mut self) {
+        if self.args.is_empty() {
+            self.args = Vec::new();
+        }
+    }
+
     /// Whether nothing of the present request was looked at.
     pub fn is_at_start(&self) -> bool {
         self.pos == 0
@@ -95,7 +127,7 @@ impl Scanner {
     /// Looks at `buf`, which starts with the same bytes as at the last call that said `Incomplete`.
     pub fn scan(&mut self, buf: &[u8], max_bulk: usize) -> Result<Scan, ProtocolError> {
         if self.pos == 0 {
-            if let Some((count, end)) = short_header(buf, 0, b'*').filter(|(count, _)| *count > 0) {
+            if let Some((count, end)) = short_header(buf, 0, b'*').filter(|(count, _)| *count > 0 && !self.stranger) {
                 self.start(count, end);
             } else if let Some(scan) = self.scan_count(buf)? {
                 return Ok(scan);
@@ -124,6 +156,9 @@ impl Scanner {
         if count > i64::from(i32::MAX) {
             return Err(ProtocolError::new("invalid multibulk length"));
         }
+        if self.stranger && count > STRANGER_ARGS as i64 {
+            return Err(ProtocolError::new("unauthenticated multibulk length"));
+        }
         if count <= 0 {
             return Ok(Some(Scan::Nothing(end)));
         }
@@ -140,6 +175,9 @@ impl Scanner {
                     None => return Ok(Scan::Incomplete(buf.len() + 1)),
                 },
             };
+            if len > STRANGER_BULK && self.stranger {
+                return Err(ProtocolError::new("unauthenticated bulk length"));
+            }
             let end = start + len;
             if buf.len() < end + 2 {
                 return Ok(Scan::Incomplete(end + 2));

@@ -146,6 +146,10 @@ pub struct Session {
     outstanding: Outstanding,
     /// The last wait for a read of its own has brought no hit so far.
     waited_in_vain: bool,
+    /// Who holds no more than this is within every limit.
+    little: usize,
+    /// What [`crate::clients::Clients::hold`] was told last.
+    counted: usize,
     /// Nothing more is read; what is owed is written.
     closing: Option<Why>,
     /// MONITOR was sent, and the verdict on it is not known yet.
@@ -196,6 +200,7 @@ impl Session {
         let now = Time::now();
         let view = shared.view(&key);
         client.db.store(key.db, Ordering::Relaxed);
+        let little = flow::little(&shared.config);
         Session {
             cache: shared.cache.clone(),
             sampler: shared.audit.sampler(),
@@ -224,6 +229,8 @@ impl Session {
             tries: 0,
             outstanding: Outstanding::default(),
             waited_in_vain: false,
+            little,
+            counted: 0,
             closing: None,
             monitor_asked: false,
             held_back: false,
@@ -416,6 +423,7 @@ impl Session {
                 self.pass_on(input);
                 break;
             }
+            input.guard(self.is_shut_out());
             match input.find(&self.cache, self.shared.config.proto_max_bulk_len) {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -434,7 +442,7 @@ impl Session {
             let mut keys = std::mem::take(&mut self.keys);
             let table = table.get_or_insert_with(|| self.shared.node.table.load());
             let step = self.dispatch(&input.request(), table, &mut keys);
-            self.keys = keys;
+            self.keys = keys.shed();
             self.carry_out(step, input);
         }
         self.account();
@@ -530,6 +538,7 @@ impl Session {
             Step::Send(connection, effect) => {
                 self.wrote |= effect.may_write() || matches!(effect, Effect::None) && self.word == Word::PassedOn;
                 let known = self.outstanding.note_all(self.outbox.next(), &effect);
+                self.outstanding.note_size(self.outbox.next(), input.request().buf.len());
                 let place = self.outbox.reserve(!known);
                 if input.request().buf.len() >= crate::buffer::LARGE {
                     connection.send(Piece::Bytes(input.take()), place, effect, self.repeatable, self.now);

@@ -58,6 +58,7 @@ const EVERY_SETTING: &str = r#"
     client_query_buffer_limit = "2mb"
     client_output_buffer_limit = "3mb"
     client_output_buffer_limit_pubsub = "2mb"
+    maxmemory_clients = "25%"
     max_dedicated = 8
     dedicated_idle_timeout = "9s"
     lane_buffer_limit = "4mb"
@@ -85,34 +86,38 @@ const EVERY_SETTING: &str = r#"
     unixsocketperm = "700"
 "#;
 
+fn every_door() -> Vec<nearside::config::Listen> {
+    vec![
+        nearside::config::Listen {
+            address: Address::Tcp("::1".into(), 6380),
+            consistency: Level::Causal,
+            tls: Some(ListenTls {
+                cert: "/server.crt".into(),
+                key: "/server.key".into(),
+                ca: Some("/clients.crt".into()),
+                auth_clients: AuthClients::Optional,
+            }),
+            unixsocketperm: None,
+        },
+        nearside::config::Listen {
+            address: Address::Unix("/run/nearside.sock".into()),
+            consistency: Level::Linearizable,
+            tls: None,
+            unixsocketperm: Some(0o770),
+        },
+        nearside::config::Listen {
+            address: Address::Unix("/run/other.sock".into()),
+            consistency: Level::Causal,
+            tls: None,
+            unixsocketperm: Some(0o700),
+        },
+    ]
+}
+
 #[test]
 fn every_setting_is_taken() {
     let expected = Config {
-        listen: vec![
-            nearside::config::Listen {
-                address: Address::Tcp("::1".into(), 6380),
-                consistency: Level::Causal,
-                tls: Some(ListenTls {
-                    cert: "/server.crt".into(),
-                    key: "/server.key".into(),
-                    ca: Some("/clients.crt".into()),
-                    auth_clients: AuthClients::Optional,
-                }),
-                unixsocketperm: None,
-            },
-            nearside::config::Listen {
-                address: Address::Unix("/run/nearside.sock".into()),
-                consistency: Level::Linearizable,
-                tls: None,
-                unixsocketperm: Some(0o770),
-            },
-            nearside::config::Listen {
-                address: Address::Unix("/run/other.sock".into()),
-                consistency: Level::Causal,
-                tls: None,
-                unixsocketperm: Some(0o700),
-            },
-        ],
+        listen: every_door(),
         upstream: Some(Upstream {
             address: Address::Tcp("cache.example".into(), 7000),
             username: Some("u".into()),
@@ -141,6 +146,7 @@ fn every_setting_is_taken() {
         client_query_buffer_limit: 2 << 20,
         client_output_buffer_limit: 3 << 20,
         client_output_buffer_limit_pubsub: 2 << 20,
+        maxmemory_clients: 256 << 20,
         max_dedicated: 8,
         dedicated_idle_timeout: Duration::from_secs(9),
         lane_buffer_limit: 4 << 20,
@@ -171,6 +177,7 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     ("threads = \"many\"", ":1: threads: ", &["auto"]),
     ("maxclients = 0", ":1: maxclients: ", &["1 to 1000000"]),
     ("clients_together = 0", ":1: clients_together: ", &["1 to"]),
+    ("maxmemory_clients = \"x%\"", ":1: maxmemory_clients: ", &["`x%`", "25%"]),
     ("max_dedicated = 0", ":1: max_dedicated: ", &["1 to"]),
     ("heartbeat = \"0\"", ":1: heartbeat: ", &["1ms"]),
     ("heartbeat = \"1s\"", ":1: heartbeat: ", &["shorter than max_staleness (1s)"]),

@@ -1,6 +1,6 @@
 //! Text to plain values: each setting parsed, with the place it was given at. No defaults and no limits here.
 
-use super::units::{Count, Period, Size, Threads};
+use super::units::{Count, Period, Share, Size, Threads};
 use super::values::{Flag, Log, Origin, Permissions, Plain};
 use super::{Address, AuthClients, ConfigError, Invalidation, Level, ScriptKeys};
 use serde::{Deserialize, Deserializer, de};
@@ -94,6 +94,7 @@ settings! {
     client_query_buffer_limit: Size,
     client_output_buffer_limit: Size,
     client_output_buffer_limit_pubsub: Size,
+    maxmemory_clients: Share,
     max_dedicated: Count,
     dedicated_idle_timeout: Period,
     lane_buffer_limit: Size,

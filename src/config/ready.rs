@@ -22,6 +22,7 @@ pub(super) fn ready(raw: Raw, file: Option<Source<'_>>) -> Result<Config, Config
     let places = Places::of(&raw);
     let level = raw.consistency.as_ref().map_or_else(Level::default, |given| given.value);
     let upstream = upstream(&raw, &blame)?;
+    let max_memory = blame.within("max_memory", raw.max_memory, Size(default.max_memory), Size(MB)..=Size(HUGE))?.0;
     let config = Config {
         listen: listeners(raw.listen, default.listen, level, raw.unixsocketperm, &blame)?,
         upstream,
@@ -39,7 +40,7 @@ pub(super) fn ready(raw: Raw, file: Option<Source<'_>>) -> Result<Config, Config
         )?,
         connect_timeout: blame.period("connect_timeout", raw.connect_timeout, default.connect_timeout, ms(1)..=DAY)?,
         reconnect_max: blame.period("reconnect_max", raw.reconnect_max, default.reconnect_max, ms(1)..=DAY)?,
-        max_memory: blame.within("max_memory", raw.max_memory, Size(default.max_memory), Size(MB)..=Size(HUGE))?.0,
+        max_memory,
         max_entry: blame.bytes("max_entry", raw.max_entry, default.max_entry, 1)?,
         script_keys: raw.script_keys.map_or(default.script_keys, |given| given.value),
         maxclients: blame.count("maxclients", raw.maxclients, default.maxclients)?,
@@ -69,6 +70,12 @@ pub(super) fn ready(raw: Raw, file: Option<Source<'_>>) -> Result<Config, Config
             1024,
         )?,
         clients_together: blame.count("clients_together", raw.clients_together, default.clients_together)?,
+        maxmemory_clients: blame.bytes(
+            "maxmemory_clients",
+            raw.maxmemory_clients.map(|given| Given { value: given.value.of(max_memory), at: given.at }),
+            default.maxmemory_clients,
+            0,
+        )?,
         max_dedicated: blame.count("max_dedicated", raw.max_dedicated, default.max_dedicated)?,
         dedicated_idle_timeout: blame.period(
             "dedicated_idle_timeout",

@@ -25,6 +25,15 @@ pub(super) enum Threads {
     Exactly(Count),
 }
 
+/// Bytes, or a part of `max_memory`: `25%`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Share {
+    /// So many bytes.
+    Bytes(Size),
+    /// Of `max_memory`.
+    Percent(u64),
+}
+
 const SIZE_UNITS: [(&str, u64); 8] = [
     ("", 1),
     ("b", 1),
@@ -61,6 +70,30 @@ impl FromStr for Size {
                 "`{text}` is no size; write a whole number of bytes, or one with b, k, kb, m, mb, g or gb: \"256mb\""
             )
         })
+    }
+}
+
+impl FromStr for Share {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.trim().strip_suffix('%') {
+            None => text.parse().map(Share::Bytes),
+            Some(percent) => percent.trim().parse().map(Share::Percent).map_err(|_| {
+                format!("`{text}` is no share of max_memory; write a whole number and a %: \"25%\", or a size")
+            }),
+        }
+    }
+}
+
+impl Share {
+    /// In bytes, where the whole has so many.
+    pub(super) fn of(self, whole: u64) -> Size {
+        match self {
+            Share::Bytes(size) => size,
+            Share::Percent(percent) => {
+                Size((u128::from(whole) * u128::from(percent) / 100).min(u128::from(u64::MAX)) as u64)
+            }
+        }
     }
 }
 

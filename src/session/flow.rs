@@ -16,6 +16,7 @@ use std::time::Duration;
 use super::dedicated::Lent;
 use super::input::Input;
 use super::{After, Session, Stall, Why};
+use crate::config::Config;
 use crate::time::Time;
 use crate::upstream::connection::Connection;
 
@@ -25,8 +26,17 @@ const MAX_WAITING: usize = 1024;
 pub(super) const OUTPUT_SOFT: usize = 1 << 20;
 /// Input read ahead of a request that waits.
 const READ_AHEAD: usize = 1 << 20;
+/// What one client holds below this is not counted, and told to nobody: so hits need no counting.
+const LITTLE: usize = 16 * 1024;
 /// How often a session looks whether a full connection to the server has room again.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
+/// Bytes that may be held for a client without a look at the limits.
+pub(super) fn little(config: &Config) -> usize {
+    let limits =
+        [config.client_query_buffer_limit, config.client_output_buffer_limit, config.client_output_buffer_limit_pubsub];
+    limits.into_iter().fold(LITTLE, usize::min)
+}
 
 impl Session {
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, input: &mut Input) -> Poll<std::io::Result<bool>> {
@@ -69,12 +79,32 @@ impl Session {
         })))
     }
 
+    /// Whether the client has not logged in though it must. Whoever has no password must not be able to fill the memory: it may
+    /// say little ([`crate::resp::Scanner::guard`]), and leave little unread.
+    #[inline]
+    pub(super) fn is_shut_out(&self) -> bool {
+        self.key.login.is_stranger() && self.shared.node.logins.shut_out()
+    }
+
     /// Whether more of it is held than it may have.
-    pub(super) fn too_much(&self, input: &Input) -> Option<Why> {
+    #[inline]
+    pub(super) fn too_much(&mut self, input: &Input) -> Option<Why> {
+        let held = self.outbox.bytes() + input.held();
+        let little = held <= self.little && self.lent.is_none() && self.outstanding.sent() == 0 && self.counted == 0;
+        if little { None } else { self.weigh(held, input) }
+    }
+
+    /// Kept out of the way of those of whom little is held.
+    #[cold]
+    fn weigh(&mut self, held: usize, input: &Input) -> Option<Why> {
+        let on_its_way = self.lent.as_ref().map_or(0, |lent| lent.connection.held()).max(self.outstanding.sent());
+        self.count(held + on_its_way);
         let config = &self.shared.config;
         // Others on a connection of their own may ask for large replies, as anybody may.
         let told = self.lent.as_ref().is_some_and(Lent::is_told);
-        let (limit, setting) = if told {
+        let (limit, setting) = if self.is_shut_out() {
+            (LITTLE, "it has not logged in")
+        } else if told {
             (config.client_output_buffer_limit_pubsub, "client_output_buffer_limit_pubsub")
         } else {
             (config.client_output_buffer_limit, "client_output_buffer_limit")
@@ -87,10 +117,31 @@ impl Session {
             );
             return Some("it reads too slowly");
         }
-        if input.left() > self.shared.config.client_query_buffer_limit {
+        if input.left() > config.client_query_buffer_limit {
             tracing::warn!(client = self.client.addr, "closed: its request exceeds client_query_buffer_limit");
             return Some("its request is too large");
         }
         None
+    }
+
+    /// Adds what is held for this client to what is held for all (`maxmemory_clients`), if it has changed by more than a little.
+    /// With too much in all, those for whom most is held are closed: this one, or others, which their threads end.
+    fn count(&mut self, held: usize) {
+        let held = if held > LITTLE { held } else { 0 };
+        let settled = held == 0 || held.abs_diff(self.counted) > LITTLE;
+        if held == self.counted || !settled {
+            return;
+        }
+        self.counted = held;
+        let (clients, most) = (&self.shared.clients, self.shared.config.maxmemory_clients);
+        clients.hold(&self.client, held);
+        if most > 0 && clients.held() > most {
+            for (client, bytes) in clients.relieve(most) {
+                tracing::warn!(
+                    client = client.addr,
+                    "closed: {bytes} bytes are held for it, more than for any other, and more than {most} for all (maxmemory_clients)"
+                );
+            }
+        }
     }
 }

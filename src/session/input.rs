@@ -58,6 +58,10 @@ pub(super) struct Input {
     found: Vec<Found>,
     /// The present one.
     next: usize,
+    /// See [`Scanner::guard`].
+    stranger: bool,
+    /// What is looked at next was an inline command: its words are not counted.
+    rewritten: bool,
     /// Bytes the request that is not whole yet needs before another look makes sense.
     need: usize,
 }
@@ -68,13 +72,43 @@ impl Input {
         self.buf.len() - self.pos
     }
 
+    /// Whether what is next is a request in the usual form, no inline one.
+    pub(super) fn is_array(&self) -> bool {
+        self.buf.get(self.pos) == Some(&b'*')
+    }
+
     /// Reads what the client has sent. `Ok(0)`: it sends nothing more.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<std::io::Result<usize>> {
         if self.pos > 0 {
             self.buf.advance(self.pos);
             self.pos = 0;
         }
-        stream.poll_more(cx, &mut self.buf, self.need)
+        let poll = stream.poll_more(cx, &mut self.buf, self.need);
+        if poll.is_pending() && self.scanner.is_roomy() {
+            self.shed();
+        }
+        poll
+    }
+
+    /// Nothing comes for now: the room that a request of many arguments took is not kept.
+    #[cold]
+    fn shed(&mut self) {
+        if self.next == self.found.len() {
+            self.forget_found();
+            self.scanner.shed();
+        }
+    }
+
+    /// Memory that what is not dealt with takes.
+    pub(super) fn held(&self) -> usize {
+        self.left() + self.scanner.held()
+    }
+
+    /// See [`Scanner::guard`].
+    #[inline]
+    pub(super) fn guard(&mut self, stranger: bool) {
+        self.stranger = stranger;
+        self.scanner.guard(stranger && !self.rewritten);
     }
 
     /// Whether a whole request is there; it is then the present one.
@@ -139,6 +173,9 @@ impl Input {
         let at = self.pos + self.seen;
         match self.scanner.scan(&self.buf[at..], max_bulk)? {
             Scan::Request(len) => {
+                if std::mem::take(&mut self.rewritten) {
+                    self.scanner.guard(self.stranger);
+                }
                 let args = self.scanner.keep();
                 let first = self.scanner.kept(&args).get(1).filter(|first| first.len() <= HASHED_MAX);
                 let hash = first.map(|first| cache.hash(&self.buf[at..][first.clone()]));
@@ -155,6 +192,8 @@ impl Input {
             Scan::Inline(len) => {
                 let args = resp::inline_args(&self.buf[at..at + len])?;
                 self.rewrite(len, &resp::encode(&args));
+                self.rewritten = true;
+                self.scanner.guard(false);
             }
         }
         Ok(true)
@@ -284,7 +323,7 @@ impl Input {
     }
 
     /// What was found is to be looked for again.
-    fn forget_ahead(&mut self) {
+    pub(super) fn forget_ahead(&mut self) {
         self.found.clear();
         self.next = 0;
         self.seen = 0;
@@ -384,5 +423,25 @@ mod tests {
         assert!(input.find(&cache, MAX_BULK).expect("a request"));
         input.replace(&short);
         assert_eq!(requests(&mut input, &cache), [short, next]);
+    }
+
+    #[tokio::test]
+    async fn many_arguments_leave_no_room_behind() {
+        let cache = Cache::new(1 << 20, 1 << 10);
+        let (mut near, far) = tokio::io::duplex(1 << 20);
+        let mut stream = Stream::Memory(far);
+        let mut input = Input::default();
+        let request = resp::encode(&vec!["argument"; 20_000]);
+        tokio::io::AsyncWriteExt::write_all(&mut near, &request).await.expect("a pipe");
+        let cx = &mut Context::from_waker(std::task::Waker::noop());
+        while !input.find(&cache, MAX_BULK).expect("a request") {
+            assert!(matches!(input.poll_read(cx, &mut stream), Poll::Ready(Ok(1..))));
+        }
+        // What is not dealt with yet keeps its arguments.
+        assert!(input.poll_read(cx, &mut stream).is_pending());
+        assert_eq!((input.request().len(), input.held() > request.len()), (20_000, true));
+        input.consume();
+        assert!(input.poll_read(cx, &mut stream).is_pending());
+        assert_eq!((input.held(), input.scanner.is_roomy(), input.buf.capacity()), (0, false, 0));
     }
 }

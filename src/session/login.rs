@@ -55,15 +55,19 @@ impl Session {
     /// The handshake of another proxy does not wait for the introduction: in a ring of proxies, that waits for it. It is passed
     /// on first, and if it comes back to its sender, all of them say so. True if the first request is such a handshake.
     pub(super) fn recognise(&mut self, input: &mut Input) -> bool {
-        if self.recognised || !matches!(input.find(&self.cache, self.shared.config.proto_max_bulk_len), Ok(true)) {
+        if self.recognised || !input.is_array() {
             return false;
         }
-        self.recognised = true;
-        let request = input.request();
-        if !request.arg(0).eq_ignore_ascii_case(b"HELLO") || !handshake::is_marked(request.buf) {
-            return false;
-        }
-        let (pool, question) = (self.pool.clone(), request.buf.to_vec());
+        input.guard(true);
+        let found = matches!(input.find(&self.cache, self.shared.config.proto_max_bulk_len), Ok(true));
+        let marked =
+            |request: &Request<'_>| request.arg(0).eq_ignore_ascii_case(b"HELLO") && handshake::is_marked(request.buf);
+        let question = found.then(|| input.request()).filter(marked).map(|request| request.buf.to_vec());
+        // Once it is known who the client is, and so how much it may say, the same bytes are looked at again.
+        input.forget_ahead();
+        self.recognised = found;
+        let Some(question) = question else { return false };
+        let pool = self.pool.clone();
         self.stall = Some(Stall::For(Box::pin(async move {
             match passed_on(&pool.node, &question).await {
                 Some(ring) => After::Farewell(ring, RING),

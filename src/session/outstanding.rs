@@ -11,7 +11,14 @@ use crate::upstream::effect::Effect;
 pub(super) struct Outstanding {
     /// By place.
     keys: VecDeque<Noted>,
+    /// Requests that are not small: place and bytes, by place.
+    sizes: VecDeque<(u64, usize)>,
+    /// Bytes of these.
+    sent: usize,
 }
+
+/// The bytes of smaller requests are not counted.
+const SMALL: usize = 1024;
 
 struct Noted {
     /// In the session's order.
@@ -41,6 +48,19 @@ pub(super) struct Read {
 impl Outstanding {
     fn note(&mut self, place: u64, hash: u64, what: What) {
         self.keys.push_back(Noted { place, hash, what });
+    }
+
+    /// The request at `place` has so many bytes.
+    pub(super) fn note_size(&mut self, place: u64, bytes: usize) {
+        if bytes >= SMALL {
+            self.sizes.push_back((place, bytes));
+            self.sent += bytes;
+        }
+    }
+
+    /// Bytes of the requests that are not told, small ones left out.
+    pub(super) fn sent(&self) -> usize {
+        self.sent
     }
 
     /// The read at `place` is of these keys.
@@ -85,6 +105,10 @@ impl Outstanding {
         if self.keys.is_empty() && self.keys.capacity() > 64 {
             self.keys = VecDeque::new();
         }
+        while let Some((_, bytes)) = self.sizes.front().filter(|(at, _)| *at < place) {
+            self.sent -= bytes;
+            self.sizes.pop_front();
+        }
     }
 
     /// Whether the key is among them.
@@ -112,6 +136,19 @@ mod tests {
         assert_eq!([1, 2, 3].map(|hash| outstanding.contains(hash)), [true, false, false]);
         outstanding.told_before(5);
         assert!(!outstanding.contains(1));
+    }
+
+    #[test]
+    fn the_bytes_of_requests_count_until_they_are_told() {
+        let mut outstanding = Outstanding::default();
+        for (place, bytes) in [(0, SMALL), (1, SMALL - 1), (2, 5 * SMALL)] {
+            outstanding.note_size(place, bytes);
+        }
+        assert_eq!(outstanding.sent(), 6 * SMALL);
+        outstanding.told_before(2);
+        assert_eq!(outstanding.sent(), 5 * SMALL);
+        outstanding.told_before(3);
+        assert_eq!(outstanding.sent(), 0);
     }
 
     #[test]

@@ -326,6 +326,12 @@ impl Connection {
         self.shared.borrow().out.len()
     }
 
+    /// Bytes that it holds for the session it is lent to.
+    pub fn held(&self) -> usize {
+        let shared = self.shared.borrow();
+        shared.out.len() + shared.raw_waiting
+    }
+
     /// Opens it if it is not open. The server's reply to HELLO, or the error that clients are told.
     pub async fn ready(&self) -> Result<Bytes, Bytes> {
         loop {

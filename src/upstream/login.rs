@@ -180,6 +180,11 @@ impl Logins {
         &self.own
     }
 
+    /// Whether the server has refused whoever does not log in, as far as is known.
+    pub fn shut_out(&self) -> bool {
+        matches!(lock(&self.proven).proof, Some((_, Proof::Refused(..))))
+    }
+
     /// Who a session is that begins now: what the upstream's address says if the server is known to take that, else a stranger.
     pub fn first(&self) -> &Arc<Login> {
         match self.proof() {

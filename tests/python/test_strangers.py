@@ -1,0 +1,83 @@
+"""Who has not logged in may say little: as the bare server, byte for byte, where it asks for a password."""
+
+import pytest
+
+from conftest import Lab
+from processes import wait_until
+from test_bad_input import oracle_answer, proxy_answer
+from wire import Connection, encode
+
+PASSWORD = "secret"
+KILOBYTE = 1024
+AUTH = encode("AUTH", PASSWORD)
+MANY = encode("MSET", *range(20))
+LARGE = encode("SET", "k", b"x" * (16 * KILOBYTE + 1))
+
+PAYLOADS = {
+    "ten arguments": encode("DEL", *range(9)),
+    "eleven arguments": encode("DEL", *range(10)),
+    "eleven are announced": b"*11\r\n",
+    "a hundred thousand are announced": b"*100000\r\n",
+    "16 KB": encode("SET", "k", b"x" * 16 * KILOBYTE),
+    "more than 16 KB": LARGE,
+    "more than 16 KB are announced": b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$16385\r\n",
+    "far more than 16 KB are announced": b"*2\r\n$3\r\nGET\r\n$400000000\r\n",
+    "more than proto-max-bulk-len is announced": b"*2\r\n$3\r\nGET\r\n$600000000\r\n",
+    "no number of arguments": b"*x\r\n",
+    "no arguments": b"*0\r\n" + encode("PING"),
+    "a good command before": encode("PING") + MANY + encode("PING"),
+    "a wrong password before": encode("AUTH", "wrong") + MANY,
+    "the password before many arguments": AUTH + MANY + encode("EXISTS", *range(20)),
+    "the password before a large one": AUTH + LARGE + encode("STRLEN", "k"),
+    "HELLO with the password before": encode("HELLO", 2, "AUTH", "default", "wrong") + LARGE,
+    "a line before many arguments": b"PING\r\n" + MANY,
+    "a line of many words": b"DEL " + b" x" * 20 + b"\r\n",
+}
+
+
+@pytest.fixture(scope="module", params=["redis", "valkey"])
+def guarded(request, tmp_path_factory):
+    """A server that wants a password, and a proxy over it that has none."""
+    lab = Lab(tmp_path_factory.mktemp("guarded"))
+    server = lab.server(request.param, options=("--requirepass", PASSWORD))
+    proxy = lab.proxy(server.port, wait=False)
+    wait_until(lambda: is_refused(proxy.port), "the proxy listens, and has asked the server")
+    yield server, proxy
+    lab.close()
+
+
+def is_refused(port):
+    try:
+        with Connection(port) as conn:
+            conn.send_raw(MANY)
+            return str(conn.read()).startswith("ERR Protocol error")
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS.keys())
+def test_what_may_be_said_before_login(guarded, payload):
+    server, proxy = guarded
+    with Connection(server.port) as conn:
+        conn.pipeline([("AUTH", PASSWORD), ("FLUSHALL",)])
+    expected, closes = oracle_answer(server.port, payload)
+    with Connection(server.port) as conn:
+        conn.pipeline([("AUTH", PASSWORD), ("FLUSHALL",)])
+    assert proxy_answer(proxy.port, payload, expected, closes) == (expected, closes)
+
+
+@pytest.mark.needs_proxy
+def test_who_has_not_logged_in_and_reads_nothing_is_closed(guarded):
+    _, proxy = guarded
+    with Connection(proxy.port) as conn:
+        conn.sock.settimeout(5)
+        with pytest.raises(ConnectionError):
+            while True:
+                conn.send_raw(encode("GET", "k") * 10_000)
+
+
+@pytest.mark.needs_proxy
+def test_where_no_password_is_asked_for_anything_may_be_said_at_once(site):
+    with Connection(site.a.port) as conn:
+        conn.send_raw(MANY + LARGE + encode("EXISTS", *range(20)))
+        assert [conn.read() for _ in range(3)] == [b"OK", b"OK", 10]
