@@ -56,6 +56,7 @@ fn of_upstream(shared: &Shared, add: &mut impl FnMut(&str, &dyn std::fmt::Displa
     add("reads_of_refused_levels", &get(&node.coherence.refused_reads));
     add("clock_age_ms", &age.map_or(-1, |a| a.as_millis() as i64));
     add("lanes", &node.lanes.load(Ordering::Relaxed));
+    add("lanes_rested", &get(&node.lanes_rested));
     let (dedicated, idle) = (node.places.taken(), node.places.idle());
     add("dedicated", &dedicated);
     add("dedicated_idle", &idle);

@@ -176,6 +176,10 @@ pub struct Config {
     pub max_dedicated: usize,
     /// One that no session has used for this long is closed; zero: never.
     pub dedicated_idle_timeout: Duration,
+    /// Shared connections to the upstream at once.
+    pub max_lanes: usize,
+    /// A shared connection that nobody has used for so long is closed; zero: never.
+    pub lane_idle_timeout: Duration,
     /// Bytes on their way to the upstream on one lane before sessions must wait.
     pub lane_buffer_limit: usize,
     /// One in so many hits is audited; 0: none.
@@ -224,6 +228,8 @@ impl Default for Config {
             maxmemory_clients: 1 << 30,
             max_dedicated: 4096,
             dedicated_idle_timeout: Duration::from_secs(60),
+            max_lanes: 1024,
+            lane_idle_timeout: Duration::from_secs(60),
             lane_buffer_limit: 64 << 20,
             audit_one_in: 10_000,
             audit_per_second: 10,

@@ -454,6 +454,7 @@ impl Session {
             self.waited_in_vain &= self.hits == 0;
             self.client.active.store(self.now.0, Ordering::Relaxed);
             self.client.command.store(self.command, Ordering::Relaxed);
+            self.lane.touch(self.now);
             self.shared.count(std::mem::take(&mut self.commands), std::mem::take(&mut self.hits));
         }
     }

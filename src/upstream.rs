@@ -11,6 +11,7 @@ pub mod fill;
 pub mod guest;
 pub mod handshake;
 pub mod health;
+pub mod lanes;
 pub mod link;
 pub mod login;
 pub mod names;
@@ -46,6 +47,7 @@ use crate::config::{Config, Invalidation, Level, ScriptKeys, Upstream};
 use crate::transport::Endpoint;
 use connection::{Connection, Role};
 use dedicated::{IDLE, IdleSet, Places};
+use lanes::{Cargo, Lanes};
 use login::{Login, Logins};
 
 /// How errors begin that the server has not said.
@@ -109,6 +111,18 @@ pub struct Node {
     pub seen: AtomicU64,
     /// Lanes that are up.
     pub lanes: AtomicUsize,
+    /// Lanes that are open or being opened ([`lanes::Berth`]).
+    berths: AtomicUsize,
+    /// When a lane last found all berths taken ([`crate::time::Time`] in nanoseconds).
+    berths_wanted: AtomicU64,
+    /// See [`Config`].
+    max_lanes: usize,
+    /// See [`Config`].
+    lane_idle_timeout: Duration,
+    /// Lanes that came to rest.
+    pub lanes_rested: AtomicU64,
+    /// The database that sessions begin in.
+    home: u32,
     /// Connections lent to single sessions, or idle until the next.
     pub places: Places,
     /// Connections that ended because they were sent what cannot be: a reply that nobody asked for, or no RESP.
@@ -169,6 +183,12 @@ impl Node {
             touch_per_second: config.touch_per_second,
             seen: AtomicU64::new(0),
             lanes: AtomicUsize::new(0),
+            berths: AtomicUsize::new(0),
+            berths_wanted: AtomicU64::new(0),
+            max_lanes: config.max_lanes,
+            lane_idle_timeout: config.lane_idle_timeout,
+            lanes_rested: AtomicU64::new(0),
+            home: upstream.db,
             places: Places::new(config.max_dedicated, config.dedicated_idle_timeout),
             out_of_turn: AtomicU64::new(0),
             connect_timeout: config.connect_timeout,
@@ -260,7 +280,7 @@ pub fn wake_after_sessions(cx: &mut Context<'_>) {
 pub struct Pool {
     /// The node they lead to.
     pub node: Arc<Node>,
-    lanes: RefCell<HashMap<ConnectionKey, Rc<Connection>>>,
+    lanes: Rc<Lanes>,
     idle: Rc<IdleSet>,
     scripts: Rc<Cell<usize>>,
     /// By which strangers are answered.
@@ -285,9 +305,9 @@ impl Pool {
     /// An empty pool.
     pub fn new(node: Arc<Node>) -> Pool {
         Pool {
+            lanes: Rc::new(Lanes::new(node.clone())),
             idle: IdleSet::new(&node),
             node,
-            lanes: RefCell::default(),
             scripts: Rc::default(),
             guest: guest::Guest::default(),
             tasks: LocalSet::new(),
@@ -296,28 +316,22 @@ impl Pool {
 
     /// Runs its connections, for good.
     pub async fn run(&self) {
-        self.tasks.run_until(self.idle.tend()).await
+        let tend = async {
+            tokio::join!(self.idle.tend(), self.lanes.tend());
+        };
+        self.tasks.run_until(tend).await
     }
 
     fn start(&self, key: &ConnectionKey, role: Role) -> Rc<Connection> {
         let connection = Connection::new(self.node.clone(), key.clone(), role);
-        self.tasks.spawn_local(panicking::run(connection.clone()));
+        let lanes = (role == Role::Lane).then(|| self.lanes.clone());
+        self.tasks.spawn_local(panicking::run(connection.clone(), lanes));
         connection
     }
 
     /// The shared connection for this user, protocol and database.
     pub fn lane(&self, key: &ConnectionKey) -> Rc<Connection> {
-        let mut lanes = self.lanes.borrow_mut();
-        lanes.entry(key.clone()).or_insert_with(|| self.start(key, Role::Lane)).clone()
-    }
-
-    /// Forgets a lane that the server has refused, so that databases and users that do not exist leave nothing behind.
-    pub fn forget_refused(&self, lane: &Rc<Connection>) {
-        let mut lanes = self.lanes.borrow_mut();
-        if lane.never_opened() && lanes.get(&lane.key).is_some_and(|l| Rc::ptr_eq(l, lane)) {
-            lanes.remove(&lane.key);
-            lane.close();
-        }
+        self.lanes.get(key, Cargo::Any, || self.start(key, Role::Lane))
     }
 
     /// The right to lend a connection to a script; `None`: there are as many as are kept idle, this one shares a lane.

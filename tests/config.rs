@@ -61,6 +61,8 @@ const EVERY_SETTING: &str = r#"
     maxmemory_clients = "25%"
     max_dedicated = 8
     dedicated_idle_timeout = "9s"
+    max_lanes = 9
+    lane_idle_timeout = "10s"
     lane_buffer_limit = "4mb"
     invalidation = "broadcast"
     broadcast_prefixes = ["a:", "b:"]
@@ -149,6 +151,8 @@ fn every_setting_is_taken() {
         maxmemory_clients: 256 << 20,
         max_dedicated: 8,
         dedicated_idle_timeout: Duration::from_secs(9),
+        max_lanes: 9,
+        lane_idle_timeout: Duration::from_secs(10),
         lane_buffer_limit: 4 << 20,
         invalidation: Invalidation::Broadcast,
         broadcast_prefixes: vec!["a:".into(), "b:".into()],
@@ -179,6 +183,7 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     ("clients_together = 0", ":1: clients_together: ", &["1 to"]),
     ("maxmemory_clients = \"x%\"", ":1: maxmemory_clients: ", &["`x%`", "25%"]),
     ("max_dedicated = 0", ":1: max_dedicated: ", &["1 to"]),
+    ("max_lanes = 1025", ":1: max_lanes: ", &["1 to 1024"]),
     ("heartbeat = \"0\"", ":1: heartbeat: ", &["1ms"]),
     ("heartbeat = \"1s\"", ":1: heartbeat: ", &["shorter than max_staleness (1s)"]),
     ("max_staleness = \"100ms\"", ":1: heartbeat: ", &["shorter than max_staleness (100ms)"]),

@@ -97,6 +97,8 @@ settings! {
     maxmemory_clients: Share,
     max_dedicated: Count,
     dedicated_idle_timeout: Period,
+    max_lanes: Count,
+    lane_idle_timeout: Period,
     lane_buffer_limit: Size,
     audit_one_in: Count,
     audit_per_second: Count,

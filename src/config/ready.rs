@@ -83,6 +83,15 @@ pub(super) fn ready(raw: Raw, file: Option<Source<'_>>) -> Result<Config, Config
             default.dedicated_idle_timeout,
             Duration::ZERO..=365 * DAY,
         )?,
+        max_lanes: blame
+            .within("max_lanes", raw.max_lanes, Count(default.max_lanes), Count(1)..=Count(default.max_lanes))?
+            .0,
+        lane_idle_timeout: blame.period(
+            "lane_idle_timeout",
+            raw.lane_idle_timeout,
+            default.lane_idle_timeout,
+            Duration::ZERO..=DAY,
+        )?,
         lane_buffer_limit: blame.bytes("lane_buffer_limit", raw.lane_buffer_limit, default.lane_buffer_limit, 1024)?,
         audit_one_in: blame.count_or_none("audit_one_in", raw.audit_one_in, default.audit_one_in)?,
         audit_per_second: blame.count_or_none("audit_per_second", raw.audit_per_second, default.audit_per_second)?,

@@ -92,17 +92,10 @@ impl Session {
         reply: impl FnOnce(Bytes) -> Bytes + 'static,
     ) -> impl Future<Output = After> + 'static {
         let lane = self.pool.lane(&key);
-        // The lane that sessions begin with is theirs without having been asked for.
-        let (pool, first) = (self.pool.clone(), key == self.shared.first_key(self.shared.node.logins.own()));
         async move {
             match lane.ready().await {
                 Ok(hello) => After::Become(Box::new(Become { key, name, reply: reply(hello) })),
-                Err(error) => {
-                    if !first {
-                        pool.forget_refused(&lane);
-                    }
-                    refused(error)
-                }
+                Err(error) => refused(error),
             }
         }
     }

@@ -4,7 +4,7 @@
 //! Bounds: the bytes queued for the node (`lane_buffer_limit`, checked by sessions before they send), what is awaited
 //! (each session's own limit), one reply at a time in the input buffer.
 
-use std::cell::{RefCell, RefMut};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use super::effect::{Effect, KeySet};
 use super::fill::{Fill, FillRead, Terms, Then};
 use super::handshake;
+use super::lanes::{Berth, Lanes};
 use super::login::SHUT_OUT;
 use super::rights::{self, Rights};
 use super::{ConnectionKey, Node, panicking};
@@ -45,6 +46,9 @@ const READS_PER_TURN: usize = 16;
 const AHEAD: usize = 8;
 /// Bytes of the shortest reply.
 const SHORTEST_REPLY: usize = 4;
+/// A lane unused for so long says no PING until somebody waits for its clock: with many lanes, PINGs would be most of what
+/// the server does.
+const QUIET_AFTER: Duration = Duration::from_secs(5);
 /// PINGs on their way at once; who comes later shares the next.
 const PINGS: usize = 4;
 
@@ -127,7 +131,9 @@ struct InFlight {
 
 #[derive(Debug)]
 enum Phase {
-    /// Nobody has needed it yet, or it is being opened.
+    /// A lane that is not needed, or not yet.
+    Rest,
+    /// It is being opened.
     Opening,
     Up,
     /// It could not be opened: this error is told until then.
@@ -163,6 +169,8 @@ struct Shared {
     close: bool,
     /// It is to be taken for lost, for this reason.
     broken: Option<io::Error>,
+    /// A lane that is to come to rest, if nothing is awaited on it.
+    resting: bool,
     /// Of a dedicated connection: who gets its pushes.
     session: Option<Rc<Outbox>>,
     /// The protocol spoken now.
@@ -188,6 +196,8 @@ pub struct Connection {
     pub key: ConnectionKey,
     role: Role,
     node: Arc<Node>,
+    /// Of a lane: when a session last did anything with it.
+    used: Cell<Time>,
     shared: RefCell<Shared>,
     changed: Notify,
     /// The server's number for it, once known; others look it up for CLIENT UNBLOCK and REDIRECT.
@@ -198,7 +208,7 @@ impl Connection {
     /// One that [`run`] then runs. It connects at once if dedicated, else when first needed.
     pub fn new(node: Arc<Node>, key: ConnectionKey, role: Role) -> Rc<Connection> {
         let shared = Shared {
-            phase: Phase::Opening,
+            phase: if role == Role::Lane { Phase::Rest } else { Phase::Opening },
             out: OutBuf::default(),
             queued: 0,
             awaited: VecDeque::new(),
@@ -215,6 +225,7 @@ impl Connection {
             wanted: false,
             close: false,
             broken: None,
+            resting: false,
             session: None,
             resp3: key.resp3,
             held: 0,
@@ -230,6 +241,7 @@ impl Connection {
             key,
             role,
             node,
+            used: Cell::new(Time::now()),
             shared: RefCell::new(shared),
             changed: Notify::new(),
             client_id: Arc::default(),
@@ -273,6 +285,7 @@ impl Connection {
 
     /// Sends a read that fills the cache. Ask [`Connection::can_fill`] after the token was taken.
     pub fn send_fill(&self, place: Place, read: FillRead, now: Time) {
+        self.touch(now);
         let mut shared = self.shared.borrow_mut();
         // Asked after the token was taken, like the generation: if the mode changes now, the token is void.
         let tracked = self.node.coherence.mode().is_none_or(|mode| mode == Mode::Tracked);
@@ -297,6 +310,7 @@ impl Connection {
     }
 
     fn enqueue(&self, request: Piece<'_>, expect: Expect, now: Time) {
+        self.touch(now);
         let mut shared = self.shared.borrow_mut();
         match &shared.phase {
             Phase::Down { error, until } if now < *until => {
@@ -342,8 +356,8 @@ impl Connection {
                     Phase::Up => return Ok(shared.hello.clone()),
                     Phase::Closed(error) => return Err(error.clone()),
                     Phase::Down { error, until } if Time::now() < *until => return Err(error.clone()),
-                    Phase::Down { .. } => shared.phase = Phase::Opening,
-                    Phase::Opening => {}
+                    Phase::Down { .. } => shared.phase = Phase::Rest,
+                    Phase::Rest | Phase::Opening => {}
                 }
                 shared.wanted = true;
                 shared.wake();
@@ -368,7 +382,7 @@ impl Connection {
     }
 
     /// Whether the server has never accepted it.
-    pub fn never_opened(&self) -> bool {
+    fn never_opened(&self) -> bool {
         self.shared.borrow().hello.is_empty()
     }
 
@@ -432,7 +446,46 @@ impl Connection {
         outcome
     }
 
-    /// Ends it: the session that had it is gone.
+    /// A session does something with it.
+    pub fn touch(&self, now: Time) {
+        self.used.set(now);
+    }
+
+    /// When a session last did.
+    pub fn used(&self) -> Time {
+        self.used.get()
+    }
+
+    /// Whether sessions begin with such a lane: it stays.
+    pub fn is_home(&self) -> bool {
+        self.key.login == self.node.own.login && self.key.db == self.node.home && self.key.via.is_none()
+    }
+
+    /// Whether it is open, nothing is awaited on it and nobody waits for its clock: ending it now fails nobody.
+    pub fn is_idle(&self) -> bool {
+        let shared = self.shared.borrow();
+        let clocks = &self.node.coherence.cache.clocks;
+        let waited_for = |stamp| clocks.lane(stamp).is_some_and(|have| clocks.lane_wanted(stamp) > have);
+        matches!(shared.phase, Phase::Up)
+            && !shared.resting
+            && shared.awaits_nothing()
+            && !shared.stamp.is_some_and(waited_for)
+    }
+
+    /// Whether it has no connection, and nobody wants one.
+    pub fn is_at_rest(&self) -> bool {
+        let shared = self.shared.borrow();
+        matches!(shared.phase, Phase::Rest | Phase::Down { .. }) && shared.awaited.is_empty() && !shared.wanted
+    }
+
+    /// Its connection is to end, unless something is sent before its task's next turn.
+    pub fn rest(&self) {
+        let mut shared = self.shared.borrow_mut();
+        shared.resting = true;
+        shared.wake();
+    }
+
+    /// Ends it: no session has it any more.
     pub fn close(&self) {
         let mut shared = self.shared.borrow_mut();
         shared.close = true;
@@ -446,6 +499,11 @@ impl Shared {
         if let Some(waker) = &self.waker {
             waker.wake_by_ref();
         }
+    }
+
+    /// Nothing but what it has asked for itself.
+    fn awaits_nothing(&self) -> bool {
+        self.awaited.iter().all(|item| matches!(item.expect, Expect::Ping | Expect::Arm(_)))
     }
 
     /// Bytes handed to the socket so far.
@@ -484,18 +542,20 @@ fn fail(expect: Expect, error: &Bytes, sent: bool, node: &Node, now: Time) {
 
 // --- the connection's task ---
 
-/// What it does until it is closed or given up.
-pub async fn run(connection: Rc<Connection>) {
+/// What it does until it is closed or given up. A lane has `lanes`, which give it a place.
+pub async fn run(connection: Rc<Connection>, lanes: Option<Rc<Lanes>>) {
     loop {
         if connection.role == Role::Lane && !connection.needed().await {
             connection.shared.borrow_mut().phase = Phase::Closed(connection.node.error("this connection was given up"));
             connection.changed.notify_waiters();
             return;
         }
-        let outcome = match handshake::open(&connection.node, &connection.key, connection.role).await {
-            Ok(opened) => {
+        let outcome = match open(&connection, lanes.as_deref()).await {
+            Ok((opened, _berth)) => {
                 connection.opened(&opened);
-                let why = pump(&connection, opened.stream, opened.input).await;
+                let mut stream = opened.stream;
+                let why = pump(&connection, &mut stream, opened.input).await;
+                // Before the connection ends, what it has filled is void.
                 connection.lost(&why)
             }
             Err(refusal) => {
@@ -510,6 +570,17 @@ pub async fn run(connection: Rc<Connection>) {
             return;
         }
     }
+}
+
+async fn open(
+    connection: &Connection,
+    lanes: Option<&Lanes>,
+) -> Result<(handshake::Opened, Option<Berth>), handshake::Refusal> {
+    let berth = match lanes {
+        Some(lanes) => Some(lanes.berth().await?),
+        None => None,
+    };
+    Ok((handshake::open(&connection.node, &connection.key, connection.role).await?, berth))
 }
 
 /// Whether its task goes on.
@@ -555,9 +626,6 @@ impl Connection {
         self.client_id.store(handshake::id_of(&opened.hello), Ordering::Release);
         if self.role == Role::Lane {
             shared.stamp = shared.stamp.or_else(|| self.node.coherence.cache.clocks.open_lane(opened.asked));
-            if shared.stamp.is_none() {
-                tracing::warn!("more than {} lanes: this one forwards but does not cache", crate::clock::MAX_LANES);
-            }
         }
         drop(shared);
         self.changed.notify_waiters();
@@ -609,7 +677,7 @@ impl Connection {
         shared.out.clear();
         shared.armed = 0;
         shared.pings = 0;
-        shared.phase = if again { Phase::Opening } else { Phase::Closed(unsent.clone()) };
+        shared.phase = if again { Phase::Rest } else { Phase::Closed(unsent.clone()) };
         // What the server said before it closed is told first: `pass_on` then tells of the loss.
         let session = if shared.raw_queue.is_empty() { shared.session.take() } else { None };
         let mut failed = Vec::new();
@@ -659,7 +727,7 @@ impl Expect {
 // --- reading and writing ---
 
 /// Moves bytes both ways until the connection ends; returns why.
-async fn pump(connection: &Rc<Connection>, mut stream: Stream, mut input: BytesMut) -> io::Error {
+async fn pump(connection: &Rc<Connection>, stream: &mut Stream, mut input: BytesMut) -> io::Error {
     let mut cutter = Cutter::default();
     let mut ticks = tokio::time::interval(connection.node.heartbeat);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -670,7 +738,7 @@ async fn pump(connection: &Rc<Connection>, mut stream: Stream, mut input: BytesM
         {
             return Poll::Ready(e);
         }
-        match connection.turn(cx, &mut stream, &mut input, &mut cutter, &mut ticks) {
+        match connection.turn(cx, stream, &mut input, &mut cutter, &mut ticks) {
             Ok(()) => Poll::Pending,
             Err(e) => Poll::Ready(e),
         }
@@ -715,6 +783,10 @@ impl Connection {
         if shared.close {
             return Err(io::Error::new(io::ErrorKind::Interrupted, "given up by its session"));
         }
+        if std::mem::take(&mut shared.resting) && shared.awaits_nothing() {
+            self.node.lanes_rested.fetch_add(1, Ordering::Relaxed);
+            return Err(io::Error::new(io::ErrorKind::Interrupted, "unused"));
+        }
         if let Poll::Ready(Err(e)) = stream.poll_write(cx, &mut shared.out) {
             return Err(e);
         }
@@ -733,6 +805,8 @@ impl Connection {
             let wanted = self.node.coherence.cache.clocks.lane_wanted(stamp);
             if wanted > shared.last_ping && shared.pings < PINGS {
                 shared.ping();
+                // Sessions of other threads are answered from what it has filled.
+                self.touch(wanted);
             }
         }
     }
@@ -750,7 +824,8 @@ impl Connection {
         }
         if shared.stamp.is_some() {
             // What was never armed has filled nothing that would want a clock, and its user perhaps may not say PING.
-            if shared.armed != 0 && shared.pings == 0 {
+            let quiet = now.since(self.used()) > QUIET_AFTER && !self.is_home();
+            if shared.armed != 0 && shared.pings == 0 && !quiet {
                 shared.ping();
             }
             if !shared.arming {

@@ -363,7 +363,7 @@ impl Pool {
         let connection = Connection::new(self.node.clone(), key.clone(), Role::Dedicated);
         let (running, idle) = (connection.clone(), self.idle.clone());
         self.tasks.spawn_local(async move {
-            panicking::run(running.clone()).await;
+            panicking::run(running.clone(), None).await;
             idle.ended(&running);
         });
         Some(Loan { connection, _seat: seat })

@@ -5,12 +5,13 @@ use std::io;
 use std::rc::Rc;
 
 use super::connection::{self, Connection, Outcome};
+use super::lanes::Lanes;
 use crate::cache::FlushCause;
 use crate::panics;
 
-/// Runs the connection until it is closed or given up, through panics.
-pub(super) async fn run(connection: Rc<Connection>) {
-    while panics::caught(connection::run(connection.clone())).await.is_err() {
+/// Runs the connection until it is closed or given up, through panics. A lane has `lanes`, which give it a place.
+pub(super) async fn run(connection: Rc<Connection>, lanes: Option<Rc<Lanes>>) {
+    while panics::caught(connection::run(connection.clone(), lanes.clone())).await.is_err() {
         connection.node().coherence.flush(FlushCause::Panic);
         if connection.broke(&why()) == Outcome::End {
             return;
