@@ -1,5 +1,14 @@
 //! The replies of one session, put in order: each command takes a place, whoever answers it fills the place, and what
 //! is complete from the front is ready to be written.
+//!
+//! Invariants, and the tests (below) that attack them:
+//!
+//! 1. Replies leave in the order in which their places were taken, whoever fills them and when:
+//!    `whoever_answers_first_the_order_stays`, `replies_come_out_in_the_order_of_the_commands`.
+//! 2. A place is filled once: it is consumed by that, or told that it was given up when it is dropped. What comes for a place that is filled or gone is thrown away.
+//! 3. A session that is gone keeps nothing, whatever is still delivered to it: `who_is_gone_is_told_nothing`.
+//! 4. A push goes before every reply that is awaited and behind all that is complete:
+//!    `replies_come_out_in_the_order_of_the_commands`.
 
 use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
@@ -94,6 +103,8 @@ struct Inner {
     waker: Option<Waker>,
     /// When the last upstream reply came in.
     seen: Time,
+    /// Until when its reads are suspected of replies for which the server ends a connection.
+    suspected: Time,
     gone: bool,
     broken: bool,
     severed: bool,
@@ -114,6 +125,13 @@ pub struct Place {
 }
 
 impl Place {
+    /// A connection has ended while its reply was awaited, perhaps because of its size.
+    pub fn suspect(&self, until: Time) {
+        if let Some(outbox) = &self.outbox {
+            outbox.0.borrow_mut().suspected = until;
+        }
+    }
+
     /// Fills the place.
     pub fn deliver(mut self, piece: Piece<'_>, now: Time) {
         if let Some(outbox) = self.outbox.take() {
@@ -278,6 +296,11 @@ impl Outbox {
     /// When the last upstream reply came in.
     pub fn seen(&self) -> Time {
         self.0.borrow().seen
+    }
+
+    /// Until when the session's reads are better sent alone.
+    pub fn suspected(&self) -> Time {
+        self.0.borrow().suspected
     }
 
     /// Who is woken when something arrives. True if it was somebody else so far.

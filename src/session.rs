@@ -4,6 +4,18 @@
 //! Order: replies come out in the order of the commands ([`crate::outbox`]). Effects keep it too: commands that go down
 //! the same connection cannot overtake each other, and before a command goes down another connection than the one
 //! before it, everything outstanding is answered first.
+//!
+//! Invariants, and the tests that attack them:
+//!
+//! 1. Each request takes one place in the outbox, or is answered there at once, in the order of arrival.
+//!    `tests/differential.rs`, `whoever_answers_first_the_order_stays` (`outbox`).
+//! 2. Before a request goes down another connection than the one before it, nothing is outstanding (`Stall::Drain`).
+//!    `test_session_state.py`, `test_a_reply_that_the_server_does_not_hold` (reads and writes on two lanes).
+//! 3. A session with a connection of its own uses no lane until that is given back. `test_session_state.py`.
+//! 4. A hit overtakes nothing that is outstanding about its key, and above `bounded` nothing at all.
+//!    `promises::pipelines`, `rules_needed::not_overtaking`.
+//! 5. The lane it holds comes back whenever it is needed, however long the session was silent.
+//!    `test_a_session_that_sleeps_longer_than_its_lane`.
 
 mod audit;
 mod client;
@@ -16,6 +28,7 @@ mod nearside;
 mod outstanding;
 mod pinned;
 mod read;
+mod route;
 mod unlisted;
 mod wait;
 
@@ -42,6 +55,7 @@ use crate::time::Time;
 use crate::transport::Stream;
 use crate::upstream::connection::Connection;
 use crate::upstream::effect::{Effect, KeySet};
+use crate::upstream::lanes::Cargo;
 use crate::upstream::login::Login;
 use crate::upstream::{ConnectionKey, Pool};
 use dedicated::Lent;
@@ -119,6 +133,10 @@ pub struct Session {
     key: ConnectionKey,
     view: u32,
     lane: Rc<Connection>,
+    /// The lane for reads alone, if the server makes one necessary.
+    reads: Option<Rc<Connection>>,
+    /// Which of both the latest request took.
+    cargo: Cargo,
     lent: Option<Lent>,
     level: Level,
     /// When the last bytes came in: no request in the input arrived later.
@@ -213,6 +231,8 @@ impl Session {
             key,
             view,
             lane,
+            reads: None,
+            cargo: Cargo::Any,
             lent: None,
             level,
             arrived: now,
@@ -413,6 +433,7 @@ impl Session {
         self.now = now.unwrap_or_else(Time::now);
         self.paused = self.shared.node.pauses.are_on(self.now);
         let mut table = None;
+        let max_bulk = self.shared.node.bounds.max_bulk();
         while self.closing.is_none() && self.stall.is_none() {
             self.held_back = self.holds_back(input);
             if self.held_back {
@@ -424,7 +445,7 @@ impl Session {
                 break;
             }
             input.guard(self.is_shut_out());
-            match input.find(&self.cache, self.shared.config.proto_max_bulk_len) {
+            match input.find(&self.cache, max_bulk) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(e) => {
@@ -455,6 +476,9 @@ impl Session {
             self.client.active.store(self.now.0, Ordering::Relaxed);
             self.client.command.store(self.command, Ordering::Relaxed);
             self.lane.touch(self.now);
+            if let Some(reads) = &self.reads {
+                reads.touch(self.now);
+            }
             self.shared.count(std::mem::take(&mut self.commands), std::mem::take(&mut self.hits));
         }
     }
@@ -483,10 +507,16 @@ impl Session {
         {
             return step;
         }
+        if self.is_outsized(request, plan) {
+            return self.outsized();
+        }
         match plan.route {
             Route::Cache(_) | Route::Lane | Route::Unlisted if self.paused => self.alone(request, plan, keys),
             Route::Cache(read) => self.cached_read(request, plan, read),
-            Route::Lane | Route::Unlisted => self.forward(self.lane.clone(), self.effect(request, plan, keys)),
+            Route::Lane | Route::Unlisted => match self.route() {
+                Ok(lane) => self.forward(lane, self.effect(request, plan, keys)),
+                Err(first) => first,
+            },
             Route::Dedicated(Need::Alone) => self.alone(request, plan, keys),
             Route::Dedicated(Need::Wait) => self.wait(request),
             Route::Dedicated(need) => self.dedicate(request, plan.word, need),

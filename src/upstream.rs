@@ -2,6 +2,7 @@
 //! dedicated connections; the link and everything in [`Node`] is shared by all.
 
 pub mod acl;
+pub mod bounds;
 pub mod connection;
 pub mod dedicated;
 pub mod effect;
@@ -25,8 +26,7 @@ pub mod transaction;
 pub mod watch;
 
 use std::borrow::Cow;
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::Cell;
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
@@ -45,6 +45,7 @@ use crate::coherence::Coherence;
 use crate::command::Table;
 use crate::config::{Config, Invalidation, Level, ScriptKeys, Upstream};
 use crate::transport::Endpoint;
+use bounds::Bounds;
 use connection::{Connection, Role};
 use dedicated::{IDLE, IdleSet, Places};
 use lanes::{Cargo, Lanes};
@@ -115,6 +116,8 @@ pub struct Node {
     berths: AtomicUsize,
     /// When a lane last found all berths taken ([`crate::time::Time`] in nanoseconds).
     berths_wanted: AtomicU64,
+    /// What makes the server end a connection.
+    pub bounds: Bounds,
     /// See [`Config`].
     max_lanes: usize,
     /// See [`Config`].
@@ -185,6 +188,7 @@ impl Node {
             lanes: AtomicUsize::new(0),
             berths: AtomicUsize::new(0),
             berths_wanted: AtomicU64::new(0),
+            bounds: Bounds::new(config.proto_max_bulk_len),
             max_lanes: config.max_lanes,
             lane_idle_timeout: config.lane_idle_timeout,
             lanes_rested: AtomicU64::new(0),
@@ -332,6 +336,11 @@ impl Pool {
     /// The shared connection for this user, protocol and database.
     pub fn lane(&self, key: &ConnectionKey) -> Rc<Connection> {
         self.lanes.get(key, Cargo::Any, || self.start(key, Role::Lane))
+    }
+
+    /// The one for reads alone.
+    pub fn reads(&self, key: &ConnectionKey) -> Rc<Connection> {
+        self.lanes.get(key, Cargo::Reads, || self.start(key, Role::Lane))
     }
 
     /// The right to lend a connection to a script; `None`: there are as many as are kept idle, this one shares a lane.

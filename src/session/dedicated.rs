@@ -35,7 +35,7 @@ pub(super) struct Lent {
     /// A blocking command is on its way.
     blocking: bool,
     /// It is lent for one command that others should not wait behind; with its turn, if that is a script.
-    alone: Option<Option<Turn>>,
+    pub(super) alone: Option<Option<Turn>>,
     /// Until the session ends; bytes pass both ways unlooked at, and each piece of the server's waits for a barrier.
     pub(super) raw: bool,
     /// It has said MONITOR.
@@ -183,7 +183,7 @@ impl Session {
         })))
     }
 
-    fn lend(&mut self, connection: Loan) -> &mut Lent {
+    pub(super) fn lend(&mut self, connection: Loan) -> &mut Lent {
         connection.lend(Some(Rc::<Outbox>::clone(&self.outbox)));
         self.client.lend(Some(connection.client_id.clone()));
         self.lent.insert(Lent::new(connection))

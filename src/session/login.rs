@@ -186,6 +186,7 @@ impl Session {
         self.client.words().user = String::from_utf8_lossy(key.user()).into_owned();
         self.view = self.shared.view(&key);
         self.lane = self.pool.lane(&key);
+        self.reads = None;
         self.key = key;
     }
 }

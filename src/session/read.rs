@@ -18,6 +18,7 @@ use crate::config::Level;
 use crate::outbox::{Piece, Place};
 use crate::sabotage::{self, Rule};
 use crate::time::Time;
+use crate::upstream::connection::Connection;
 use crate::upstream::effect::{Effect, KeySet};
 use crate::upstream::fill::{FillKey, FillRead};
 
@@ -201,9 +202,10 @@ impl Session {
         hash: u64,
         waits: bool,
     ) -> Step {
-        if let Some(stall) = self.wait_for_room(&self.lane) {
-            return Step::Stall(stall);
-        }
+        let lane = match self.route() {
+            Ok(lane) => lane,
+            Err(first) => return first,
+        };
         let token = if request.buf.len() > REQUEST_MAX {
             None
         } else {
@@ -230,7 +232,7 @@ impl Session {
         match token {
             // In this order: see `Coherence::generation`.
             Some(token)
-                if self.lane.can_fill(field_ttl)
+                if lane.can_fill(field_ttl)
                     && self.shared.node.covers(variant.key)
                     && !(field_ttl == FieldTtl::Whole && self.shared.node.coherence.mortal.in_hash(hash, self.now)) =>
             {
@@ -246,22 +248,22 @@ impl Session {
                         _ => Vec::new(),
                     },
                 };
-                self.send_fill(read, &[hash])
+                self.send_fill(&lane, read, &[hash])
             }
-            _ => self.send_read(request, Effect::Read(hash), &[hash]),
+            _ => self.send_read(&lane, request, Effect::Read(hash), &[hash]),
         }
     }
 
-    fn send_fill(&mut self, read: FillRead, hashes: &[u64]) -> Step {
+    fn send_fill(&mut self, lane: &Connection, read: FillRead, hashes: &[u64]) -> Step {
         let place = self.reserve_read(read.request.clone(), hashes);
-        self.lane.send_fill(place, read, self.now);
+        lane.send_fill(place, read, self.now);
         Step::Done
     }
 
     /// Sends a read that fills nothing.
-    fn send_read(&mut self, request: &Request<'_>, effect: Effect, hashes: &[u64]) -> Step {
+    fn send_read(&mut self, lane: &Connection, request: &Request<'_>, effect: Effect, hashes: &[u64]) -> Step {
         let place = self.reserve_read(request.buf.into(), hashes);
-        self.lane.send(Piece::Slice(request.buf), place, effect, self.repeatable, self.now);
+        lane.send(Piece::Slice(request.buf), place, effect, self.repeatable, self.now);
         Step::Done
     }
 
@@ -328,9 +330,10 @@ impl Session {
         } else if self.share(request, &hashes) {
             return Step::Done;
         }
-        if let Some(stall) = self.wait_for_room(&self.lane) {
-            return Step::Stall(stall);
-        }
+        let lane = match self.route() {
+            Ok(lane) => lane,
+            Err(first) => return first,
+        };
         self.count_miss();
         let get = |i: usize| Variant { view: self.view, id: GET_ID, key: request.arg(i), tail: b"" };
         let lead = |i: usize| -> Option<FillToken> {
@@ -341,13 +344,13 @@ impl Session {
         };
         let effect = || Effect::of_keys(KeySet { reads: hashes.clone(), ..KeySet::default() });
         if hashes.len() > MGET_MAX || request.buf.len() > REQUEST_MAX {
-            return self.send_read(request, effect(), &hashes);
+            return self.send_read(&lane, request, effect(), &hashes);
         }
         let key = |i: usize| FillKey::new(request.args[i].clone(), lead(i));
         let mut keys: SmallVec<[FillKey; 1]> = (1..request.len()).map(key).collect();
-        if !self.lane.can_fill(FieldTtl::No) {
+        if !lane.can_fill(FieldTtl::No) {
             drop(keys);
-            return self.send_read(request, effect(), &hashes);
+            return self.send_read(&lane, request, effect(), &hashes);
         }
         for key in &mut keys {
             key.token.take_if(|_| !self.shared.node.covers(&request.buf[key.range.clone()]));
@@ -355,7 +358,7 @@ impl Session {
         let (view, id) = (self.view, GET_ID);
         let request = request.buf.into();
         let read = FillRead { view, id, request, keys, mget: true, field_ttl: FieldTtl::No, fields: Vec::new() };
-        self.send_fill(read, &hashes)
+        self.send_fill(&lane, read, &hashes)
     }
 
     /// All of MGET's keys as of one instant: every entry was filled before the time that link and lanes prove, so all

@@ -3,6 +3,24 @@
 //!
 //! Bounds: the bytes queued for the node (`lane_buffer_limit`, checked by sessions before they send), what is awaited
 //! (each session's own limit), one reply at a time in the input buffer.
+//!
+//! Invariants, and the tests that attack them:
+//!
+//! 1. **One request has exactly one reply.** `awaited` holds what was queued, in the order in which it was queued, and a reply
+//!    belongs to its front. A reply while the front is not sent, or that cannot be one to the front (what the proxy asks for
+//!    itself has known answers), ends the connection; pushes take nobody's turn. A line of others that comes while a client's
+//!    command is first, and could be its reply, is taken for it: the next of the proxy's own answers then tells.
+//!    `test_out_of_turn.py`.
+//! 2. **Nothing awaited is forgotten**: when a connection is lost, each item is sent again (once, if it is repeatable) or told
+//!    that it was not sent, or that its outcome is unknown. `test_a_lane_that_is_told_something_and_closed_comes_back`,
+//!    `test_bad_weather.py`, `test_lost_replies.py`.
+//! 3. **A lane that a session holds comes back** with the next request; only `close`, which [`super::lanes`] says of a lane that
+//!    no session holds, ends it. `test_a_lane_that_is_told_something_comes_back_at_once`, `test_lanes.py`.
+//! 4. **What a lane has filled is void before anything else is done about its loss.** `test_a_lane_dies`, `broken::lanes`.
+//! 5. **The cache is settled before the client is told** ([`super::effect`]), and pushes stay behind the replies that wait for
+//!    it. `rules_needed::dropping_before_the_ack`, `promises::scripts`.
+//! 6. **An error proves no life**: it does not advance the lane's clock, for something in between may have said it, unless it
+//!    is the server's own `-NOPERM`. `test_out_of_turn.py` (`error`).
 
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::VecDeque;
@@ -38,6 +56,8 @@ use crate::transport::Stream;
 /// Spelled as [`resp::own`] does.
 const PING: &[u8] = b"*1\r\n$4\r\npING\r\n";
 const PONG: &[u8] = b"+PONG\r\n";
+/// For how long reads of a session go alone of which one was on a lane that the server has ended.
+const SUSPECTED: Duration = Duration::from_secs(60);
 /// Bytes of an unasked error that the log and clients are shown.
 const SHOWN: usize = 128;
 /// Reads before the thread's sessions get their turn.
@@ -681,8 +701,12 @@ impl Connection {
         // What the server said before it closed is told first: `pass_on` then tells of the loss.
         let session = if shared.raw_queue.is_empty() { shared.session.take() } else { None };
         let mut failed = Vec::new();
+        let suspects = again && self.node.bounds.ends_for_replies();
         for item in awaited {
             let start = item.start;
+            if suspects {
+                item.expect.suspect(now + SUSPECTED);
+            }
             match if again { item.expect.again(&self.node) } else { Err(item.expect) } {
                 Ok((request, expect)) => shared.own(&request, expect, now),
                 Err(expect) => failed.push((expect, start < written)),
@@ -705,6 +729,15 @@ impl Connection {
 }
 
 impl Expect {
+    /// A read that was awaited when the server ended the connection.
+    fn suspect(&self, until: Time) {
+        match self {
+            Expect::Reply { place, effect, .. } if !effect.may_write() => place.suspect(until),
+            Expect::Fill(fill) => fill.place.iter().for_each(|place| place.suspect(until)),
+            _ => {}
+        }
+    }
+
     /// The read to be sent again, if it is one that was not sent twice already.
     fn again(self, node: &Node) -> Result<(Box<[u8]>, Expect), Expect> {
         match self {
@@ -1056,7 +1089,8 @@ impl Expect {
             Expect::Reply { .. } | Expect::Monitor { .. } => true,
             Expect::Fill(fill) => fill.allows(bytes),
             Expect::Confirm { .. } => is_error(bytes),
-            Expect::Ping => bytes == PONG || is_error(bytes),
+            // A server has other words for why it does not answer PING.
+            Expect::Ping => bytes == PONG || is_error(bytes) && (!bytes.starts_with(b"-ERR ") || is_unknown(bytes)),
             Expect::Arm(_) => bytes == b"+OK\r\n" || is_error(bytes),
         }
     }
@@ -1189,6 +1223,11 @@ fn push_kind(frame: &[u8], resp3: bool, subscribed: bool) -> Option<&[u8]> {
 
 fn is_error(frame: &[u8]) -> bool {
     matches!(frame[0], b'-' | b'!')
+}
+
+/// A command that the server does not have.
+fn is_unknown(frame: &[u8]) -> bool {
+    frame.starts_with(b"-ERR unknown command")
 }
 
 /// The server's own word on what a user may not say.

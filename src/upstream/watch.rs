@@ -14,7 +14,7 @@ use super::acl::Acl;
 use super::handshake::{Refusal, Wire, is_no_answer, out_of_turn};
 use super::login::is_login_refusal;
 use super::touch::Eviction;
-use super::{Node, names, probe};
+use super::{Node, bounds, names, probe};
 use crate::cache::FlushCause;
 use crate::config::Invalidation;
 use crate::resp;
@@ -162,6 +162,28 @@ impl Looks {
 
 enum Never {}
 
+/// When the server's bounds were asked for.
+#[derive(Default)]
+struct Asked {
+    at: Option<Time>,
+    /// How often the ACL had changed.
+    as_of: u64,
+    told: bool,
+}
+
+impl Asked {
+    /// Each refusal is noted in the server's ACL LOG: it is asked again only if rights have changed.
+    fn are_due(&mut self, node: &Node) -> bool {
+        let (now, as_of) = (Time::now(), node.acl_changes.load(Ordering::Acquire));
+        let may_tell = self.told || as_of != self.as_of;
+        let due = self.at.is_none_or(|at| may_tell && now.since(at) >= bounds::ASK_EVERY);
+        if due {
+            (self.at, self.as_of) = (Some(now), as_of);
+        }
+        due
+    }
+}
+
 async fn watch(node: &Node, last: &mut Option<Look>, failures: &mut u32) -> io::Result<Never> {
     let mut wire = Wire::connect(node).await?;
     let limit = node.upstream_timeout;
@@ -172,6 +194,7 @@ async fn watch(node: &Node, last: &mut Option<Look>, failures: &mut u32) -> io::
     if greeting.starts_with(b"-") {
         return Err(io::Error::other(String::from_utf8_lossy(&greeting).trim().to_owned()));
     }
+    let mut bounds = Asked::default();
     let (mut blind, mut blind_since) = (Hidden::default(), Time::now());
     loop {
         let mut look = match tokio::time::timeout(limit, look(&mut wire, node)).await? {
@@ -208,6 +231,9 @@ async fn watch(node: &Node, last: &mut Option<Look>, failures: &mut u32) -> io::
         let asked = look.asked;
         *last = Some(look);
         node.looks.taken(asked);
+        if bounds.are_due(node) {
+            bounds.told = tokio::time::timeout(limit, bounds::ask(&mut wire, &node.bounds)).await??;
+        }
         node.looks.rest(node.watch_interval).await;
     }
 }
