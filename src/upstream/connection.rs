@@ -191,6 +191,8 @@ struct Shared {
     broken: Option<io::Error>,
     /// A lane that is to come to rest, if nothing is awaited on it.
     resting: bool,
+    /// A lane whose task waits until it is needed.
+    asleep: bool,
     /// Of a dedicated connection: who gets its pushes.
     session: Option<Rc<Outbox>>,
     /// The protocol spoken now.
@@ -246,6 +248,7 @@ impl Connection {
             close: false,
             broken: None,
             resting: false,
+            asleep: false,
             session: None,
             resp3: key.resp3,
             held: 0,
@@ -492,10 +495,10 @@ impl Connection {
             && !shared.stamp.is_some_and(waited_for)
     }
 
-    /// Whether it has no connection, and nobody wants one.
+    /// Whether it has no connection, and nobody wants one. (Not so before its task has begun, which then holds it once more.)
     pub fn is_at_rest(&self) -> bool {
         let shared = self.shared.borrow();
-        matches!(shared.phase, Phase::Rest | Phase::Down { .. }) && shared.awaited.is_empty() && !shared.wanted
+        shared.asleep && shared.awaited.is_empty() && !shared.wanted
     }
 
     /// Its connection is to end, unless something is sent before its task's next turn.
@@ -618,10 +621,12 @@ impl Connection {
         poll_fn(|cx| {
             let mut shared = self.shared.borrow_mut();
             shared.waker = Some(cx.waker().clone());
+            shared.asleep = false;
             if shared.close {
                 return Poll::Ready(false);
             }
             if shared.awaited.is_empty() && !shared.wanted {
+                shared.asleep = true;
                 return Poll::Pending;
             }
             shared.phase = Phase::Opening;

@@ -29,7 +29,7 @@ use crate::time::Time;
 
 /// How often a lane that waits for a place looks for one.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
-/// Holders of a handle that no session holds: the map, the lane's task, and what takes the task through panics.
+/// Holders of a handle at rest that no session holds: the map, the lane's task, and what takes the task through panics.
 const UNSHARED: usize = 3;
 
 /// What goes down a lane.
