@@ -175,8 +175,7 @@ impl Asked {
     /// Each refusal is noted in the server's ACL LOG: it is asked again only if rights have changed.
     fn are_due(&mut self, node: &Node) -> bool {
         let (now, as_of) = (Time::now(), node.acl_changes.load(Ordering::Acquire));
-        let may_tell = self.told || as_of != self.as_of;
-        let due = self.at.is_none_or(|at| may_tell && now.since(at) >= bounds::ASK_EVERY);
+        let due = self.at.is_none_or(|at| as_of != self.as_of || self.told && now.since(at) >= bounds::ASK_EVERY);
         if due {
             (self.at, self.as_of) = (Some(now), as_of);
         }
