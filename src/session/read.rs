@@ -311,9 +311,13 @@ impl Session {
     fn read_many(&mut self, request: &Request<'_>) -> Step {
         let hashes: Vec<u64> = (1..request.len()).map(|i| self.hash(request, i)).collect();
         if !self.shares_get_and_mget() {
+            let lane = match self.route() {
+                Ok(lane) => lane,
+                Err(first) => return first,
+            };
             self.count_miss();
             let effect = Effect::of_keys(KeySet { reads: hashes.clone(), ..KeySet::default() });
-            return self.send_read(request, effect, &hashes);
+            return self.send_read(&lane, request, effect, &hashes);
         }
         if self.is_kept() && !self.bypass && hashes.iter().all(|h| self.may_overtake(*h)) {
             let before = self.before_hit(&hashes);
