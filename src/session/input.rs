@@ -72,6 +72,11 @@ impl Input {
         self.buf.len() - self.pos
     }
 
+    /// Whether there is a present request.
+    pub(super) fn has_present(&self) -> bool {
+        self.next < self.found.len()
+    }
+
     /// Whether what is next is a request in the usual form, no inline one.
     pub(super) fn is_array(&self) -> bool {
         self.buf.get(self.pos) == Some(&b'*')

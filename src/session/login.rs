@@ -58,13 +58,18 @@ impl Session {
         if self.recognised || !input.is_array() {
             return false;
         }
-        input.guard(true);
+        // The request that waits is the first, or the first is looked at before it is known how much the client may say.
+        let waits = input.has_present();
+        if !waits {
+            input.guard(true);
+        }
         let found = matches!(input.find(&self.cache, self.shared.config.proto_max_bulk_len), Ok(true));
         let marked =
             |request: &Request<'_>| request.arg(0).eq_ignore_ascii_case(b"HELLO") && handshake::is_marked(request.buf);
         let question = found.then(|| input.request()).filter(marked).map(|request| request.buf.to_vec());
-        // Once it is known who the client is, and so how much it may say, the same bytes are looked at again.
-        input.forget_ahead();
+        if !waits {
+            input.forget_ahead();
+        }
         self.recognised = found;
         let Some(question) = question else { return false };
         let pool = self.pool.clone();

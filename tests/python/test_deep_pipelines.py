@@ -7,7 +7,7 @@ import ssl
 import pytest
 
 from certificates import Authority
-from processes import free_port
+from processes import free_port, wait_until
 from wire import Connection, encode
 
 KILOBYTE = 1024
@@ -124,7 +124,7 @@ def test_replies_beyond_their_limit_end_it_and_the_log_says_so(lab):
         data = write_then_read(sock, payload, len(expected))
         raise ConnectionError if len(data) < len(expected) else AssertionError("all of it came")
     assert proxy.stats()["clients_slow"] == 1
-    assert "client_output_buffer_limit" in proxy.read_log()
+    wait_until(lambda: "client_output_buffer_limit" in proxy.read_log(), "a line in the log")
     assert proxy.peak_bytes() < before + 48 * MEGABYTE
 
 
@@ -135,7 +135,7 @@ def test_requests_beyond_their_limit_end_it_and_the_log_says_so(lab):
     payload, _ = misses()
     with small_socket(proxy.port) as sock, pytest.raises(ConnectionError):
         sock.sendall(encode("BLPOP", "deep:list", 0) + payload)
-    assert "client_query_buffer_limit" in proxy.read_log()
+    wait_until(lambda: "client_query_buffer_limit" in proxy.read_log(), "a line in the log")
 
 
 @pytest.mark.needs_proxy

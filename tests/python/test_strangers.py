@@ -5,6 +5,7 @@ import pytest
 from conftest import Lab
 from processes import wait_until
 from test_bad_input import oracle_answer, proxy_answer
+from test_deep_pipelines import small_socket
 from wire import Connection, encode
 
 PASSWORD = "secret"
@@ -69,11 +70,11 @@ def test_what_may_be_said_before_login(guarded, payload):
 @pytest.mark.needs_proxy
 def test_who_has_not_logged_in_and_reads_nothing_is_closed(guarded):
     _, proxy = guarded
-    with Connection(proxy.port) as conn:
-        conn.sock.settimeout(5)
+    with small_socket(proxy.port) as sock:
+        sock.settimeout(30)
         with pytest.raises(ConnectionError):
             while True:
-                conn.send_raw(encode("GET", "k") * 10_000)
+                sock.sendall(encode("GET", "k") * 10_000)
 
 
 @pytest.mark.needs_proxy
