@@ -253,6 +253,32 @@ fn readme_names_commands_and_files_that_exist() {
     }
 }
 
+/// Every page's links lead somewhere, and the paths it names in backticks exist.
+#[test]
+fn documents_name_files_that_exist() {
+    let pages = ["", "docs", "docs/bench"].into_iter().flat_map(|dir| std::fs::read_dir(root().join(dir)).unwrap());
+    let pages: Vec<PathBuf> = pages
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+        .collect();
+    assert!(pages.len() >= 8, "{pages:?}");
+    for page in pages {
+        let text = read(&page);
+        let folder = page.parent().unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            let there = link.starts_with("http") || folder.join(link).exists();
+            assert!(there, "{} links to {link}, which is not there", page.display());
+        }
+        let named = text.split('`').skip(1).step_by(2).filter(|word| {
+            let tree = ["src/", "tests/", "docs/", "benches/", "findings/"].iter().any(|tree| word.starts_with(tree));
+            tree && !word.contains(|c: char| c.is_whitespace() || c.is_uppercase() || c == '*')
+        });
+        for path in named {
+            assert!(root().join(path).exists(), "{} names {path}, which is not there", page.display());
+        }
+    }
+}
+
 fn is_executable(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     path.metadata().is_ok_and(|meta| meta.permissions().mode() & 0o111 != 0)
