@@ -27,6 +27,9 @@ USER_PASSWORD = "of the user"
 BIG = 1 << 20  # bytes of a value that is expensive to hold
 SETTINGS = {
     "max_memory": "32mb",
+    "maxmemory_clients": "64mb",
+    "lane_idle_timeout": "1s",
+    "dedicated_idle_timeout": "1s",
     "max_dedicated": 512,
     "audit_one_in": 0,
 }
