@@ -67,7 +67,8 @@ impl Session {
         let marked =
             |request: &Request<'_>| request.arg(0).eq_ignore_ascii_case(b"HELLO") && handshake::is_marked(request.buf);
         let question = found.then(|| input.request()).filter(marked).map(|request| request.buf.to_vec());
-        if !waits {
+        // A request that is passed on is the present one until its answer is here.
+        if !waits && question.is_none() {
             input.forget_ahead();
         }
         self.recognised = found;
