@@ -10,7 +10,8 @@ use nearside::command::GET_ID;
 use nearside::time::Time;
 
 /// What a server says of these commands (6.2 and later).
-pub const COMMAND: &[u8] = b"*2\r\n\
+pub const COMMAND: &[u8] = b"*3\r\n\
+    *7\r\n$3\r\nget\r\n:2\r\n*2\r\n+readonly\r\n+fast\r\n:1\r\n:1\r\n:1\r\n*0\r\n\
     *7\r\n$3\r\nset\r\n:-3\r\n*2\r\n+write\r\n+denyoom\r\n:1\r\n:1\r\n:1\r\n*0\r\n\
     *7\r\n$7\r\nhgetall\r\n:2\r\n*1\r\n+readonly\r\n:1\r\n:1\r\n:1\r\n*0\r\n";
 
