@@ -143,6 +143,8 @@ class FakeServer:
             return b"*3\r\n$9\r\nsubscribe\r\n$%d\r\n%s\r\n:1\r\n" % (len(words[1]), words[1])
         if upper[0] == b"PING":
             return self.pong(words[1]) if requests.subscribed and len(words) > 1 else b"+PONG\r\n"
+        if upper[0] == b"CONFIG":
+            return b"*0\r\n"
         if upper[0] in (b"ACL", b"TIME"):
             return b"-ERR unknown command\r\n"
         return b"+OK\r\n"
