@@ -567,7 +567,7 @@ impl Session {
             Step::Close => self.closing = Some("it said QUIT"),
             Step::Done => {}
             Step::Send(connection, effect) => {
-                self.wrote |= effect.may_write() || matches!(effect, Effect::None) && self.word == Word::PassedOn;
+                self.wrote |= self.writes(&effect);
                 let known = self.outstanding.note_all(self.outbox.next(), &effect);
                 self.outstanding.note_size(self.outbox.next(), input.request().buf.len());
                 let place = self.outbox.reserve(!known);
@@ -580,6 +580,16 @@ impl Session {
         }
         input.consume();
         self.next_request();
+    }
+
+    /// Whether the request may write something that a later WAIT is to count. What a transaction has queued is written by EXEC.
+    fn writes(&self, effect: &Effect) -> bool {
+        let in_multi = self.lent.as_ref().is_some_and(Lent::in_multi);
+        match effect {
+            Effect::None => self.word == Word::PassedOn,
+            Effect::Step(step) => step.word == Word::Exec || !in_multi && step.effect.may_write(),
+            effect => effect.may_write(),
+        }
     }
 
     /// Answers with one line of the proxy's own.

@@ -44,7 +44,7 @@ impl Session {
                 return Step::Done;
             }
             (b"STATS", 2) if !self.bypass => {
-                return granted(self.verdict(&info()), "STATS", Unasked::Granted);
+                return granted(self.verdict(&info(), Unasked::Granted), "STATS", Unasked::Granted);
             }
             (b"FLUSH", 2) if !self.bypass => {
                 return granted(may_flush(self.pool.clone(), self.key.clone()), "FLUSH", Unasked::Denied);
@@ -53,7 +53,7 @@ impl Session {
                 let args: Vec<&[u8]> = (2..request.len()).map(|i| request.arg(i)).collect();
                 let command = resp::encode(&args);
                 return match admin::read_to_explain(&self.shared, &command).filter(|_| !self.bypass) {
-                    Some(read) => granted(self.verdict(&read), "EXPLAIN", Unasked::Denied),
+                    Some(read) => granted(self.verdict(&read, Unasked::Denied), "EXPLAIN", Unasked::Denied),
                     None => self.explain(&command),
                 };
             }
@@ -64,10 +64,15 @@ impl Session {
         Step::Done
     }
 
-    /// What the server says to this question. One that is known not to answer is not waited for for long.
-    fn verdict(&self, question: &[u8]) -> impl Future<Output = Vec<u8>> + use<> {
+    /// What the server says to this question. A server that is known not to answer is not waited for for long, nor is one
+    /// that stands still (it may be frozen) where the counters are told without its word: monitors need them then above all.
+    fn verdict(&self, question: &[u8], unasked: Unasked) -> impl Future<Output = Vec<u8>> + use<> {
         let (reply, node) = (ask_again(&self.lane, question), self.shared.node.clone());
-        let patience = if node.health.down().is_some() { INFO_PATIENCE } else { Duration::MAX };
+        let patience = match unasked {
+            Unasked::Granted => INFO_PATIENCE,
+            Unasked::Denied if node.health.down().is_some() => INFO_PATIENCE,
+            Unasked::Denied => Duration::MAX,
+        };
         async move {
             let late = || node.error("does not answer").to_vec();
             tokio::time::timeout(patience, reply).await.unwrap_or_else(|_| late())
@@ -82,7 +87,7 @@ impl Session {
             self.outbox.put(Piece::Slice(&verbatim(&admin::info(&shared), resp3)));
             return Step::Done;
         }
-        let verdict = self.verdict(request.buf);
+        let verdict = self.verdict(request.buf, Unasked::Granted);
         Step::Stall(Stall::For(Box::pin(async move {
             let verdict = verdict.await;
             let answered = !is_error(&verdict) || Node::is_own_error(&verdict);
