@@ -96,6 +96,7 @@ fn shared() -> (Arc<Shared>, LaneStamp) {
     };
     let config = Config { audit_one_in: 0, ..Config::default() };
     let shared = Arc::new(Shared::new(config, upstream).expect("no certificates to be read"));
+    shared.node.logins.suppose_accepted();
     let clocks = &shared.cache.clocks;
     let lane = clocks.open_lane(Time::now()).expect("a lane");
     let later = Time(Time::now().0 + 3_600_000_000_000);

@@ -193,6 +193,12 @@ impl Logins {
         }
     }
 
+    /// Takes the proxy's own login for accepted: the benches count instructions without a server that could say so.
+    #[doc(hidden)]
+    pub fn suppose_accepted(&self) {
+        lock(&self.proven).proof = Some((self.doubts.load(Ordering::Acquire), Proof::Accepted));
+    }
+
     fn proof(&self) -> Option<Proof> {
         let proven = lock(&self.proven);
         let (as_of, proof) = proven.proof.as_ref()?;
