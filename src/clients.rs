@@ -27,6 +27,8 @@ pub struct Client {
     pub db: AtomicU32,
     /// Protocol.
     pub resp: AtomicU32,
+    /// The number of the login that it has.
+    pub login: AtomicU64,
     /// The name of its last command, as the server's table numbers it; or [`RAW`].
     pub command: AtomicU32,
     /// Bytes that are held for it, as its session has last said.
@@ -170,6 +172,7 @@ impl Clients {
             active: AtomicU64::new(now.0),
             db: AtomicU32::new(0),
             resp: AtomicU32::new(2),
+            login: AtomicU64::new(0),
             command: AtomicU32::new(0),
             held: AtomicUsize::new(0),
             evicted: AtomicBool::new(false),
@@ -243,6 +246,12 @@ impl Clients {
     /// The number of the one whose own connection has this number at the server.
     pub fn of_upstream(&self, id: i64) -> Option<u64> {
         lock(&self.all).values().find(|client| client.upstream_id() == Some(id)).map(|client| client.id)
+    }
+
+    /// Ends all that have this login.
+    pub fn kill_login(&self, number: u64) {
+        let has = |client: &&Arc<Client>| client.login.load(Ordering::Acquire) == number;
+        lock(&self.all).values().filter(has).for_each(|client| client.kill());
     }
 
     /// How many are here.

@@ -51,7 +51,7 @@ pub struct Shared {
     /// Whether hits are true.
     pub audit: Audit,
     /// Who is connected.
-    pub clients: Clients,
+    pub clients: Arc<Clients>,
     /// Numbers of (user, database, protocol).
     pub views: Views,
     /// When the process began.
@@ -78,9 +78,9 @@ impl Shared {
             audit: Audit::new(config.audit_one_in, config.audit_per_second),
             config,
             upstream,
-            node,
             cache,
-            clients: Clients::default(),
+            clients: node.clients.clone(),
+            node,
             views: Views::default(),
             started: Time::now(),
             commands: AtomicU64::new(0),

@@ -23,6 +23,7 @@ pub mod refusal;
 pub mod rights;
 pub mod touch;
 pub mod transaction;
+mod users;
 pub mod watch;
 
 use std::borrow::Cow;
@@ -41,12 +42,13 @@ use tokio::sync::Semaphore;
 use tokio::task::LocalSet;
 
 use crate::cache::FlushCause;
+use crate::clients::Clients;
 use crate::coherence::Coherence;
 use crate::command::Table;
 use crate::config::{Config, Invalidation, Level, ScriptKeys, Upstream};
 use crate::transport::Endpoint;
 use bounds::Bounds;
-use connection::{Connection, Role};
+use connection::{Around, Connection, Role};
 use dedicated::{IDLE, IdleSet, Places};
 use lanes::{Cargo, Lanes};
 use login::{Login, Logins};
@@ -90,6 +92,8 @@ pub struct Node {
     pub own: ConnectionKey,
     /// Who its connections speak as.
     pub logins: Logins,
+    /// The sessions of this process, which end with their logins.
+    pub clients: Arc<Clients>,
     /// Cache and clocks.
     pub coherence: Coherence,
     /// Its commands, as it described them last.
@@ -175,6 +179,7 @@ impl Node {
             address,
             own: ConnectionKey { login: logins.own().clone(), resp3: false, db: 0, via: None },
             logins,
+            clients: Arc::default(),
             coherence,
             table: ArcSwap::from_pointee(Table::by_heart(config.script_keys)),
             without_hello: AtomicBool::new(false),
@@ -240,6 +245,14 @@ impl Node {
         let broken = why.kind() == io::ErrorKind::InvalidData;
         self.out_of_turn.fetch_add(u64::from(broken), Ordering::Relaxed);
         broken
+    }
+
+    /// The user was deleted, or one of the same name has taken its place: as at the server, its connections are closed.
+    fn user_gone(&self, user: &[u8], anew: bool) {
+        for login in self.logins.end(user, anew) {
+            tracing::info!("user {} was deleted: its sessions are closed", String::from_utf8_lossy(user));
+            self.clients.kill_login(login.number());
+        }
     }
 
     /// An error reply in the proxy's name.
@@ -329,7 +342,8 @@ impl Pool {
     fn start(&self, key: &ConnectionKey, role: Role) -> Rc<Connection> {
         let connection = Connection::new(self.node.clone(), key.clone(), role);
         let lanes = (role == Role::Lane).then(|| self.lanes.clone());
-        self.tasks.spawn_local(panicking::run(connection.clone(), lanes));
+        let around = Around { lanes, idle: self.idle.clone() };
+        self.tasks.spawn_local(panicking::run(connection.clone(), around, None));
         connection
     }
 

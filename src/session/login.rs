@@ -90,7 +90,10 @@ impl Session {
         Stall::For(Box::pin(async move {
             let (route, asked) = request.unzip();
             match (login::prove(&pool.node).await, route) {
-                (Ok(_), _) => After::Begin(pool.node.logins.own().clone()),
+                (Ok(opened), _) => {
+                    opened.into_iter().for_each(|opened| pool.adopt(&pool.node.own, opened));
+                    After::Begin(pool.node.logins.own().clone())
+                }
                 (Err(_), None) => After::Again,
                 (Err(Refusal::Login(reply)), _) if reply.starts_with(b"-NOAUTH") => match asked {
                     Some(Ok(request)) => told(pool.guest.ask(&pool.node, &request).await, route),
@@ -190,6 +193,11 @@ impl Session {
 
     pub(super) fn identify(&mut self, key: ConnectionKey) {
         self.client.words().user = String::from_utf8_lossy(key.user()).into_owned();
+        self.client.login.store(key.login.number(), Ordering::Release);
+        // After that: an end of the login that is not seen here finds the client by the number.
+        if key.login.ended() {
+            self.client.kill();
+        }
         self.view = self.shared.view(&key);
         self.lane = self.pool.lane(&key);
         self.reads = None;
@@ -260,15 +268,27 @@ async fn verified(pool: &Rc<Pool>, creds: Creds, question: &[u8]) -> Result<(Arc
     let logins = &pool.node.logins;
     for _ in 0..VERDICTS {
         let ends = logins.ends();
-        let (_wire, reply) = put(&pool.node, None, question).await?;
+        let (wire, reply) = put(&pool.node, None, question).await?;
         if reply.starts_with(b"-") {
             return Err(reply);
         }
         if let Some(login) = logins.enter(&creds.user, &creds.password, ends) {
+            let resp3 = handshake::is_hello(&reply) && reply.starts_with(b"%");
+            let key = ConnectionKey { login: login.clone(), resp3, db: 0, via: None };
+            tokio::task::spawn_local(keep(pool.clone(), key, wire));
             return Ok((login, reply));
         }
     }
     Err(pool.node.error("deletes users faster than one can log in"))
+}
+
+/// Keeps the connection on which the server has accepted a login: for the next transaction, and in case no other can be had
+/// when the password is replaced.
+async fn keep(pool: Rc<Pool>, key: ConnectionKey, wire: Wire) {
+    let opened = handshake::take_over(&pool.node, wire, 0, &key, Role::Dedicated);
+    if let Ok(Ok(opened)) = tokio::time::timeout(pool.node.connect_timeout, opened).await {
+        pool.adopt(&key, opened);
+    }
 }
 
 /// Puts one question to the server on a fresh connection, as this login if there is one. `Err`: it could not be put.

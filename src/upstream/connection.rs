@@ -33,11 +33,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
+use super::dedicated::IdleSet;
 use super::effect::{Effect, KeySet};
 use super::fill::{Fill, FillRead, Terms, Then};
-use super::handshake;
+use super::handshake::{self, Opened, Refusal, Wire};
 use super::lanes::{Berth, Lanes};
 use super::login::SHUT_OUT;
 use super::rights::{self, Rights};
@@ -72,6 +73,8 @@ const QUIET_AFTER: Duration = Duration::from_secs(5);
 /// PINGs on their way at once; who comes later shares the next.
 const PINGS: usize = 4;
 
+/// Why a connection ends whose socket another gets.
+const GIVEN_AWAY: io::ErrorKind = io::ErrorKind::ConnectionAborted;
 /// Bytes that wait for their barrier on a connection whose bytes pass unlooked at; what is above waits at the server.
 const RAW_SOFT: usize = 1 << 20;
 /// Pushes that wait for a held reply before them; with more, they wait no longer.
@@ -193,6 +196,8 @@ struct Shared {
     resting: bool,
     /// A lane whose task waits until it is needed.
     asleep: bool,
+    /// Who gets the socket once nothing is on its way.
+    heir: Option<oneshot::Sender<Wire>>,
     /// Of a dedicated connection: who gets its pushes.
     session: Option<Rc<Outbox>>,
     /// The protocol spoken now.
@@ -249,6 +254,7 @@ impl Connection {
             broken: None,
             resting: false,
             asleep: false,
+            heir: None,
             session: None,
             resp3: key.resp3,
             held: 0,
@@ -508,7 +514,18 @@ impl Connection {
         shared.wake();
     }
 
-    /// Ends it: no session has it any more.
+    /// Ends it, and gives away its socket, if it is open and nothing is on its way.
+    pub async fn surrender(&self) -> Option<Wire> {
+        let (sender, heir) = oneshot::channel();
+        {
+            let mut shared = self.shared.borrow_mut();
+            shared.heir = Some(sender);
+            shared.wake();
+        }
+        heir.await.ok()
+    }
+
+    /// Ends it: the session that had it is gone.
     pub fn close(&self) {
         let mut shared = self.shared.borrow_mut();
         shared.close = true;
@@ -565,24 +582,63 @@ fn fail(expect: Expect, error: &Bytes, sent: bool, node: &Node, now: Time) {
 
 // --- the connection's task ---
 
-/// What it does until it is closed or given up. A lane has `lanes`, which give it a place.
-pub async fn run(connection: Rc<Connection>, lanes: Option<Rc<Lanes>>) {
+/// What is there in its thread for it: the lanes, which give one of them a place, and the idle dedicated connections.
+pub(super) struct Around {
+    pub(super) lanes: Option<Rc<Lanes>>,
+    pub(super) idle: Rc<IdleSet>,
+}
+
+/// Opens it. If its login is refused, earlier connections of the same login go on, as they do at the server (a password was
+/// replaced): one that nobody needs becomes this one.
+async fn open(connection: &Connection, around: &Around) -> Result<(Opened, Option<Berth>), Refusal> {
+    let (node, key, role) = (&connection.node, &connection.key, connection.role);
+    let berth = match &around.lanes {
+        Some(lanes) => Some(lanes.berth().await?),
+        None => None,
+    };
+    let refused = match handshake::open(node, key, role).await {
+        Err(Refusal::Login(reply)) => Refusal::Login(reply),
+        other => return Ok((other?, berth)),
+    };
+    while let Some(other) = around.idle.spare(&key.login) {
+        let Some(wire) = other.surrender().await else { continue };
+        let opened = handshake::take_over(node, wire, other.key.db, key, role);
+        match tokio::time::timeout(node.connect_timeout, opened).await {
+            Ok(Err(Refusal::Io(_))) | Err(_) => {}
+            Ok(opened) => return Ok((opened?, berth)),
+        }
+    }
+    Err(refused)
+}
+
+/// What it does until it is closed or given up; `already`: it is open.
+pub(super) async fn run(connection: &Rc<Connection>, around: &Around, mut already: Option<Opened>) {
     loop {
         if connection.role == Role::Lane && !connection.needed().await {
             connection.shared.borrow_mut().phase = Phase::Closed(connection.node.error("this connection was given up"));
             connection.changed.notify_waiters();
             return;
         }
-        let outcome = match open(&connection, lanes.as_deref()).await {
+        let opened = match already.take() {
+            Some(opened) => Ok((opened, None)),
+            None => open(connection, around).await,
+        };
+        let outcome = match opened {
             Ok((opened, _berth)) => {
                 connection.opened(&opened);
-                let mut stream = opened.stream;
-                let why = pump(&connection, &mut stream, opened.input).await;
+                let (mut stream, mut input) = (opened.stream, opened.input);
+                let why = pump(connection, &mut stream, &mut input).await;
+                let heir = connection.shared.borrow_mut().heir.take().filter(|_| why.kind() == GIVEN_AWAY);
                 // Before the connection ends, what it has filled is void.
-                connection.lost(&why)
+                let outcome = connection.lost(&why);
+                if let Some(heir) = heir {
+                    // If nobody waits any more the socket is closed.
+                    let _ = heir.send(Wire { stream, input });
+                }
+                outcome
             }
             Err(refusal) => {
-                if let handshake::Refusal::Io(why) = &refusal {
+                if let Refusal::Io(why) = &refusal {
                     connection.node.count_broken(why);
                 }
                 connection.not_opened(refusal)
@@ -593,17 +649,6 @@ pub async fn run(connection: Rc<Connection>, lanes: Option<Rc<Lanes>>) {
             return;
         }
     }
-}
-
-async fn open(
-    connection: &Connection,
-    lanes: Option<&Lanes>,
-) -> Result<(handshake::Opened, Option<Berth>), handshake::Refusal> {
-    let berth = match lanes {
-        Some(lanes) => Some(lanes.berth().await?),
-        None => None,
-    };
-    Ok((handshake::open(&connection.node, &connection.key, connection.role).await?, berth))
 }
 
 /// Whether its task goes on.
@@ -693,6 +738,11 @@ impl Connection {
             // First of all: whatever this lane filled is void.
             self.node.coherence.cache.clocks.close_lane(stamp);
         }
+        // Whoever waits for its socket waits no longer.
+        shared.heir = None;
+        if matches!(why.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) {
+            self.key.login.cut();
+        }
         let written = shared.written();
         let awaited = std::mem::take(&mut shared.awaited);
         let again = self.role == Role::Lane && !shared.close;
@@ -765,18 +815,18 @@ impl Expect {
 // --- reading and writing ---
 
 /// Moves bytes both ways until the connection ends; returns why.
-async fn pump(connection: &Rc<Connection>, stream: &mut Stream, mut input: BytesMut) -> io::Error {
+async fn pump(connection: &Rc<Connection>, stream: &mut Stream, input: &mut BytesMut) -> io::Error {
     let mut cutter = Cutter::default();
     let mut ticks = tokio::time::interval(connection.node.heartbeat);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut pending_input = !input.is_empty();
     poll_fn(|cx| {
         if std::mem::take(&mut pending_input)
-            && let Some(e) = connection.take_replies(&mut input, &mut cutter)
+            && let Some(e) = connection.take_replies(input, &mut cutter)
         {
             return Poll::Ready(e);
         }
-        match connection.turn(cx, stream, &mut input, &mut cutter, &mut ticks) {
+        match connection.turn(cx, stream, input, &mut cutter, &mut ticks) {
             Ok(()) => Poll::Pending,
             Err(e) => Poll::Ready(e),
         }
@@ -827,6 +877,10 @@ impl Connection {
         }
         if let Poll::Ready(Err(e)) = stream.poll_write(cx, &mut shared.out) {
             return Err(e);
+        }
+        if shared.heir.is_some() {
+            let idle = shared.awaited.is_empty() && shared.out.is_empty() && input.is_empty();
+            return Err(if idle { GIVEN_AWAY } else { io::ErrorKind::ResourceBusy }.into());
         }
         Ok(())
     }

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::connection::{Connection, Role};
+use super::connection::{Around, Connection, Role};
+use super::handshake::Opened;
+use super::login::Login;
 use super::{ConnectionKey, Node, Pool, panicking};
 use crate::time::Time;
 
@@ -260,6 +262,15 @@ impl IdleSet {
         given_up
     }
 
+    /// One of this login, in whatever protocol and database, that is open: for a login that the server does not take any more.
+    pub(super) fn spare(&self, login: &Arc<Login>) -> Option<Loan> {
+        self.change(|waiting| {
+            let is_of = |idle: &Idle| idle.loan.key.login == *login && idle.loan.is_clean();
+            let number = waiting.all.iter().find(|(_, idle)| is_of(idle)).map(|(number, _)| *number)?;
+            waiting.remove(number)
+        })
+    }
+
     /// The server has ended a connection, or never taken it.
     fn ended(&self, connection: &Rc<Connection>) {
         // What is dropped here closes itself, which changes nothing that is borrowed.
@@ -363,10 +374,26 @@ impl Pool {
         let connection = Connection::new(self.node.clone(), key.clone(), Role::Dedicated);
         let (running, idle) = (connection.clone(), self.idle.clone());
         self.tasks.spawn_local(async move {
-            panicking::run(running.clone(), None).await;
+            panicking::run(running.clone(), Around { lanes: None, idle: idle.clone() }, None).await;
             idle.ended(&running);
         });
         Some(Loan { connection, _seat: seat })
+    }
+
+    /// Keeps a connection that was opened for another reason, if there is room for one more idle one.
+    pub fn adopt(&self, key: &ConnectionKey, opened: Opened) {
+        let places = &self.node.places;
+        if self.idle.waiting.borrow().count(key) >= IDLE || places.taken() + SPARED > places.max {
+            return;
+        }
+        let Some(seat) = Places::take(&self.node) else { return };
+        let connection = Connection::new(self.node.clone(), key.clone(), Role::Dedicated);
+        let (running, idle) = (connection.clone(), self.idle.clone());
+        self.tasks.spawn_local(async move {
+            panicking::run(running.clone(), Around { lanes: None, idle: idle.clone() }, Some(opened)).await;
+            idle.ended(&running);
+        });
+        self.idle.change(|waiting| waiting.put(Loan { connection, _seat: seat }, Time::now()));
     }
 
     /// Takes it back for the next session, if its state allows that; else it is closed.

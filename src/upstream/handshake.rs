@@ -200,6 +200,28 @@ async fn greet(
     arm(node, wire, hello, rights, db, asked).await
 }
 
+/// Makes a connection of this key out of one of the same login that is open, in database `db`.
+pub async fn take_over(
+    node: &Arc<Node>,
+    mut wire: Wire,
+    db: u32,
+    key: &ConnectionKey,
+    role: Role,
+) -> Result<Opened, Refusal> {
+    let rights = if role == Role::Lane { rights::of(node, key).await } else { Rights::NONE };
+    wire.stream.give_up_after(node.upstream_timeout)?;
+    let asked = Time::now();
+    let hello = wire.introduce(node, None, key.resp3, role.name()).await?;
+    if !is_hello(&hello) {
+        // It is not what it was: RESET, or a server that has changed.
+        return Err(out_of_turn(&hello).into());
+    }
+    if db != key.db {
+        wire.select(node, key.db).await?;
+    }
+    arm(node, wire, hello, rights, 0, asked).await
+}
+
 /// The rest of the greeting, once the server knows who speaks: the database, unless it is 0, and the reports of changed keys.
 async fn arm(
     node: &Arc<Node>,
@@ -306,6 +328,9 @@ impl Wire {
         let client = table.says("CLIENT");
         self.ask(&[client, b"SETNAME", name.as_bytes()]).await?;
         let reply = self.ask(&[client, b"ID"]).await?;
+        if is_login_refusal(&reply) {
+            return Ok(reply);
+        }
         let id = reply.strip_prefix(b":").and_then(|id| resp::parse_i64(id.strip_suffix(b"\r\n")?)).unwrap_or(0);
         Ok(format!("*4\r\n$5\r\nproto\r\n:2\r\n$2\r\nid\r\n:{id}\r\n").into())
     }

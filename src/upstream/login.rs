@@ -48,6 +48,8 @@ pub struct Login {
     /// In the clear, for as long as the login is used; the latest that was verified comes first.
     passwords: Mutex<Vec<Vec<u8>>>,
     ended: AtomicBool,
+    /// When the server last closed a connection of it, as it does when the user is deleted; 0: it has not, or for another reason.
+    cut: AtomicU64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -81,7 +83,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Login {
     fn new(user: &[u8], number: u64, kind: Kind, password: Option<&[u8]>) -> Arc<Login> {
         let passwords = Mutex::new(password.map(<[u8]>::to_vec).into_iter().collect());
-        Arc::new(Login { user: user.to_vec(), number, kind, passwords, ended: AtomicBool::new(false) })
+        Arc::new(Login {
+            user: user.to_vec(),
+            number,
+            kind,
+            passwords,
+            ended: AtomicBool::new(false),
+            cut: AtomicU64::new(0),
+        })
     }
 
     /// The user's name, as the cache tells users apart.
@@ -102,6 +111,16 @@ impl Login {
     /// Whether its user has been deleted.
     pub fn ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
+    }
+
+    /// The server has closed a connection of it: perhaps the user is deleted, so whoever logs in from here on by this name is
+    /// somebody else until the watch has looked.
+    pub fn cut(&self) {
+        self.cut.store(Time::now().0, Ordering::Release);
+    }
+
+    fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Acquire) != 0
     }
 
     /// What to begin a connection with, the likeliest first: user and password, or nothing.
@@ -144,7 +163,7 @@ pub struct Logins {
     /// What the upstream's address says: the proxy itself, and sessions until they say AUTH.
     own: Arc<Login>,
     stranger: Arc<Login>,
-    users: Mutex<HashMap<Vec<u8>, Weak<Login>>>,
+    users: Mutex<HashMap<Vec<u8>, Vec<Weak<Login>>>>,
     next: AtomicU64,
     /// How often users were deleted.
     ends: AtomicU64,
@@ -227,25 +246,46 @@ impl Logins {
         if self.ends() != ends {
             return None;
         }
-        if let Some(login) = users.get(user).and_then(Weak::upgrade) {
+        // Users that came and went leave nothing behind.
+        users.retain(|_, same| {
+            same.retain(|login| login.strong_count() > 0);
+            !same.is_empty()
+        });
+        let same = users.entry(user.to_vec()).or_default();
+        if let Some(login) = same.iter().rev().filter_map(Weak::upgrade).find(|login| !login.is_cut()) {
             login.accepted(password);
             return Some(login);
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let login = Login::new(user, number, Kind::Named, Some(password));
-        // Users that came and went leave nothing behind.
-        users.retain(|_, login| login.strong_count() > 0);
-        users.insert(user.to_vec(), Arc::downgrade(&login));
+        same.push(Arc::downgrade(&login));
         Some(login)
     }
 
-    /// The user has been deleted. Its login, if there was one: the sessions that have it are to be closed.
-    pub fn end(&self, user: &[u8]) -> Option<Arc<Login>> {
+    /// The users that have logins.
+    pub fn users(&self) -> Vec<Vec<u8>> {
+        lock(&self.users).keys().cloned().collect()
+    }
+
+    /// The user has been deleted; `anew`: and another of its name is there, to whom those logins belong of which the server has
+    /// closed nothing. The logins that end: the sessions that have them are to be closed.
+    pub fn end(&self, user: &[u8], anew: bool) -> Vec<Arc<Login>> {
         let mut users = lock(&self.users);
         self.ends.fetch_add(1, Ordering::AcqRel);
-        let login = users.remove(user)?.upgrade()?;
-        login.ended.store(true, Ordering::Release);
-        Some(login)
+        let Some(same) = users.get_mut(user) else { return Vec::new() };
+        let all = same.iter().filter_map(Weak::upgrade);
+        let (ended, kept): (Vec<_>, Vec<_>) = all.partition(|login| !anew || login.is_cut());
+        *same = kept.iter().map(Arc::downgrade).collect();
+        ended.iter().for_each(|login| login.ended.store(true, Ordering::Release));
+        ended
+    }
+
+    /// The user is what it was when the server was asked, at this time: what the server closed before, it closed for another reason.
+    pub fn still(&self, user: &[u8], asked: Time) {
+        for login in lock(&self.users).get(user).into_iter().flatten().filter_map(Weak::upgrade) {
+            let earlier = |cut| (cut < asked.0).then_some(0);
+            let _ = login.cut.fetch_update(Ordering::AcqRel, Ordering::Relaxed, earlier);
+        }
     }
 }
 
@@ -308,10 +348,27 @@ mod tests {
         let logins = logins();
         let first = logins.enter(b"bob", b"old", logins.ends()).expect("a login");
         let before = logins.ends();
-        assert!(logins.end(b"bob").is_some_and(|ended| ended == first) && first.ended());
+        assert!(logins.end(b"bob", false) == std::slice::from_ref(&first) && first.ended());
         assert!(logins.enter(b"bob", b"old", before).is_none(), "the server's word is older than the end");
         let second = logins.enter(b"bob", b"new", logins.ends()).expect("a login");
         assert!(second != first && !second.ended());
+    }
+
+    #[test]
+    fn whoever_logs_in_after_the_server_has_closed_connections_is_kept_apart() {
+        let logins = logins();
+        let enter = || logins.enter(b"bob", b"pw", logins.ends()).expect("a login");
+        let first = enter();
+        first.cut();
+        let second = enter();
+        assert!(first != second && second == enter());
+        assert_eq!(passwords(&first).len(), 1);
+        assert!(logins.end(b"bob", true) == std::slice::from_ref(&first) && !second.ended());
+        second.cut();
+        logins.still(b"bob", Time::ZERO);
+        assert!(second.is_cut(), "asked before that");
+        logins.still(b"bob", Time(Time::now().0 + 1));
+        assert!(second == enter());
     }
 
     #[test]
@@ -320,7 +377,7 @@ mod tests {
         drop(logins.enter(b"bob", b"old", 0));
         let again = logins.enter(b"bob", b"new", 0).expect("a login");
         assert_eq!(passwords(&again), [b"new".to_vec()]);
-        assert!(logins.end(b"eve").is_none());
+        assert!(logins.end(b"eve", false).is_empty());
     }
 
     #[test]

@@ -4,14 +4,14 @@ use std::future::Future;
 use std::io;
 use std::rc::Rc;
 
-use super::connection::{self, Connection, Outcome};
-use super::lanes::Lanes;
+use super::connection::{self, Around, Connection, Outcome};
+use super::handshake::Opened;
 use crate::cache::FlushCause;
 use crate::panics;
 
-/// Runs the connection until it is closed or given up, through panics. A lane has `lanes`, which give it a place.
-pub(super) async fn run(connection: Rc<Connection>, lanes: Option<Rc<Lanes>>) {
-    while panics::caught(connection::run(connection.clone(), lanes.clone())).await.is_err() {
+/// Runs the connection until it is closed or given up, through panics; `already`: it is open.
+pub(super) async fn run(connection: Rc<Connection>, around: Around, mut already: Option<Opened>) {
+    while panics::caught(connection::run(&connection, &around, already.take())).await.is_err() {
         connection.node().coherence.flush(FlushCause::Panic);
         if connection.broke(&why()) == Outcome::End {
             return;

@@ -14,6 +14,7 @@ use super::acl::Acl;
 use super::handshake::{Refusal, Wire, is_no_answer, out_of_turn};
 use super::login::is_login_refusal;
 use super::touch::Eviction;
+use super::users::{self, Fate};
 use super::{Node, bounds, names, probe};
 use crate::cache::FlushCause;
 use crate::config::Invalidation;
@@ -41,6 +42,8 @@ pub struct Look {
     silent: Option<String>,
     /// How often the commands were said by which the ACL changes.
     acl_changes: Option<String>,
+    /// Of these, those that may have put one user in the place of another.
+    replaced: Option<String>,
     doubts: Option<String>,
     /// How often modules were loaded and unloaded.
     modules: Option<String>,
@@ -272,6 +275,7 @@ pub async fn look(wire: &mut Wire, node: &Node) -> Result<Look, Refusal> {
     Ok(Look {
         silent: lines(&stats, commands, Some(',')),
         acl_changes: lines(&stats, &ACL_CHANGES, Some(',')),
+        replaced: lines(&stats, &ACL_CHANGES[1..], Some(',')),
         doubts: lines(&stats, &DOUBTS, Some(',')),
         modules: lines(&stats, &MODULES, Some(',')),
         unpaused: unpaused(&stats),
@@ -356,6 +360,17 @@ fn compare(node: &Node, old: &Look, new: &mut Look) {
         node.logins.doubt();
     }
     let differs = matches!((&old.acl, &new.acl), (Acl::Known(a), Acl::Known(b)) if a != b);
+    if let (Acl::Known(old_acl), Acl::Known(new_acl)) = (&old.acl, &new.acl) {
+        let (was, is, replaced) =
+            (users::by_name(old_acl), users::by_name(new_acl), changed(&old.replaced, &new.replaced));
+        for user in node.logins.users() {
+            match users::fate(&user, &was, &is, replaced) {
+                Fate::Gone => node.user_gone(&user, false),
+                Fate::Anew => node.user_gone(&user, true),
+                Fate::Still => node.logins.still(&user, new.asked),
+            }
+        }
+    }
     if differs || changed(&old.acl_changes, &new.acl_changes) {
         tracing::info!("the upstream's ACL has changed: cache flushed");
         node.acl_changed();

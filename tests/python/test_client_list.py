@@ -170,7 +170,9 @@ def test_what_a_client_says_of_itself_wants_the_servers_leave(port, site, rights
     site.server.call("ACL", "SETUSER", "guest", "reset", "on", "nopass", "+get", "allkeys", *rights)
     assert said(port) == said(site.server.port)
     lanes = [line for line in site.server.call("CLIENT", "LIST").decode().splitlines() if "user=guest" in line]
-    assert bool(lanes) == (port != site.server.port) and all("name=nearside-lane" in line and "mine" not in line and "1.0" not in line for line in lanes)
+    assert bool(lanes) == (port != site.server.port) and all("mine" not in line and "1.0" not in line for line in lanes)
+    # the lane, and the connection on which the login was accepted
+    assert all(any(f"name=nearside-{role} " in line for role in ("lane", "dedicated")) for line in lanes)
     site.server.call("ACL", "DELUSER", "guest")
 
 

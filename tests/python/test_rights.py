@@ -46,9 +46,16 @@ def root(site):
         yield conn
         for words in OPEN:
             conn.call(*words)
-        conn.call("ACL", "DELUSER", "bob")
         for proxy in (site.a, site.b):
             wait_until(lambda: let_in(proxy), "everybody is let in again", timeout=LAG)
+
+
+def delete(site, root, user):
+    """Until both proxies have seen it: whoever is changed by the time they look is taken for somebody made anew."""
+    before = {proxy: int(proxy.stats()["flushes_acl"]) for proxy in (site.a, site.b)}
+    root.call("ACL", "DELUSER", user)
+    for proxy, flushes in before.items():
+        wait_until(lambda: int(proxy.stats()["flushes_acl"]) > flushes, "the ACL is looked at", timeout=LAG)
 
 
 def let_in(proxy):
@@ -167,3 +174,100 @@ def test_a_right_granted_and_withdrawn_between_two_looks_is_not_outlived(site, r
             root.call("ACL", "SETUSER", "bob", "-get")
             wait_until(lambda: outcome(conn, "GET", "k") == "NOPERM", "the right is gone again", timeout=LAG)
         assert cached, "never a hit while the right was there: nothing was tested"
+
+
+# what a session may begin, each on a connection of its own or of another database
+BEGUN = [("MULTI",), ("EVAL", "return 1", 0), ("BLPOP", "nothing", "0.01"), ("SUBSCRIBE", "news"), ("SELECT", 3), ("HELLO", 3), ("PING",)]
+
+
+class TestPasswords:
+    @pytest.mark.parametrize("protocol", [2, 3])
+    @pytest.mark.parametrize("words", BEGUN, ids=lambda words: words[0])
+    def test_whoever_is_logged_in_goes_on_when_the_password_is_replaced(self, site, root, words, protocol):
+        with Connection(site.a.port) as conn, Connection(site.server.port) as bare:
+            for each in (conn, bare):
+                each.call("HELLO", protocol, "AUTH", "bob", "secret")
+                each.call("SET", "k", "v")
+            root.call("ACL", "SETUSER", "bob", ">new", "<secret")
+            outcomes = []
+            for each in (conn, bare):
+                outcomes.append([outcome(each, *words)])
+                if words[0] == "MULTI":
+                    outcomes[-1] += [said(each, "GET", "k"), said(each, "EXEC")]
+                if words[0] == "HELLO":
+                    outcomes[-1] = [outcomes[-1][0][b"proto"]]
+            assert outcomes[0] == outcomes[1]
+            with Connection(site.a.port) as late:
+                assert outcome(late, "AUTH", "bob", "secret") == "WRONGPASS"
+                assert late.call("AUTH", "bob", "new") == b"OK"
+                assert late.call("SELECT", 5) == b"OK"
+
+    def test_both_passwords_are_good_for_a_while(self, site, root):
+        """Whoever logs in last with the old one does not shut out the others."""
+        root.call("ACL", "SETUSER", "bob", ">new")
+        with bob(site, "new") as one, bob(site) as other:
+            root.call("ACL", "SETUSER", "bob", "<secret")
+            for db in range(1, 6):
+                for conn in (one, other):
+                    assert conn.call("SELECT", db) == b"OK"
+                    assert conn.call("EVAL", "return 1", 0) == 1
+
+    def test_a_wrong_password_is_refused_whatever_others_have_given(self, site, root):
+        with bob(site) as conn:
+            conn.call("GET", "k")
+            for words in (("AUTH", "bob", "wrong"), ("HELLO", 3, "AUTH", "bob", ""), ("AUTH", "bob", "secret2")):
+                with Connection(site.a.port) as other:
+                    assert outcome(other, *words) == "WRONGPASS"
+                    assert other.call("ACL", "WHOAMI") == b"default"
+
+    def test_whoever_cannot_get_a_connection_is_closed(self, site, root):
+        """More than there are spare connections: the others are closed, and told nothing that no client expects."""
+        sessions = [bob(site) for _ in range(24)]
+        for conn in sessions:
+            conn.call("GET", "k")
+        root.call("ACL", "SETUSER", "bob", ">new", "<secret")
+        outcomes = [outcome(conn, "SUBSCRIBE", f"news{n}") for n, conn in enumerate(sessions)]
+        assert all(each == "closed" or each[0] == b"subscribe" for each in outcomes), outcomes
+        [conn.close() for conn in sessions]
+
+    def test_the_sessions_of_a_deleted_user_are_closed(self, site, root):
+        root.call("ACL", "SETUSER", "eve", "reset", "on", ">secret", "~*", "&*", "+@all")
+        sessions = {proxy: Connection(proxy.port) for proxy in (site.a, site.b)}
+        for conn in sessions.values():
+            conn.call("AUTH", "eve", "secret")
+            conn.call("GET", "k")
+        root.call("ACL", "DELUSER", "eve")
+        for conn in sessions.values():
+            # nothing is asked: a pool that looks at its connections sees that they are closed
+            conn.sock.settimeout(LAG)
+            assert conn.sock.recv(1) == b""
+        root.call("ACL", "SETUSER", "eve", "reset", "on", ">other", "~*", "&*", "+@all")
+        with Connection(site.a.port) as conn:
+            assert outcome(conn, "AUTH", "eve", "secret") == "WRONGPASS"
+            assert conn.call("AUTH", "eve", "other") == b"OK"
+        delete(site, root, "eve")
+
+    def test_a_namesake_shares_nothing_with_a_deleted_user(self, site, root):
+        """Deleted and made anew between two looks."""
+        root.call("ACL", "SETUSER", "eve", "reset", "on", ">old", "~*", "&*", "+@all")
+        with Connection(site.a.port) as old, Connection(site.a.port) as new:
+            old.call("AUTH", "eve", "old")
+            old.call("GET", "k")
+            root.call("ACL", "DELUSER", "eve")
+            root.call("ACL", "SETUSER", "eve", "reset", "on", ">new", "~*", "&*", "+@all")
+            new.call("AUTH", "eve", "new")
+            wait_until(lambda: said(old, "GET", "k") == "closed", "the old session is closed", timeout=LAG)
+        delete(site, root, "eve")
+
+    def test_passwords_make_no_lanes(self, site, root):
+        """Any password is right where none is set."""
+        with Connection(site.a.port) as first:
+            first.call("AUTH", "default", "first")
+            first.call("GET", "k")
+            before = len(site.server.clients_named("nearside-lane"))
+            for n in range(100):
+                with Connection(site.a.port) as conn:
+                    conn.call("AUTH", "default", f"random{n}")
+                    conn.call("GET", "k")
+            # two threads, each with a lane for each of the two logins
+            assert len(site.server.clients_named("nearside-lane")) <= before + 2
