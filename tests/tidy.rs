@@ -50,7 +50,6 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("admin", &["audit", "cache", "clock", "coherence", "command", "config", "resp", "shared", "time"]),
     ("shared", &["audit", "cache", "clients", "coherence", "config", "time", "transport", "upstream"]),
-    ("clients", &["time"]),
     (
         "upstream",
         &[
@@ -67,6 +66,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "transport",
         ],
     ),
+    ("clients", &["time"]),
     ("embedded", &["config"]),
     ("limits", &["config"]),
     ("audit", &["cache", "coherence", "config", "resp", "time", "clock"]),
