@@ -55,6 +55,7 @@ use crate::time::Time;
 use crate::transport::Stream;
 use crate::upstream::connection::Connection;
 use crate::upstream::effect::{Effect, KeySet};
+use crate::upstream::kept::Hold;
 use crate::upstream::lanes::Cargo;
 use crate::upstream::login::Login;
 use crate::upstream::{ConnectionKey, Pool};
@@ -131,6 +132,8 @@ pub struct Session {
     keys: Keys,
     client: Arc<Client>,
     key: ConnectionKey,
+    /// While it has the key's login.
+    hold: Hold,
     view: u32,
     lane: Rc<Connection>,
     /// The lane for reads alone, if the server makes one necessary.
@@ -214,6 +217,7 @@ pub async fn run(shared: &Arc<Shared>, pool: &Rc<Pool>, stream: Stream, presence
 impl Session {
     fn new(shared: Arc<Shared>, pool: Rc<Pool>, stream: Stream, client: Arc<Client>, level: Level) -> Session {
         let key = shared.first_key(shared.node.logins.first());
+        let hold = pool.hold(&key.login);
         let lane = pool.lane(&key);
         let now = Time::now();
         let view = shared.view(&key);
@@ -228,6 +232,7 @@ impl Session {
             outbox: Rc::default(),
             keys: Keys::default(),
             client,
+            hold,
             key,
             view,
             lane,

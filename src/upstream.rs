@@ -12,6 +12,7 @@ pub mod fill;
 pub mod guest;
 pub mod handshake;
 pub mod health;
+pub mod kept;
 pub mod lanes;
 pub mod link;
 pub mod login;

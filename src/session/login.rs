@@ -198,6 +198,7 @@ impl Session {
         if key.login.ended() {
             self.client.kill();
         }
+        self.hold = self.pool.hold(&key.login);
         self.view = self.shared.view(&key);
         self.lane = self.pool.lane(&key);
         self.reads = None;

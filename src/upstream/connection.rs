@@ -612,7 +612,7 @@ async fn open(connection: &Connection, around: &Around) -> Result<(Opened, Optio
 }
 
 /// What it does until it is closed or given up; `already`: it is open.
-pub(super) async fn run(connection: &Rc<Connection>, around: &Around, mut already: Option<Opened>) {
+pub(super) async fn run(connection: Rc<Connection>, around: &Around, mut already: Option<Opened>) {
     loop {
         if connection.role == Role::Lane && !connection.needed().await {
             connection.shared.borrow_mut().phase = Phase::Closed(connection.node.error("this connection was given up"));
@@ -621,13 +621,13 @@ pub(super) async fn run(connection: &Rc<Connection>, around: &Around, mut alread
         }
         let opened = match already.take() {
             Some(opened) => Ok((opened, None)),
-            None => open(connection, around).await,
+            None => open(&connection, around).await,
         };
         let outcome = match opened {
             Ok((opened, _berth)) => {
                 connection.opened(&opened);
                 let (mut stream, mut input) = (opened.stream, opened.input);
-                let why = pump(connection, &mut stream, &mut input).await;
+                let why = pump(&connection, &mut stream, &mut input).await;
                 let heir = connection.shared.borrow_mut().heir.take().filter(|_| why.kind() == GIVEN_AWAY);
                 // Before the connection ends, what it has filled is void.
                 let outcome = connection.lost(&why);

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use super::connection::{Around, Connection, Role};
 use super::handshake::Opened;
+use super::kept::Holds;
 use super::login::Login;
 use super::{ConnectionKey, Node, Pool, panicking};
 use crate::time::Time;
@@ -170,6 +171,8 @@ pub enum Lending {
 struct Idle {
     loan: Loan,
     since: Time,
+    /// No session has had it: see [`kept`](super::kept).
+    unused: bool,
 }
 
 /// The idle connections of this thread, by the order of their last use.
@@ -186,10 +189,14 @@ impl Waiting {
     }
 
     fn put(&mut self, loan: Loan, now: Time) {
+        self.put_as(loan, now, false);
+    }
+
+    fn put_as(&mut self, loan: Loan, now: Time, unused: bool) {
         let number = self.next;
         self.next += 1;
         self.of.entry(loan.key.clone()).or_default().push_back(number);
-        self.all.insert(number, Idle { loan, since: now });
+        self.all.insert(number, Idle { loan, since: now, unused });
     }
 
     fn remove(&mut self, number: u64) -> Option<Loan> {
@@ -232,6 +239,7 @@ pub(super) struct IdleSet {
     node: Arc<Node>,
     shelf: Arc<Shelf>,
     waiting: RefCell<Waiting>,
+    pub(super) holds: RefCell<Holds>,
 }
 
 impl IdleSet {
@@ -239,7 +247,7 @@ impl IdleSet {
         let shelf = Shelf { oldest: AtomicU64::new(NONE), wanted: AtomicUsize::new(0), asked: Notify::new() };
         let shelf = Arc::new(shelf);
         lock(&node.places.shelves).push(shelf.clone());
-        Rc::new(IdleSet { node: node.clone(), shelf, waiting: RefCell::default() })
+        Rc::new(IdleSet { node: node.clone(), shelf, waiting: RefCell::default(), holds: RefCell::default() })
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Waiting) -> T) -> T {
@@ -269,6 +277,16 @@ impl IdleSet {
             let number = waiting.all.iter().find(|(_, idle)| is_of(idle)).map(|(number, _)| *number)?;
             waiting.remove(number)
         })
+    }
+
+    /// Closes those of this login that no session has had.
+    pub(super) fn forget_unused(&self, login: &Arc<Login>) {
+        let unused = self.change(|waiting| {
+            let is_of = |idle: &Idle| idle.unused && idle.loan.key.login == *login;
+            let found: Vec<u64> = waiting.all.iter().filter(|(_, idle)| is_of(idle)).map(|(n, _)| *n).collect();
+            found.into_iter().filter_map(|number| waiting.remove(number)).collect::<Vec<_>>()
+        });
+        drop(unused);
     }
 
     /// The server has ended a connection, or never taken it.
@@ -383,7 +401,9 @@ impl Pool {
     /// Keeps a connection that was opened for another reason, if there is room for one more idle one.
     pub fn adopt(&self, key: &ConnectionKey, opened: Opened) {
         let places = &self.node.places;
-        if self.idle.waiting.borrow().count(key) >= IDLE || places.taken() + SPARED > places.max {
+        // A session that begins gets the proxy's own login with the connection that proves it.
+        let held = key.login == self.node.own.login || self.idle.holds.borrow().contains_key(&key.login.number());
+        if !held || self.idle.waiting.borrow().count(key) >= IDLE || places.taken() + SPARED > places.max {
             return;
         }
         let Some(seat) = Places::take(&self.node) else { return };
@@ -393,7 +413,7 @@ impl Pool {
             panicking::run(running.clone(), Around { lanes: None, idle: idle.clone() }, Some(opened)).await;
             idle.ended(&running);
         });
-        self.idle.change(|waiting| waiting.put(Loan { connection, _seat: seat }, Time::now()));
+        self.idle.change(|waiting| waiting.put_as(Loan { connection, _seat: seat }, Time::now(), true));
     }
 
     /// Takes it back for the next session, if its state allows that; else it is closed.

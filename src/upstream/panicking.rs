@@ -11,7 +11,7 @@ use crate::panics;
 
 /// Runs the connection until it is closed or given up, through panics; `already`: it is open.
 pub(super) async fn run(connection: Rc<Connection>, around: Around, mut already: Option<Opened>) {
-    while panics::caught(connection::run(&connection, &around, already.take())).await.is_err() {
+    while panics::caught(connection::run(connection.clone(), &around, already.take())).await.is_err() {
         connection.node().coherence.flush(FlushCause::Panic);
         if connection.broke(&why()) == Outcome::End {
             return;
