@@ -338,7 +338,7 @@ const FATES: &[(&str, &str)] = &[
     ("BLMOVE a b LEFT LEFT 0", "Block Keys w[1, 2] r[]"),
     ("BLMPOP 0 2 a b LEFT", "Block Keys w[3, 4] r[]"),
     ("BZPOPMIN a 0", "Block Keys w[1] r[]"),
-    ("WAIT 0 0", "Block None w[] r[]"),
+    ("WAIT 0 0", "Wait None w[] r[]"),
     ("XREAD BLOCK 1 STREAMS a b 0 0", "Block Keys w[] r[4, 5]"),
     ("XREAD STREAMS a b 0 0", "Lane Keys w[] r[2, 3]"),
     ("XREADGROUP GROUP g c STREAMS a >", "Lane Keys w[] r[5]"),
