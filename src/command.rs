@@ -2,7 +2,7 @@
 //!
 //! Two sources are merged when the table is built, so that a request costs one map lookup: the server's own COMMAND
 //! reply (arity, flags, key specs; modules included) and `command/table.rs`, one row for each command about which the
-//! server does not say enough. By which names the server takes its commands, COMMAND INFO tells ([`names`]); a name that is
+//! server does not say enough. By which names the server takes its commands, COMMAND INFO tells (`names`); a name that is
 //! not among them has the route [`Route::Unlisted`].
 
 use std::collections::HashMap;

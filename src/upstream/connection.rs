@@ -232,7 +232,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// One that [`run`] then runs. It connects at once if dedicated, else when first needed.
+    /// One that `run` then runs. It connects at once if dedicated, else when first needed.
     pub fn new(node: Arc<Node>, key: ConnectionKey, role: Role) -> Rc<Connection> {
         let shared = Shared {
             phase: if role == Role::Lane { Phase::Rest } else { Phase::Opening },

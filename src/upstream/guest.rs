@@ -5,7 +5,7 @@
 //! at this very moment executes the question: everything cached is then void before the reply is told, since what was done
 //! has settled nothing, and the connection is closed with whatever state it has got.
 //!
-//! Bounds: questions of [`LONGEST`] bytes and [`MOST`] arguments, as the server itself has it for clients who have not logged in;
+//! Bounds: questions of `LONGEST` bytes and `MOST` arguments, as the server itself has it for clients who have not logged in;
 //! `upstream_timeout` for an answer.
 
 use bytes::Bytes;

@@ -8,8 +8,8 @@
 //!    an answer asked for before the table was renewed is not put into the new one.
 //! 2. A name that the server does not know costs one question, and no connection: the server's own error answers it.
 //!
-//! Bounds: [`FORGOTTEN`] names that the server does not know, the oldest goes first; [`RENAMED`] that it does; [`PACE`] between
-//! two questions, and one of them at a time; [`WAITING`] requests that wait for an answer, `connect_timeout` each.
+//! Bounds: `FORGOTTEN` names that the server does not know, the oldest goes first; `RENAMED` that it does; `PACE` between
+//! two questions, and one of them at a time; `WAITING` requests that wait for an answer, `connect_timeout` each.
 //!
 //! Accepted window: a module loaded past all proxies gives meaning to a name that was asked about before. The watch notices
 //! within its interval, and the proxy through which MODULE is said at once; meanwhile the name's command goes down the lane

@@ -3,7 +3,7 @@
 //!
 //! A pause is known if it was said through this proxy and the server has agreed. It is over by its time, by an UNPAUSE
 //! through this proxy, by one past it that the [`watch`](super::watch) has counted, or with the link. If none of these is
-//! noticed (before Redis 7.0 the server does not count UNPAUSE by itself), it is believed for [`BELIEVED`] at the most.
+//! noticed (before Redis 7.0 the server does not count UNPAUSE by itself), it is believed for `BELIEVED` at the most.
 //! To believe too little is no danger: the commands that are held back hold up their lane.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -2,10 +2,10 @@
 //! (`allkeys-lfu` …), and a hit uses nothing there: what is read most would go first. So while the server evicts in such a way,
 //! the keys of replies that were served since they were last looked at are named to the server, many by one command.
 //!
-//! A hit pays nothing for it: it leaves a mark in the byte that counts it for our own eviction ([`Node::touch`]), once between two
-//! looks. Looked at are all entries, a few at a time, each at most once in a [`ROUND`].
+//! A hit pays nothing for it: it leaves a mark in the byte that counts it for our own eviction (`Node::touch`), once between two
+//! looks. Looked at are all entries, a few at a time, each at most once in a `ROUND`.
 //!
-//! Accepted: a key is named up to [`ROUND`] and one look after it was read, even if it was deleted or made anew meanwhile: that
+//! Accepted: a key is named up to `ROUND` and one look after it was read, even if it was deleted or made anew meanwhile: that
 //! another key of that name seems used once costs nothing. TOUCH reports and registers nothing, and an expired key stays expired. By
 //! LFU a key counts as read once a round, however often it was hit: it stays ahead of what nobody reads, but not of what others
 //! read past us more often than that.
