@@ -7,7 +7,7 @@
 //! Invariants, and the tests (`tests/python/test_lanes.py`, and below) that attack them:
 //!
 //! 1. No more than `max_lanes` lanes are open or being opened in the process: each holds a [`Berth`], from before it connects
-//!    until its loss has been dealt with. `test_no_more_lanes_than_max_lanes`, `a_berth_is_given_back`.
+//!    until its loss has been dealt with. `test_no_more_lanes_than_max_lanes`.
 //! 2. Only a lane on which no request is awaited comes to rest, so rest fails nobody's command: whether it is so is looked at
 //!    by the lane's own task, in the turn in which it ends. `test_lanes_rest_under_traffic`.
 //! 3. What a lane has filled is void before its connection ends (`Connection::lost`; lemma 3 holds in either order). A hit
