@@ -6,6 +6,7 @@
 //! |---|---|
 //! | the client, which has not read [`OUTPUT_SOFT`] of replies | up to [`READ_AHEAD`] is read; with as much, requests are dealt with all the same, until `client_output_buffer_limit` ends the session |
 //! | the server (a reply, room on a lane) | up to [`READ_AHEAD`] is read: the server answers whether the client reads or not |
+//! | the server's word on who the session is | up to [`LITTLE`] is read |
 //! | other clients (a blocking command, CLIENT PAUSE) | all is read, until `client_query_buffer_limit` ends the session |
 
 use std::rc::Rc;
@@ -40,7 +41,9 @@ pub(super) fn little(config: &Config) -> usize {
 
 impl Session {
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, input: &mut Input) -> Poll<std::io::Result<bool>> {
-        let full = input.left() >= READ_AHEAD && self.waits_for_server();
+        // Whoever has not logged in may say little, and whether a password is asked for may not be known yet.
+        let ahead = if self.key.login.is_stranger() { LITTLE } else { READ_AHEAD };
+        let full = input.left() >= ahead && self.waits_for_server();
         if self.eof || self.closing.is_some() || full {
             return Poll::Pending;
         }

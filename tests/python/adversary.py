@@ -39,7 +39,7 @@ SETTINGS = {
 class Bounds:
     """What an attack may cost at the most. The defaults are for those that should cost next to nothing."""
 
-    grown_mb: float = 48  # resident memory beside what the idle proxy had
+    grown_mb: float = 48  # resident memory at its highest, beside what the proxy had before
     victim_p99_ms: float = 250
     victim_errors: int = 0
     upstream_connections: int = 64
@@ -127,7 +127,8 @@ class Arena:
         settings = {**SETTINGS, "maxclients": 20_000}
         self.proxy = Proxy(folder, self.server.port, settings=settings, wait=not password)
         if password:
-            wait_until(lambda: _accepts(self.proxy.port), "the proxy accepts")
+            # A proxy that only listens has not begun to work: its memory then is no measure of an idle one.
+            wait_until(lambda: _answers_before_login(self.proxy.port), "the proxy answers")
         self.kept = []
 
     def open(self):
@@ -151,14 +152,6 @@ class Arena:
             sock.close()
         self.proxy.kill()
         self.server.kill()
-
-
-def _accepts(port):
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-        return True
-    except OSError:
-        return False
 
 
 # --- the attacks: each gets the arena and how many, and returns how many there were ---
@@ -353,7 +346,7 @@ ATTACKS = [
     (idle_connections, 8000, 500, Bounds(grown_mb=64), False),
     (connection_churn, 100_000, 2000, Bounds(), False),
     (half_requests, 4000, 300, Bounds(grown_mb=64), False),
-    (many_arguments, 500, 50, Bounds(grown_mb=16), False),
+    (many_arguments, 500, 50, Bounds(grown_mb=8), False),
     (slow_readers, 300, 40, CLIENTS_MEMORY, False),
     (slow_writers, 300, 80, CLIENTS_MEMORY, False),
     (slow_subscribers, 40, 10, CLIENTS_MEMORY, False),
@@ -369,6 +362,9 @@ ATTACKS = [
     (cold_keys, 1_000_000, 20_000, Bounds(grown_mb=64), False),
     (deep_pipelines, 100, 10, CLIENTS_MEMORY, False),
 ]
+# Attacks of which one client alone needs room for a moment, on each of the proxy's threads. That room is no measure of what is kept
+# for each client, so memory is counted from where a few of them have been.
+WARMED_UP_BY = {many_arguments: 20}
 
 
 def attacked(folder, kind, attack, count, bounds, with_password, timed=True):
@@ -376,6 +372,8 @@ def attacked(folder, kind, attack, count, bounds, with_password, timed=True):
     arena = Arena(folder, kind, "of the server" if with_password else None)
     row = Row(attack.__name__.replace("_", " "))
     try:
+        if attack in WARMED_UP_BY:
+            attack(arena, WARMED_UP_BY[attack])
         idle = arena.proxy.resident_bytes()
         # nobody is served before login there: the victim is only asked whether it is answered at all
         victim = None if with_password else Victim(arena.proxy.port)
@@ -413,9 +411,12 @@ def _of_victim(row, victim):
 
 
 def _answers_before_login(port):
-    with Connection(port) as conn:
-        conn.send("PING")
-        return int(isinstance(conn.read(), ReplyError))
+    try:
+        with Connection(port) as conn:
+            conn.send("PING")
+            return int(isinstance(conn.read(), ReplyError))
+    except OSError:
+        return 0
 
 
 class Mixture(Soak):

@@ -1,9 +1,13 @@
 """Who has not logged in may say little: as the bare server, byte for byte, where it asks for a password."""
 
+import contextlib
+import socket
+import time
+
 import pytest
 
 from conftest import Lab
-from processes import wait_until
+from processes import accepts, wait_until
 from test_bad_input import oracle_answer, proxy_answer
 from test_deep_pipelines import small_socket
 from wire import Connection, encode
@@ -82,3 +86,33 @@ def test_where_no_password_is_asked_for_anything_may_be_said_at_once(site):
     with Connection(site.a.port) as conn:
         conn.send_raw(MANY + LARGE + encode("EXISTS", *range(20)))
         assert [conn.read() for _ in range(3)] == [b"OK", b"OK", 10]
+
+
+@pytest.mark.needs_proxy
+def test_little_is_read_while_the_server_has_not_said_who_may_enter(tmp_path):
+    """A session waits until the server has been asked whether new clients are let in. Each of many that wait could be a stranger."""
+    lab = Lab(tmp_path)
+    try:
+        server = lab.server("redis", options=("--requirepass", PASSWORD))
+        relay = lab.relay(server.port)
+        relay.stall(None)
+        relay.stall("dedicated")
+        proxy = lab.proxy(relay.port, wait=False)
+        wait_until(lambda: accepts(proxy.port), "the proxy accepts")
+        clients = [begins_a_large_value(proxy.port) for _ in range(5)]
+        idle = proxy.resident_bytes()
+        clients += [begins_a_large_value(proxy.port) for _ in range(100)]
+        time.sleep(0.5)
+        assert proxy.resident_bytes() - idle < 100 * 64 * KILOBYTE
+        for client in clients:
+            client.close()
+    finally:
+        lab.close()
+
+
+def begins_a_large_value(port):
+    sock = socket.create_connection(("127.0.0.1", port), 10)
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        sock.send(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$400000000\r\n" + b"x" * (1 << 20))
+    return sock
