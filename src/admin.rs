@@ -334,6 +334,9 @@ fn explain_route(route: Route, effect: command::Effect) -> &'static str {
         (_, command::Effect::Unknown) => {
             "forwarded: it may touch any key, so its reply waits until the cache is known to reflect it"
         }
+        (_, command::Effect::Rights) => {
+            "forwarded; if rights or passwords are others by it, all that is cached is flushed before it is acknowledged"
+        }
         (_, command::Effect::Flush) => "forwarded; all that is cached is flushed before it is acknowledged",
         (_, command::Effect::Keys) => {
             "forwarded: it writes, or its reply cannot be kept (random, dependent on time, of several keys, or not tracked by the server)"

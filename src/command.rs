@@ -139,6 +139,8 @@ pub enum Effect {
     Unknown,
     /// Everything may have changed (FLUSHALL, FLUSHDB, SWAPDB …).
     Flush,
+    /// No key is touched; users, what they may do or their passwords may be others (ACL SETUSER, CONFIG SET requirepass …).
+    Rights,
 }
 
 /// The argument positions of the keys of one request; reused between requests.

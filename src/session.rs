@@ -53,6 +53,7 @@ use crate::sabotage;
 use crate::shared::{Presence, Shared};
 use crate::time::Time;
 use crate::transport::Stream;
+use crate::upstream::change::Change;
 use crate::upstream::connection::Connection;
 use crate::upstream::effect::{Effect, KeySet};
 use crate::upstream::kept::Hold;
@@ -292,6 +293,8 @@ impl Session {
             self.client.wakes(cx.waker());
         }
         if self.client.killed() {
+            // It may be told already why, or that it has deleted its own user.
+            let _ = self.outbox.poll_write(cx, &mut self.stream);
             return Poll::Ready("killed");
         }
         let mut now = None;
@@ -549,6 +552,7 @@ impl Session {
         match plan.effect {
             command::Effect::None => Effect::None,
             command::Effect::Flush => Effect::Flush,
+            command::Effect::Rights => Effect::Rights(Box::new(Change::of(request, plan.word))),
             command::Effect::Keys => match (&keys.writes[..], &keys.reads[..]) {
                 ([key], []) if !scripted => Effect::Write(self.hash(request, *key)),
                 ([], [key]) if !scripted => Effect::Read(self.hash(request, *key)),

@@ -3,6 +3,7 @@
 
 pub mod acl;
 pub mod bounds;
+pub mod change;
 pub mod connection;
 pub mod dedicated;
 pub mod effect;
@@ -155,8 +156,8 @@ pub struct Node {
     pub max_ttl: Duration,
     /// Levels that listeners are configured for.
     pub wanted: Vec<Level>,
-    /// Its ACL as it was seen last: as new as [`Node::acl_changes`] says, or newer.
-    pub acl: ArcSwap<acl::Acl>,
+    /// Its ACL as it was seen last.
+    pub acl: ArcSwap<acl::Seen>,
     /// How often its ACL was seen to have changed, or may have.
     pub acl_changes: AtomicU64,
     /// Something that the link relies on has changed: it is to be opened anew.
@@ -233,6 +234,12 @@ impl Node {
         self.acl_changes.fetch_add(1, Ordering::AcqRel);
         self.logins.doubt();
         self.coherence.flush(FlushCause::Acl);
+    }
+
+    /// They have been changed through this proxy, or may have: the watch looks at once for what else that means.
+    pub fn rights_changed(&self) {
+        self.acl_changed();
+        self.looks.want();
     }
 
     /// Says and counts that a connection is lost because of what came on it, if that is why.

@@ -17,12 +17,20 @@ pub(super) fn effect(spec: &Spec, request: &Request<'_>, script_keys: ScriptKeys
     match spec.touch {
         Touch::Nothing => Effect::None,
         Touch::Everything => Effect::Flush,
+        Touch::Rights => Effect::Rights,
+        Touch::Settings => settings(request),
         Touch::Script { writes } => script(request, writes, script_keys, keys),
         Touch::Sort => sort(request, keys),
         Touch::GeoStore { from } => geo_store(request, from, keys),
         Touch::Migrate => migrate(request, keys),
         Touch::Server(_) => by_specs(spec, request, keys),
     }
+}
+
+/// Settings and their values take turns; a value that is taken for a setting costs one look at the rights.
+fn settings(request: &Request<'_>) -> Effect {
+    let password = (2..request.len()).any(|i| request.arg(i).eq_ignore_ascii_case(b"requirepass"));
+    if password { Effect::Rights } else { Effect::None }
 }
 
 /// Whether XREAD or XREADGROUP says BLOCK among its options. The group and the consumer can have any name.

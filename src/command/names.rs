@@ -30,6 +30,8 @@ pub enum Word {
     Pause,
     /// CLIENT UNPAUSE
     Unpause,
+    /// ACL DELUSER
+    DelUser,
     /// SUBSCRIBE and the other five: the first word of their confirmations.
     Subscribe(&'static str),
 }
@@ -52,6 +54,7 @@ impl Word {
             b"client|tracking" => Word::Tracking,
             b"client|pause" => Word::Pause,
             b"client|unpause" => Word::Unpause,
+            b"acl|deluser" => Word::DelUser,
             other => {
                 let kind = Word::KINDS.into_iter().find(|kind| kind.as_bytes() == other);
                 kind.map_or(Word::Other, Word::Subscribe)

@@ -56,6 +56,10 @@ pub(super) enum Touch {
     Nothing,
     /// It may change everything.
     Everything,
+    /// Users, their rights or their passwords.
+    Rights,
+    /// CONFIG SET, which changes a password if it names `requirepass`.
+    Settings,
     /// `name script numkeys key…`: the declared keys, and whatever the script likes. `writes`: not a `_RO` form.
     Script {
         /// Whether the declared keys may be written.
@@ -315,6 +319,11 @@ pub(super) const ROWS: &[Row] = &[
     flush("cluster|flushslots"),
     flush("cluster|migrateslots"),
     flush("debug"),
+    // Users may be others, or may do other things.
+    forward("acl|setuser", Touch::Rights),
+    forward("acl|deluser", Touch::Rights),
+    forward("acl|load", Touch::Rights),
+    forward("config|set", Touch::Settings),
     // DEBUG's harmless subcommands; the server's table does not list them.
     quiet("debug|sleep"),
     quiet("debug|object"),

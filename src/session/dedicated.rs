@@ -11,7 +11,7 @@ use super::local::{ask, set_id};
 use super::pinned::{Named, Unmarked, answers_twice};
 use super::wait;
 use super::{After, Become, Session, Stall, Step};
-use crate::command::{Keys, Local, Need, Plan, Request, Route, Word};
+use crate::command::{self, Keys, Local, Need, Plan, Request, Route, Word};
 use crate::outbox::{Outbox, Piece};
 use crate::resp;
 use crate::shared::Shared;
@@ -341,6 +341,9 @@ impl Session {
         if let Some(lent) = self.lent.as_ref().filter(|l| l.monitoring)
             && !matches!(plan.route, Route::Local(Local::Quit | Local::Reset))
         {
+            if plan.effect == command::Effect::Rights {
+                lent.connection.heed();
+            }
             lent.connection.send_raw(Bytes::copy_from_slice(request.buf), Raw::Watching);
             return Step::Done;
         }

@@ -78,7 +78,7 @@ impl Outstanding {
                 keys.writes.iter().for_each(|hash| self.note(place, *hash, What::Write));
                 keys.reads.iter().for_each(|hash| self.note(place, *hash, What::Read));
             }
-            Effect::Unknown(_) | Effect::Flush | Effect::Step(_) => return false,
+            Effect::Unknown(_) | Effect::Flush | Effect::Rights(_) | Effect::Step(_) => return false,
         }
         true
     }

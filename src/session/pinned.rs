@@ -188,7 +188,7 @@ impl Session {
             {
                 return self.carry_out(step, input);
             }
-            self.swaps |= plan.effect == command::Effect::Flush;
+            self.swaps |= matches!(plan.effect, command::Effect::Flush | command::Effect::Rights);
             let unmarked = self.lent.as_ref().is_some_and(|lent| lent.unmarked.get());
             if unmarked && !self.replaced && plan.route == Route::Dedicated(Need::Wait) {
                 self.replaced = true;

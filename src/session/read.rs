@@ -300,9 +300,11 @@ impl Session {
         match self.like_get {
             Some((then, view, shares)) if (then, view) == (as_of, self.view) => shares,
             _ => {
-                let shares = node.acl.load().shares_get_and_mget(self.key.user());
-                self.like_get = Some((as_of, self.view, shares));
-                shares
+                let seen = node.acl.load();
+                // After a change that no look has followed yet nobody knows.
+                let shares = (seen.as_of == as_of).then(|| seen.acl.shares_get_and_mget(self.key.user()));
+                self.like_get = shares.map(|shares| (as_of, self.view, shares));
+                shares.unwrap_or(false)
             }
         }
     }

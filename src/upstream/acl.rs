@@ -21,6 +21,15 @@ pub enum Acl {
     Hidden,
 }
 
+/// A look at it.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// How often it had changed, as far as was known, when the server was asked. If that is more now, this look is too old.
+    pub as_of: u64,
+    /// What the server said.
+    pub acl: Acl,
+}
+
 /// Categories that GET and MGET are both in, on every server; in any other that has one of them the other is too.
 const CATEGORIES: [&[u8]; 4] = [b"all", b"read", b"string", b"fast"];
 

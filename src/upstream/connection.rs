@@ -36,7 +36,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, oneshot};
 
 use super::dedicated::IdleSet;
-use super::effect::{Effect, KeySet};
+use super::effect::{Effect, KeySet, Wait};
 use super::fill::{Fill, FillRead, Terms, Then};
 use super::handshake::{self, Opened, Refusal, Wire};
 use super::lanes::{Berth, Lanes};
@@ -104,11 +104,12 @@ impl Role {
 pub enum Raw {
     /// An ack may be among them, so each piece waits for a barrier.
     Acting,
-    /// The session has said SWAPDB, which no invalidation announces: before each piece the watch looks besides whether the
-    /// server has done one, and flushes if it has.
+    /// The session has said what no invalidation announces, SWAPDB or a change of rights: before each piece the watch looks
+    /// besides whether the server has done one, and flushes if it has.
     Swapping,
     /// MONITOR: the server lets such a connection touch no key. (A barrier's own PING would show up in it, and want a
-    /// barrier, without end.) What proxies say for themselves is left out.
+    /// barrier, without end.) What proxies say for themselves is left out. Once the session has said what changes rights, a
+    /// reply waits for a look, and what comes behind it waits too.
     Watching,
 }
 
@@ -213,6 +214,8 @@ struct Shared {
     /// Everything that comes is passed on as it is (MONITOR, CLIENT REPLY …).
     raw: Option<Raw>,
     raw_queue: VecDeque<(Time, Bytes)>,
+    /// The session has said what changes rights though it watches.
+    heeds: bool,
     /// Bytes in there; above [`RAW_SOFT`] nothing more is read.
     raw_waiting: usize,
 }
@@ -264,6 +267,7 @@ impl Connection {
             confirms: 0,
             raw: None,
             raw_queue: VecDeque::new(),
+            heeds: false,
             raw_waiting: 0,
         };
         Rc::new(Connection {
@@ -310,6 +314,11 @@ impl Connection {
         shared.queued += bytes.len() as u64;
         shared.out.push_bytes(bytes);
         shared.wake();
+    }
+
+    /// From here on each reply waits for a look, though its session watches.
+    pub fn heed(&self) {
+        self.shared.borrow_mut().heeds = true;
     }
 
     /// Sends a read that fills the cache. Ask [`Connection::can_fill`] after the token was taken.
@@ -746,9 +755,10 @@ impl Connection {
         let written = shared.written();
         let awaited = std::mem::take(&mut shared.awaited);
         let again = self.role == Role::Lane && !shared.close;
-        let unknown =
-            self.node.error(&format!("the connection was lost ({why}); the outcome of this command is unknown"));
-        let unsent = self.node.error(&format!("the connection was lost ({why}) before this command was sent"));
+        let told =
+            |text: String| if self.key.login.ended() { Bytes::from_static(SHUT_OUT) } else { self.node.error(&text) };
+        let unknown = told(format!("the connection was lost ({why}); the outcome of this command is unknown"));
+        let unsent = told(format!("the connection was lost ({why}) before this command was sent"));
         shared.out.clear();
         shared.armed = 0;
         shared.pings = 0;
@@ -999,7 +1009,9 @@ impl Connection {
         let mut shared = self.shared.borrow_mut();
         if shared.raw == Some(Raw::Watching) {
             if let Some(session) = shared.session.clone().filter(|_| !resp::is_own(bytes)) {
-                session.push(frame);
+                let waits = shared.heeds && (!is_told(bytes) || !shared.raw_queue.is_empty());
+                drop(shared);
+                if waits { self.pass_on(frame.into_bytes(), now) } else { session.push(frame) }
             }
             return Ok(None);
         }
@@ -1082,7 +1094,8 @@ impl Connection {
 
     /// Rule 2: first the cache, then the client.
     fn settle(self: &Rc<Self>, place: Place, effect: Effect, frame: Piece<'_>, now: Time) {
-        if !effect.settle(Some(frame.as_slice()), &self.node, now) {
+        let wait = effect.settle(Some(frame.as_slice()), &self.node, now);
+        if wait == Wait::No {
             return place.deliver(frame, now);
         }
         let reply = frame.into_bytes();
@@ -1090,6 +1103,9 @@ impl Connection {
         let connection = self.clone();
         panicking::beside(self, async move {
             connection.node.coherence.barrier(now).await;
+            if wait == Wait::Look {
+                connection.look_since(now).await;
+            }
             sabotage::panic_at("held reply");
             place.deliver(Piece::Bytes(reply), Time::now());
             connection.release();
@@ -1105,6 +1121,13 @@ impl Connection {
         shared.release_behind(told);
     }
 
+    /// Waits until the watch has looked at what the server was like at `t` or later. If it cannot, nothing is believed any more.
+    async fn look_since(&self, t: Time) {
+        if !self.node.looks.taken_since(t, self.node.upstream_timeout).await {
+            self.node.rights_changed();
+        }
+    }
+
     fn pass_on(self: &Rc<Self>, bytes: Bytes, now: Time) {
         let mut shared = self.shared.borrow_mut();
         shared.raw_waiting += bytes.len();
@@ -1116,20 +1139,24 @@ impl Connection {
         panicking::beside(self, async move {
             loop {
                 sabotage::panic_at("raw");
-                let Some(at) = connection.shared.borrow().raw_queue.front().map(|(at, _)| *at) else { return };
-                connection.node.coherence.barrier(at).await;
-                let swapping = connection.shared.borrow().raw == Some(Raw::Swapping);
-                let seen = swapping && connection.node.looks.taken_since(at, connection.node.upstream_timeout).await;
+                let (raw, front) = {
+                    let shared = connection.shared.borrow();
+                    (shared.raw, shared.raw_queue.front().map(|(at, bytes)| (*at, is_told(bytes))))
+                };
+                let Some((at, told)) = front else { return };
+                if raw != Some(Raw::Watching) {
+                    connection.node.coherence.barrier(at).await;
+                }
+                if raw == Some(Raw::Swapping) || raw == Some(Raw::Watching) && !told {
+                    connection.look_since(at).await;
+                }
                 let mut shared = connection.shared.borrow_mut();
                 let Some((_, bytes)) = shared.raw_queue.pop_front() else { return };
                 shared.raw_waiting -= bytes.len();
                 shared.wake();
-                let (session, raw) = (shared.session.clone(), shared.raw);
+                let session = shared.session.clone();
                 let over = shared.raw_queue.is_empty() && matches!(shared.phase, Phase::Closed(_));
                 drop(shared);
-                if raw == Some(Raw::Swapping) && !seen {
-                    connection.node.coherence.flush(crate::cache::FlushCause::Command);
-                }
                 if let Some(session) = session {
                     session.push(Piece::Bytes(bytes));
                     if over {
@@ -1139,6 +1166,11 @@ impl Connection {
             }
         });
     }
+}
+
+/// Whether it is what MONITOR tells of others, and no reply: `+1700000000.123456 [0 …`.
+fn is_told(frame: &[u8]) -> bool {
+    matches!(frame, [b'+', digit, ..] if digit.is_ascii_digit())
 }
 
 impl Expect {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::change::Change;
 use super::transaction::Step;
 use super::{Node, refusal};
 use crate::cache::events::Event;
@@ -39,8 +40,21 @@ pub enum Effect {
     Pause(Duration),
     /// Or no longer.
     Unpause,
+    /// Users or their rights may be others.
+    Rights(Box<Change>),
     /// It depends on the transaction that the command is a step of.
     Step(Box<Step>),
+}
+
+/// For what a reply waits before its client sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wait {
+    /// For nothing.
+    No,
+    /// For a barrier: what the command has written is known then.
+    Barrier,
+    /// For a look at the server's users, and a barrier.
+    Look,
 }
 
 impl Effect {
@@ -57,16 +71,16 @@ impl Effect {
         }
     }
 
-    /// Settles it by the reply; `None`: the outcome is not known. True if the reply must wait for a barrier besides.
-    pub fn settle(self, reply: Option<&[u8]>, node: &Node, now: Time) -> bool {
+    /// Settles it by the reply; `None`: the outcome is not known. For what the reply must wait besides.
+    pub fn settle(self, reply: Option<&[u8]>, node: &Node, now: Time) -> Wait {
         let coherence = &node.coherence;
         let is = |proof: fn(&[u8]) -> bool| reply.is_some_and(proof);
         match self {
-            Effect::None => false,
-            Effect::Write(_) | Effect::Read(_) if is(refusal::of_builtin) => false,
-            Effect::Keys(keys) if !keys.scripted && is(refusal::of_builtin) => false,
-            Effect::Flush if is(refusal::of_flush) => false,
-            Effect::Unknown(keys) if !keys.scripted && is(refusal::of_unknown) => false,
+            Effect::None => Wait::No,
+            Effect::Write(_) | Effect::Read(_) if is(refusal::of_builtin) => Wait::No,
+            Effect::Keys(keys) if !keys.scripted && is(refusal::of_builtin) => Wait::No,
+            Effect::Flush if is(refusal::of_flush) => Wait::No,
+            Effect::Unknown(keys) if !keys.scripted && is(refusal::of_unknown) => Wait::No,
             // Perhaps it was refused, perhaps it says so and has written. What it has written the barrier brings; to drop the
             // keys it names would cost others what a client who may not say it could repeat.
             Effect::Keys(keys) if keys.scripted && is(refusal::names_rights) => barrier(coherence),
@@ -74,7 +88,7 @@ impl Effect {
             Effect::Write(hash) => drop_key(coherence, hash, now),
             Effect::Read(hash) => {
                 coherence.cache.observe(hash, now);
-                false
+                Wait::No
             }
             Effect::Keys(keys) => settle_keys(coherence, &keys, now),
             Effect::Unknown(keys) => {
@@ -83,21 +97,22 @@ impl Effect {
             }
             Effect::Flush => {
                 coherence.flush(crate::cache::FlushCause::Command);
-                false
+                Wait::No
             }
             Effect::Pause(time) => {
                 if reply == Some(b"+OK\r\n") {
                     node.pauses.begin(now, time);
                     node.looks.want();
                 }
-                false
+                Wait::No
             }
             Effect::Unpause => {
                 if reply == Some(b"+OK\r\n") {
                     node.pauses.end();
                 }
-                false
+                Wait::No
             }
+            Effect::Rights(change) => change.settle(reply, node),
             Effect::Step(step) => step.settle(reply, node, now),
         }
     }
@@ -108,12 +123,12 @@ impl Effect {
             Effect::None | Effect::Read(_) => false,
             Effect::Keys(keys) => !keys.writes.is_empty(),
             Effect::Write(_) | Effect::Unknown(_) | Effect::Flush => true,
-            Effect::Pause(_) | Effect::Unpause | Effect::Step(_) => true,
+            Effect::Pause(_) | Effect::Unpause | Effect::Rights(_) | Effect::Step(_) => true,
         }
     }
 }
 
-fn drop_key(coherence: &Coherence, hash: u64, now: Time) -> bool {
+fn drop_key(coherence: &Coherence, hash: u64, now: Time) -> Wait {
     let cache = &coherence.cache;
     let begun = cache.begun();
     if !crate::sabotage::on(crate::sabotage::Rule::Drop) && cache.drop_key(hash) {
@@ -121,23 +136,23 @@ fn drop_key(coherence: &Coherence, hash: u64, now: Time) -> bool {
     }
     // After the drop: who finds this note finds nothing in the cache that is older.
     cache.events.note(hash, now, Event::Written(begun));
-    false
+    Wait::No
 }
 
-fn settle_keys(coherence: &Coherence, keys: &KeySet, now: Time) -> bool {
+fn settle_keys(coherence: &Coherence, keys: &KeySet, now: Time) -> Wait {
     keys.writes.iter().for_each(|hash| {
         drop_key(coherence, *hash, now);
     });
     keys.reads.iter().for_each(|hash| coherence.cache.observe(*hash, now));
-    false
+    Wait::No
 }
 
 /// Whether there is a link to wait for.
-fn barrier(coherence: &Coherence) -> bool {
+fn barrier(coherence: &Coherence) -> Wait {
     if coherence.generation().is_none() {
         // Perhaps the link is being lost at this moment and the cache not flushed yet: the reply does not wait for it.
         coherence.cache.void();
-        return false;
+        return Wait::No;
     }
-    true
+    Wait::Barrier
 }

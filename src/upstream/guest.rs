@@ -12,7 +12,6 @@ use bytes::Bytes;
 
 use super::Node;
 use super::handshake::{NOAUTH, Wire};
-use crate::cache::FlushCause;
 use crate::command::Request;
 
 /// The server closes the connection of a client who has not logged in and says more.
@@ -47,8 +46,7 @@ impl Guest {
             Ok(Ok(reply)) if reply.starts_with(b"-") => Answer::Refused(reply),
             Ok(Ok(reply)) => {
                 *place = None;
-                node.logins.doubt();
-                node.coherence.flush(FlushCause::Acl);
+                node.rights_changed();
                 Answer::Done(reply)
             }
             Ok(Err(e)) if e.kind() == std::io::ErrorKind::UnexpectedEof => {

@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use super::acl::Seen;
 use super::event::Event;
 use super::handshake::{Refusal, Wire, id_of, is_ring};
 use super::probe::{self, CHANNEL, Ears};
@@ -228,9 +229,10 @@ async fn open(node: &Arc<Node>) -> Result<(Wire, i64, Option<Ears>), Refusal> {
         let lack = learn(node, &mut wire).await?;
         say_lacks(node, lack);
         // Before anything is cached: what changes from here on is seen by the watch.
+        let as_of = node.acl_changes.load(Ordering::Acquire);
         let look = watch::look(&mut wire, node).await?;
         let replica = look.is_replica();
-        node.acl.store(Arc::new(look.acl.clone()));
+        node.acl.store(Arc::new(Seen { as_of, acl: look.acl.clone() }));
         node.first_look.store(Some(Arc::new(look)));
         let ears = probe::listen(node, &mut wire, id).await?;
         stand(node, Standing { mode: ears.clone().map(|ears| ears.mode), replica });

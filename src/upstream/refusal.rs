@@ -46,6 +46,18 @@ const BEFORE_FLUSH: [&str; 11] = [
     "ERR No failover in progress",
 ];
 
+/// What else refuses a change of rights as a whole.
+const BEFORE_RIGHTS: [&str; 8] = [
+    "ERR Error in ACL SETUSER modifier",
+    "ERR Usernames can't contain",
+    "ERR The 'default' user cannot be removed",
+    "ERR This Redis instance is not configured to use an ACL file",
+    "ERR This instance is not configured to use an ACL file",
+    "ERR CONFIG SET failed",
+    "ERR Unknown option or number of arguments for CONFIG SET",
+    "ERR Unsupported CONFIG parameter",
+];
+
 /// What may be unknown to the table, or be a module's, and has certainly not been done.
 const BEFORE_UNKNOWN: [&str; 4] =
     ["NOAUTH ", "ERR unknown command", "ERR unknown subcommand", "ERR wrong number of arguments for"];
@@ -67,6 +79,11 @@ pub fn of_builtin(reply: &[u8]) -> bool {
 /// Of one that may change everything.
 pub fn of_flush(reply: &[u8]) -> bool {
     begins(reply, &BEFORE) || begins(reply, &BEFORE_FLUSH)
+}
+
+/// Of one that may change users, rights or passwords.
+pub fn of_rights(reply: &[u8]) -> bool {
+    begins(reply, &BEFORE) || begins(reply, &BEFORE_RIGHTS)
 }
 
 /// Of one that the table does not know, or of a module.

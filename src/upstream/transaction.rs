@@ -5,7 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::effect::Effect;
+use super::effect::{Effect, Wait};
 use super::{Node, refusal};
 use crate::command::Word;
 use crate::resp;
@@ -44,21 +44,21 @@ impl Transaction {
     }
 
     /// What EXEC has done: of each command, what its own reply says.
-    fn execute(&self, reply: Option<&[u8]>, node: &Node, now: Time) -> bool {
+    fn execute(&self, reply: Option<&[u8]>, node: &Node, now: Time) -> Wait {
         // A server that is in no transaction goes on watching.
         if reply.is_some_and(|reply| reply.starts_with(b"-ERR EXEC without MULTI")) {
-            return false;
+            return Wait::No;
         }
         let queued = self.end();
         if reply.is_some_and(|reply| is_nil(reply) || refusal::of_builtin(reply)) {
-            return false;
+            return Wait::No;
         }
         let replies = reply.and_then(|reply| elements(reply, queued.len()));
-        let mut waits = false;
+        let mut wait = Wait::No;
         for (i, effect) in queued.into_iter().enumerate() {
-            waits |= effect.settle(replies.as_ref().map(|replies| replies[i]), node, now);
+            wait = wait.max(effect.settle(replies.as_ref().map(|replies| replies[i]), node, now));
         }
-        waits
+        wait
     }
 }
 
@@ -92,7 +92,7 @@ pub struct Step {
 
 impl Step {
     /// See [`Effect::settle`].
-    pub fn settle(self, reply: Option<&[u8]>, node: &Node, now: Time) -> bool {
+    pub fn settle(self, reply: Option<&[u8]>, node: &Node, now: Time) -> Wait {
         let state = &self.state;
         let ok = reply == Some(b"+OK\r\n");
         match self.word {
@@ -107,7 +107,7 @@ impl Step {
             // It was done at once, or refused, or nobody knows.
             _ => return self.effect.settle(reply, node, now),
         }
-        false
+        Wait::No
     }
 }
 

@@ -1,8 +1,8 @@
 //! What no invalidation announces: SWAPDB, MODULE, a changed ACL, a server that has changed its role or whose wall clock was set
 //! forward; and in mode `keyspace`, FLUSHALL, FLUSHDB and a server that no longer notifies. Looked at on a connection of its own, twice within `max_staleness`; whatever differs from the last look flushes the cache.
 //!
-//! Accepted window: between two looks, a reply cached before the change may still be served (SWAPDB through this proxy
-//! flushes at once). So `linearizable` does not hold across another client's SWAPDB, and a right that was withdrawn is
+//! Accepted window: between two looks, a reply cached before the change may still be served (SWAPDB and
+//! changes of rights through this proxy flush at once, see [`change`](super::change)). So `linearizable` does not hold across another client's SWAPDB, and a right that was withdrawn elsewhere is
 //! outlived by at most one interval. Two SWAPDBs and a CONFIG RESETSTAT within one interval could cancel out.
 
 use std::io;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::acl::Acl;
+use super::acl::{Acl, Seen};
 use super::handshake::{Refusal, Wire, is_no_answer, out_of_turn};
 use super::login::is_login_refusal;
 use super::touch::Eviction;
@@ -199,6 +199,7 @@ async fn watch(node: &Node, last: &mut Option<Look>, failures: &mut u32) -> io::
     let mut bounds = Asked::default();
     let (mut blind, mut blind_since) = (Hidden::default(), Time::now());
     loop {
+        let mut as_of = node.acl_changes.load(Ordering::Acquire);
         let mut look = match tokio::time::timeout(limit, look(&mut wire, node)).await? {
             Ok(look) => look,
             // What is known is still what was last seen: it is compared with what the server says when it can.
@@ -210,14 +211,15 @@ async fn watch(node: &Node, last: &mut Option<Look>, failures: &mut u32) -> io::
         };
         *failures = 0;
         crate::sabotage::panic_at("watch");
-        node.acl.store(Arc::new(look.acl.clone()));
         // What the link has seen before anything was cached.
         let first = node.first_look.swap(None);
         if last.is_none() {
+            // Whoever was taken before anybody looked may not be any more.
+            node.logins.doubt();
             *last = first.map(|look| Look::clone(&look));
         }
         if let Some(last) = last {
-            compare(node, last, &mut look);
+            as_of += u64::from(compare(node, last, &mut look));
             if last.modules != look.modules {
                 names::learn_again(node).await;
             }
@@ -226,6 +228,7 @@ async fn watch(node: &Node, last: &mut Option<Look>, failures: &mut u32) -> io::
             blind_since = Time::now();
             node.acl_changed();
         }
+        node.acl.store(Arc::new(Seen { as_of, acl: look.acl.clone() }));
         if blind != look.hidden() {
             blind = look.hidden();
             warn_of(blind);
@@ -323,8 +326,8 @@ fn unpaused(stats: &[u8]) -> Option<u64> {
     (!found.is_empty()).then(|| calls.and_then(|n| n.parse().ok()).unwrap_or(0))
 }
 
-/// Flushes if something differs; `new` then knows what of `old` is still true.
-fn compare(node: &Node, old: &Look, new: &mut Look) {
+/// Flushes if something differs; `new` then knows what of `old` is still true. Whether the ACL has changed.
+fn compare(node: &Node, old: &Look, new: &mut Look) -> bool {
     let changed = |a: &Option<String>, b: &Option<String>| matches!((a, b), (Some(a), Some(b)) if a != b);
     let coherence = &node.coherence;
     // A link that comes up only now has asked for itself; if what it was told is over already, the next look finds it up.
@@ -371,7 +374,8 @@ fn compare(node: &Node, old: &Look, new: &mut Look) {
             }
         }
     }
-    if differs || changed(&old.acl_changes, &new.acl_changes) {
+    let acl_changed = differs || changed(&old.acl_changes, &new.acl_changes);
+    if acl_changed {
         tracing::info!("the upstream's ACL has changed: cache flushed");
         node.acl_changed();
         // What our user was refused, it may have been granted.
@@ -379,6 +383,7 @@ fn compare(node: &Node, old: &Look, new: &mut Look) {
             node.distrusted.store(true, Ordering::Release);
         }
     }
+    acl_changed
 }
 
 #[cfg(test)]
