@@ -349,10 +349,8 @@ impl Session {
         }
         let in_multi = self.lent.as_ref().is_some_and(Lent::in_multi);
         match plan.route {
-            Route::Local(Local::Quit | Local::Reset) if !in_multi || request.len() == 1 => {
-                let Route::Local(local) = plan.route else { return Step::Done };
-                return self.local(request, local);
-            }
+            Route::Local(Local::Quit) => return self.local(request, Local::Quit),
+            Route::Local(Local::Reset) if !in_multi || request.len() == 1 => return self.local(request, Local::Reset),
             // A RESP2 subscriber may not say them: the server's error tells.
             Route::Local(local @ (Local::Client | Local::Nearside | Local::Info | Local::Channels))
                 if !in_multi && (self.key.resp3 || !self.subscribed()) =>

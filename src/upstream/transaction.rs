@@ -11,6 +11,9 @@ use crate::command::Word;
 use crate::resp;
 use crate::time::Time;
 
+const OK: &[u8] = b"+OK\r\n";
+const QUEUED: &[u8] = b"+QUEUED\r\n";
+
 /// Of one connection, for as long as it is lent. Bound: what the server itself has queued.
 #[derive(Default, Debug)]
 pub struct Transaction {
@@ -91,17 +94,29 @@ pub struct Step {
 }
 
 impl Step {
+    /// Whether the server can have answered this: if not, somebody else has, and what the connection's state is, nobody knows.
+    pub fn allows(&self, reply: &[u8]) -> bool {
+        let accepted = match self.word {
+            Word::Exec => matches!(reply[0], b'*' | b'_' | b'$'),
+            Word::Multi | Word::Discard => reply == OK,
+            _ if self.state.is_open() => reply == QUEUED,
+            Word::Watch | Word::Unwatch => reply == OK,
+            _ => true,
+        };
+        accepted || matches!(reply[0], b'-' | b'!')
+    }
+
     /// See [`Effect::settle`].
     pub fn settle(self, reply: Option<&[u8]>, node: &Node, now: Time) -> Wait {
         let state = &self.state;
-        let ok = reply == Some(b"+OK\r\n");
+        let ok = reply == Some(OK);
         match self.word {
             Word::Multi if ok => state.open.set(true),
             Word::Watch if ok => state.watching.set(true),
             Word::Unwatch if ok => state.watching.set(false),
             Word::Discard if ok => drop(state.end()),
             Word::Exec => return state.execute(reply, node, now),
-            _ if state.is_open() && reply == Some(b"+QUEUED\r\n") => state.queued.borrow_mut().push(self.effect),
+            _ if state.is_open() && reply == Some(QUEUED) => state.queued.borrow_mut().push(self.effect),
             // It was not queued, and outside of EXEC a transaction does nothing.
             _ if state.is_open() && reply.is_some_and(|reply| reply.starts_with(b"-")) => {}
             // It was done at once, or refused, or nobody knows.
@@ -114,6 +129,20 @@ impl Step {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_transaction_is_answered_by() {
+        let state = Rc::<Transaction>::default();
+        let allows =
+            |word, reply: &str| Step { state: state.clone(), word, effect: Effect::None }.allows(reply.as_bytes());
+        assert!(allows(Word::Other, ":1\r\n") && allows(Word::Watch, "+OK\r\n") && !allows(Word::Multi, "+QUEUED\r\n"));
+        state.open.set(true);
+        assert!(allows(Word::Other, "+QUEUED\r\n") && allows(Word::Unwatch, "+QUEUED\r\n"));
+        assert!(!allows(Word::Other, "+OK\r\n") && !allows(Word::Other, ":1\r\n") && !allows(Word::Watch, "+OK\r\n"));
+        assert!(allows(Word::Exec, "*0\r\n") && allows(Word::Exec, "_\r\n") && !allows(Word::Exec, "+QUEUED\r\n"));
+        assert!(allows(Word::Discard, "+OK\r\n") && !allows(Word::Discard, "|1\r\n+a\r\n:1\r\n+OK\r\n"));
+        assert!([Word::Exec, Word::Multi, Word::Other].into_iter().all(|word| allows(word, "-ERR x\r\n")));
+    }
 
     #[test]
     fn elements_are_counted() {
