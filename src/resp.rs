@@ -503,6 +503,9 @@ impl Cutter {
                         self.need = end + body;
                         return Ok(None);
                     }
+                    if body > 0 && !buf[..end + body].ends_with(b"\r\n") {
+                        return Err(NotResp);
+                    }
                     self.value(end + body);
                 }
                 b'*' | b'~' | b'>' => self.aggregate(end, number()?, 1, 1),

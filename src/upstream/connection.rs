@@ -7,10 +7,10 @@
 //! Invariants, and the tests that attack them:
 //!
 //! 1. **One request has exactly one reply.** `awaited` holds what was queued, in the order in which it was queued, and a reply
-//!    belongs to its front. A reply while the front is not sent, or that cannot be one to the front (what the proxy asks for
-//!    itself has known answers), ends the connection; pushes take nobody's turn. A line of others that comes while a client's
-//!    command is first, and could be its reply, is taken for it: the next of the proxy's own answers then tells.
-//!    `test_out_of_turn.py`.
+//!    belongs to its front. A reply, or the beginning of one, while the front is not sent, or a reply that cannot be one to the
+//!    front (what the proxy asks for itself has known answers, and so has what a transaction consists of), ends the
+//!    connection; pushes take nobody's turn. A line of others that comes while a client's command is first, and could be its
+//!    reply, is taken for it: the next of the proxy's own answers then tells. `test_out_of_turn.py`.
 //! 2. **Nothing awaited is forgotten**: when a connection is lost, each item is sent again (once, if it is repeatable) or told
 //!    that it was not sent, or that its outcome is unknown. `test_a_lane_that_is_told_something_and_closed_comes_back`,
 //!    `test_bad_weather.py`, `test_lost_replies.py`.
@@ -187,6 +187,8 @@ struct Shared {
     last_ping: Time,
     /// When it last said anything.
     heard: Time,
+    /// What came last was the beginning of a frame.
+    midway: bool,
     failures: u32,
     /// Somebody waits for it to be open.
     wanted: bool,
@@ -251,6 +253,7 @@ impl Connection {
             pings: 0,
             last_ping: Time::ZERO,
             heard: Time::ZERO,
+            midway: false,
             failures: 0,
             wanted: false,
             close: false,
@@ -968,6 +971,7 @@ impl Connection {
         let raw = {
             let mut shared = self.shared.borrow_mut();
             shared.heard = now;
+            shared.midway = false;
             (0..AHEAD.min(input.len() / SHORTEST_REPLY)).for_each(|n| shared.prefetch(n, &self.node.coherence.cache));
             shared.raw
         };
@@ -1000,7 +1004,7 @@ impl Connection {
         if let (Some(stamp), Some(sent)) = (self.shared.borrow().stamp, answered) {
             self.node.coherence.lane_answered(stamp, sent);
         }
-        error
+        if input.is_empty() || error.is_some() { error } else { self.shared.borrow_mut().begins(input) }
     }
 
     /// One frame of the server. Returns when what it answers was sent, if that proves that the server held the connection then.
@@ -1174,9 +1178,11 @@ fn is_told(frame: &[u8]) -> bool {
 }
 
 impl Expect {
-    /// Whether this can be the answer. Of a client's own command nothing is known: what comes in its turn is its reply.
+    /// Whether this can be the answer. Of a client's own command nothing is known, outside of transactions: what comes in its
+    /// turn is its reply.
     fn allows(&self, bytes: &[u8]) -> bool {
         match self {
+            Expect::Reply { effect: Effect::Step(step), .. } => step.allows(bytes),
             Expect::Reply { .. } | Expect::Monitor { .. } => true,
             Expect::Fill(fill) => fill.allows(bytes),
             Expect::Confirm { .. } => is_error(bytes),
@@ -1209,12 +1215,30 @@ impl Shared {
 
     /// For how long what is awaited first has been without any sign of life: of the node (`seen`, on any connection),
     /// or, of a lane whose answer is due, on this very connection. The server may have closed it and its goodbye been
-    /// lost, while other connections live on.
+    /// lost, while other connections live on. And for how long a frame has been begun and nothing more of it has come:
+    /// what began it may have been a stray, and what is awaited be behind it.
     fn silence(&self, now: Time, role: Role, seen: Time) -> Duration {
-        let Some(first) = self.awaited.front() else { return Duration::ZERO };
-        let here = role == Role::Lane && first.expect.is_prompt();
-        let last = if here { self.heard } else { seen };
-        now.since(first.sent.max(last))
+        let last = match self.awaited.front() {
+            _ if self.midway => self.heard,
+            None => return Duration::ZERO,
+            Some(first) if role == Role::Lane && first.expect.is_prompt() => first.sent.max(self.heard),
+            Some(first) => first.sent.max(seen),
+        };
+        now.since(last)
+    }
+
+    /// The beginning of a frame has come. If no reply is due it can only be a push: else the next reply would be taken for
+    /// its rest, and that of one session for another's.
+    fn begins(&mut self, begun: &[u8]) -> Option<io::Error> {
+        self.midway = true;
+        let due = self.awaited.front().is_some_and(|first| first.start < self.written());
+        let push = match begun[0] {
+            b'>' => true,
+            b'*' => !self.resp3 && self.is_subscribed(),
+            b'+' => self.raw == Some(Raw::Watching),
+            _ => false,
+        };
+        (!due && !push).then(|| out_of_turn("the beginning of a reply that nobody asked for", begun))
     }
 
     /// The server's answer to something of the proxy's own: a user who may not say it is not cached for.

@@ -293,6 +293,8 @@ struct Link {
     /// When it came up; until then, when it was opened.
     since: Time,
     heard: Time,
+    /// When the last whole message had come: what only begins may be a stray, which takes all that follows for its rest.
+    whole: Time,
 }
 
 /// The begin of a frame, for people: of what may name keys, no more than its kind.
@@ -355,7 +357,7 @@ impl Link {
         let now = Time::now();
         let mode = id.mode;
         let pings = Pings::new(mode);
-        Link { node, id: Some(id), mode, up: false, out: OutBuf::default(), pings, since: now, heard: now }
+        Link { node, id: Some(id), mode, up: false, out: OutBuf::default(), pings, since: now, heard: now, whole: now }
     }
 
     async fn run(&mut self, mut wire: Wire) -> io::Error {
@@ -404,7 +406,7 @@ impl Link {
         if self.up && self.node.distrusted.swap(false, Ordering::AcqRel) {
             return Err(io::Error::other("what the server can keep has changed"));
         }
-        let silent = Time::now().since(self.heard);
+        let silent = Time::now().since(self.whole);
         if silent > self.node.upstream_timeout {
             return Err(io::Error::new(io::ErrorKind::TimedOut, format!("silent for {} ms", silent.as_millis())));
         }
@@ -425,6 +427,7 @@ impl Link {
         let data = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
         while let Some(len) = cutter.cut(&wire.input).map_err(|e| data(e.to_string()))? {
             let frame = wire.input.split_to(len);
+            self.whole = self.heard;
             let unexpected = || data(format!("an unexpected message: {}", shown(&frame)));
             match Event::parse(&frame).ok_or_else(unexpected)? {
                 Event::Keys(mut rest) => {

@@ -167,11 +167,13 @@ async fn ask_in_turn(node: &Node, name: &[u8]) -> io::Result<Verdict> {
     Ok(note(node, epoch, name, &reply))
 }
 
-/// Puts the question. A connection that was kept for it may have been closed meanwhile: then a new one is opened.
+/// Puts the question. A connection that was kept for it may have been closed meanwhile, or been told what nobody asked for, which
+/// would be taken for the answer, and each answer for that to the next question: then a new one is opened.
 async fn put(node: &Node, slot: &mut Option<Wire>, name: &[u8]) -> io::Result<bytes::Bytes> {
     let question: [&[u8]; 3] = [b"COMMAND", b"INFO", name];
     // Taken out while it is used: a question that is given up leaves no reply behind for the next.
     if let Some(mut wire) = slot.take()
+        && wire.quiet().await.is_ok()
         && let Ok(reply) = wire.ask(&question).await
     {
         *slot = Some(wire);
@@ -253,14 +255,8 @@ pub async fn learn(node: &Node, wire: &mut Wire) -> Result<Option<String>, Refus
 pub async fn learn_again(node: &Node) {
     let work = async {
         let mut slot = node.names.wire.lock().await;
-        let mut wire = match slot.take() {
-            Some(wire) => wire,
-            None => {
-                let mut wire = Wire::connect(node).await?;
-                wire.greet(node, &node.own, "nearside-names").await?;
-                wire
-            }
-        };
+        let mut wire = Wire::connect(node).await?;
+        wire.greet(node, &node.own, "nearside-names").await?;
         learn(node, &mut wire).await?;
         *slot = Some(wire);
         Ok::<(), Refusal>(())

@@ -236,7 +236,11 @@ impl<'n> Toucher<'n> {
     async fn name(&mut self, used: &HashMap<u32, Vec<Vec<u8>>>) -> io::Result<Option<String>> {
         let node = self.node;
         let wire = match &mut self.wire {
-            Some(wire) => wire,
+            Some(wire) => {
+                // One answer too many, and a database that is refused would look selected.
+                wire.quiet().await?;
+                wire
+            }
             none => {
                 let mut wire = Wire::connect(node).await?;
                 let greeting = wire.greet(node, &node.own, "nearside-touch").await?;

@@ -8,7 +8,7 @@ import threading
 import time
 
 CHUNK = 65536
-ROLES = {b"nearside-link": "link", b"nearside-lane": "lane", b"nearside-watch": "watch", b"nearside-rights": "rights", b"nearside-dedicated": "dedicated"}
+ROLES = {b"nearside-link": "link", b"nearside-lane": "lane", b"nearside-watch": "watch", b"nearside-rights": "rights", b"nearside-names": "names", b"nearside-dedicated": "dedicated"}
 
 
 class Weather:
