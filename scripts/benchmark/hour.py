@@ -11,7 +11,7 @@ from cases import say
 
 SIZES = (64, 1024, 16_384, 131_072, 1_000_000)
 #: Beside `max_memory`: 11 MB of a process that has done nothing, room that the allocator keeps of values that are gone,
-#: and replies that clients are reading. The same is said in README.md.
+#: and replies that clients are reading. docs/OPERATING.md says the same.
 OVERHEAD = 64 << 20
 #: Of `max_memory`: what the allocator loses in its pages once values of all sizes have come and gone.
 SHARE = 0.25

@@ -116,16 +116,17 @@ def write(found, rows, units, command, out):
     text = f"""Written by `{command}`, on {report.machine()}, load average {report.os.getloadavg()[0]:.1f} (the bench makes about 3 of it, so compare the levels, not
 the throughput). One request at a time; {FEW} clients for p50 and p99, {MANY} for the rest; Zipf 0.99 over {KEYS:,} keys, one request in a hundred is a write.
 
-![What each level costs](docs/bench/promise.svg)
+![What each level costs](promise.svg)
 
 {report.table(head, body)}
 What the upstream is asked for beside what clients ask, by its own count (`INFO commandstats`):
 
 {report.table(["", "commands for each", *KINDS.values()], asked)}"""
-    page = Path("COHERENCE.md")
+    page = out / "PROMISE.md"
     mark = "<!-- promise: {} -->\n"
     between = re.compile(re.escape(mark.format("generated")) + ".*" + re.escape(mark.format("end")), re.DOTALL)
-    page.write_text(between.sub(lambda _: mark.format("generated") + text + mark.format("end"), page.read_text()))
+    before = Path("docs/bench/PROMISE.md").read_text()
+    page.write_text(between.sub(lambda _: mark.format("generated") + text + mark.format("end"), before))
     print(text)
 
 

@@ -33,7 +33,7 @@ use crate::time::Time;
 /// its ACL, of its role, or of its notifications is a reason to ask at once.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(60);
-/// What the proxy's own user may not lack; README says what it should have besides.
+/// What the proxy's own user may not lack; docs/OPERATING.md says what it should have besides.
 const RIGHTS: &str = "+client +subscribe +ping +command +info";
 /// PINGs on their way at once; who comes later shares the next.
 const PINGS: usize = 4;

@@ -180,7 +180,7 @@ def test_a_few_clients_are_served_in_the_order_in_which_they_send(lab):
 
 
 def test_thousands_of_clients_block_up_to_the_stated_limit(lab):
-    """README: max_dedicated is 4096, the few that each thread keeps ready included."""
+    """docs/OPERATING.md: max_dedicated is 4096, the few that each thread keeps ready included."""
     limit, more = 4096, 64
     idle = 4 * os.cpu_count()
     server = lab.server()

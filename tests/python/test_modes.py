@@ -274,19 +274,19 @@ def allows(proxy, level):
         return conn.pipeline([("NEARSIDE", "CONSISTENCY", level)]) == [b"OK"]
 
 
-def readme_rights(mode):
-    """What README says that the proxy's own user needs: a line for all modes, and on it what one of them needs besides."""
-    line = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("+client"))
+def documented_rights(mode):
+    """The rights that docs/OPERATING.md says the proxy's own user needs: a line for all modes, and on it what one of them needs besides."""
+    line = next(line for line in (ROOT / "docs/OPERATING.md").read_text().splitlines() if line.startswith("+client"))
     always, _, rest = line.partition("        ")
     more, _, which = rest.partition(" for invalidation = ")
     return always.split() + (more.split() if which.strip('"') == mode else [])
 
 
 @pytest.mark.parametrize("mode", ["tracked", *MODES])
-def test_the_rights_that_readme_names_are_enough(lab, mode):
+def test_the_rights_that_the_documents_name_are_enough(lab, mode):
     site_options = NOTIFYING if mode == "keyspace" else ()
     server = lab.server("redis", options=site_options)
-    server.call("ACL", "SETUSER", "near", "on", ">pw", *readme_rights(mode))
+    server.call("ACL", "SETUSER", "near", "on", ">pw", *documented_rights(mode))
     proxy = lab.proxy(f"redis://near:pw@127.0.0.1:{server.port}/0", settings={**QUICK, **MODES.get(mode, {})})
     with Connection(proxy.port) as conn:
         conn.call("AUTH", "default", "any")

@@ -1,5 +1,5 @@
-"""Tests that pass against a bare server and cannot pass through a proxy that shares connections, each with its reason. README's section
-on compatibility says the same in fewer words."""
+"""Tests that pass against a bare server and cannot pass through a proxy that shares connections, each with its reason.
+docs/TESTED.md says the same in fewer words."""
 
 MEMORY = "about the memory that the server keeps for the one connection of one client; sessions share theirs"
 SLOWLOG = "the server's slow log names the connection that a command came by, and that is a shared one"
