@@ -108,6 +108,9 @@ struct Inner {
     gone: bool,
     broken: bool,
     severed: bool,
+    /// See [`Outbox::leave`].
+    leaving: bool,
+    unblocked: bool,
 }
 
 /// Shared, within one thread, by a session and the connections that answer it.
@@ -116,6 +119,9 @@ pub struct Outbox(RefCell<Inner>);
 
 /// What a session is told whose command's place was given up: whoever was to fill it has panicked.
 const GIVEN_UP: &[u8] = b"-ERR nearside: an error of the proxy's own; the outcome of this command is unknown\r\n";
+
+/// The server's word to whoever was made to wait no longer by CLIENT UNBLOCK.
+const UNBLOCKED: &[u8] = b"-UNBLOCKED ";
 
 /// One place in the order. Filled once: at the latest, with an error, when it is dropped. So no session waits for ever.
 pub struct Place {
@@ -190,10 +196,14 @@ impl Outbox {
         (!inner.gone).then(|| Direct(RefMut::map(inner, Inner::end)))
     }
 
-    fn deliver(&self, seq: u64, piece: Piece<'_>, now: Time) {
+    fn deliver(&self, seq: u64, mut piece: Piece<'_>, now: Time) {
         let mut inner = self.0.borrow_mut();
         if inner.gone {
             return;
+        }
+        if inner.leaving && inner.waiting == 1 && piece.as_slice().starts_with(UNBLOCKED) {
+            inner.unblocked = true;
+            piece = Piece::Slice(b"");
         }
         inner.seen = inner.seen.max(now);
         let mut twin = inner.gap(seq).and_then(|gap| gap.twin.take());
@@ -244,6 +254,17 @@ impl Outbox {
     /// Whether one of its places will never be filled ([`Place::sever`]).
     pub fn severed(&self) -> bool {
         self.0.borrow().severed
+    }
+
+    /// The proxy stops and has what the session waits for at the server ended. That it was is told only to whom more is owed
+    /// behind it: replies have their order.
+    pub fn leave(&self) {
+        self.0.borrow_mut().leaving = true;
+    }
+
+    /// Whether that has come about, untold: what the client says next must not be answered in its place.
+    pub fn unblocked(&self) -> bool {
+        self.0.borrow().unblocked
     }
 
     /// The session is gone: nothing is kept for it, and replies to it are thrown away.

@@ -22,6 +22,7 @@ mod client;
 mod dedicated;
 mod flow;
 mod input;
+mod leaving;
 mod local;
 mod login;
 mod nearside;
@@ -174,6 +175,8 @@ pub struct Session {
     counted: usize,
     /// Nothing more is read; what is owed is written.
     closing: Option<Why>,
+    /// The proxy stops: see [`leaving`].
+    leaving: Option<Pin<Box<dyn Future<Output = ()>>>>,
     /// MONITOR was sent, and the verdict on it is not known yet.
     monitor_asked: bool,
     /// Input was left alone because too much is owed already.
@@ -258,6 +261,7 @@ impl Session {
             little,
             counted: 0,
             closing: None,
+            leaving: None,
             monitor_asked: false,
             held_back: false,
             wrote: false,
@@ -313,7 +317,7 @@ impl Session {
             if owing && let Poll::Ready(Err(_)) = self.outbox.poll_write(cx, &mut self.stream) {
                 return Poll::Ready("it does not take its replies");
             }
-            if let Some(why) = self.over(input) {
+            if let Some(why) = self.over(cx, input) {
                 return Poll::Ready(why);
             }
             if self.held_back && !self.holds_back(input) {
@@ -334,7 +338,7 @@ impl Session {
     }
 
     /// Whether and why the session ends now.
-    fn over(&mut self, input: &Input) -> Option<Why> {
+    fn over(&mut self, cx: &mut Context<'_>, input: &Input) -> Option<Why> {
         if self.outbox.severed() {
             return Some(SHUT_OUT);
         }
@@ -342,24 +346,10 @@ impl Session {
             self.upstream_left();
         }
         let ending = self.closing.is_some() || self.eof || self.client.draining();
-        if ending && let Some(why) = self.ended() {
+        if ending && let Some(why) = self.ended(cx) {
             return Some(why);
         }
         self.too_much(input)
-    }
-
-    /// Whether what it ends with has come.
-    fn ended(&self) -> Option<Why> {
-        let idle = self.outbox.is_idle() && self.stream.is_flushed();
-        let blocked = matches!(self.stall, Some(Stall::Blocked(_)));
-        let waits_for_others = blocked || self.lent.as_ref().is_some_and(Lent::waits_for_others);
-        match self.closing {
-            Some(why) if idle => Some(why),
-            _ if self.eof && self.stall.is_none() && idle => Some("closed by the client"),
-            _ if self.eof && waits_for_others => Some("closed by the client while it waited"),
-            _ if self.client.draining() && (idle || waits_for_others) => Some("the proxy stops"),
-            _ => None,
-        }
     }
 
     /// True if what the request waited for has happened.
@@ -447,9 +437,7 @@ impl Session {
             if self.held_back {
                 break;
             }
-            self.settle_lent();
-            if self.lent.as_ref().is_some_and(|l| l.raw) {
-                self.pass_on(input);
+            if self.lent.is_some() && !self.go_on_lent(input) {
                 break;
             }
             input.guard(self.is_shut_out());

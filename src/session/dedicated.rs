@@ -7,10 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::client::pausing;
+use super::leaving::STOPS;
 use super::local::{ask, set_id};
 use super::pinned::{Named, Unmarked, answers_twice};
 use super::wait;
-use super::{After, Become, Session, Stall, Step};
+use super::{After, Become, Input, Session, Stall, Step};
 use crate::command::{self, Keys, Local, Need, Plan, Request, Route, Word};
 use crate::outbox::{Outbox, Piece};
 use crate::resp;
@@ -91,7 +92,7 @@ impl Lent {
         self.tracking
     }
 
-    fn listens(&self) -> bool {
+    pub(super) fn listens(&self) -> bool {
         self.raw || self.is_told()
     }
 
@@ -297,13 +298,31 @@ impl Session {
         })))
     }
 
+    /// Before the next request of a session with a connection of its own: whether it is to be looked at.
+    pub(super) fn go_on_lent(&mut self, input: &mut Input) -> bool {
+        self.settle_lent();
+        // What was meant for the connection that is lost is done nowhere.
+        if self.closing.is_some() {
+            return false;
+        }
+        let raw = self.lent.as_ref().is_some_and(|lent| lent.raw);
+        if raw {
+            self.pass_on(input);
+        }
+        !raw
+    }
+
     /// Gives the connection back once its state allows it.
-    pub(super) fn settle_lent(&mut self) {
+    fn settle_lent(&mut self) {
         let Some(lent) = &mut self.lent else { return };
         if self.outbox.broken() {
             return self.upstream_left();
         }
         if self.outbox.waiting() > 0 {
+            return;
+        }
+        if self.outbox.unblocked() {
+            self.closing = Some(STOPS);
             return;
         }
         lent.blocking = false;

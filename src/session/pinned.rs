@@ -172,7 +172,8 @@ impl Session {
     /// Raw: everything the client sends goes through as it is, but for the number of another client and for a WAIT that
     /// would not be true.
     pub(super) fn pass_on(&mut self, input: &mut Input) {
-        while input.left() > 0 {
+        // When the proxy stops, what is not sent yet stays so: nobody could tell when the last reply has come.
+        while input.left() > 0 && !self.client.draining() {
             if let Some(stall) = self.lent.as_ref().and_then(|lent| self.wait_for_room(&lent.connection)) {
                 return self.carry_out(Step::Stall(stall), input);
             }

@@ -215,6 +215,7 @@ struct Shared {
     confirms: usize,
     /// Everything that comes is passed on as it is (MONITOR, CLIENT REPLY …).
     raw: Option<Raw>,
+    raw_sent: Time,
     raw_queue: VecDeque<(Time, Bytes)>,
     /// The session has said what changes rights though it watches.
     heeds: bool,
@@ -269,6 +270,7 @@ impl Connection {
             subscriptions: [0; 2],
             confirms: 0,
             raw: None,
+            raw_sent: Time::ZERO,
             raw_queue: VecDeque::new(),
             heeds: false,
             raw_waiting: 0,
@@ -314,6 +316,7 @@ impl Connection {
     pub fn send_raw(&self, bytes: Bytes, raw: Raw) {
         let mut shared = self.shared.borrow_mut();
         shared.raw = Some(raw);
+        shared.raw_sent = Time::now();
         shared.queued += bytes.len() as u64;
         shared.out.push_bytes(bytes);
         shared.wake();
@@ -385,6 +388,17 @@ impl Connection {
     pub fn held(&self) -> usize {
         let shared = self.shared.borrow();
         shared.out.len() + shared.raw_waiting
+    }
+
+    /// Whether bytes were sent whose replies are passed on as they come, and nothing has come since, or not all of it been told.
+    pub fn owes_raw(&self) -> bool {
+        let shared = self.shared.borrow();
+        shared.raw_sent >= shared.heard || !shared.raw_queue.is_empty()
+    }
+
+    /// Since when it has said nothing.
+    pub fn heard(&self) -> Time {
+        self.shared.borrow().heard
     }
 
     /// Opens it if it is not open. The server's reply to HELLO, or the error that clients are told.

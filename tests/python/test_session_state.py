@@ -452,3 +452,22 @@ def test_above_bounded_a_read_passes_nothing(redis_site, level):
         conn.send_raw(encode("SET", "written", 1) + encode("GET", "read"))
         assert [conn.read() for _ in range(2)] == [b"OK", b"old"]
         assert redis_site.a.stats()["misses"] == misses + 1
+
+
+@pytest.mark.needs_proxy
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+def test_what_stands_behind_a_lost_transaction_is_done_nowhere(lab, kind):
+    """More is sent than may be on its way at once. Before: when the connection was lost, the next request was done on the lane, outside
+    of the transaction, in a session that was closed for it."""
+    site = lab.site(kind, relayed=True, settings={"audit_one_in": 0})
+    for n in range(5):
+        with Connection(site.a.port) as conn:
+            assert conn.pipeline([("MULTI",), ("GET", "k"), ("EXEC",)])[-1] == [None]
+            assert conn.call("MULTI") == b"OK"
+            site.relay.stall("dedicated")
+            conn.send_raw(encode("INCR", "never") * 3000)
+            wait_until(lambda: b"multi=1024" in site.server.call("CLIENT", "LIST"), "the server has queued what it may be sent")
+            site.relay.cut("dedicated")
+            site.relay.resume("dedicated")
+            assert b"\r\n:" not in conn.read_to_end(), "a number: an INCR that was done"
+        assert site.server.call("GET", "never") is None

@@ -43,6 +43,86 @@ class Counter(threading.Thread):
                 pass
 
 
+class Worker(Counter):
+    """Takes what is there from a list, one at a time; or counts on a connection whose bytes pass unlooked at."""
+
+    def __init__(self, port, key, words, before=()):
+        super().__init__(port, key, words)
+        for words in before:
+            self.conn.call(*words)
+
+
+TAKEN = {
+    "blocking pop": (("BLPOP", "list:{0}", 5), ()),
+    "blocking move": (("BLMOVE", "list:{0}", "taken:{0}", "LEFT", "RIGHT", 5), ()),
+    "blocking read": (("XREADGROUP", "GROUP", "g", "c", "COUNT", 1, "BLOCK", 5000, "STREAMS", "stream:{0}", ">"), ()),
+    "unlooked at": (("LPOP", "list:{0}"), (("CLIENT", "NO-EVICT", "ON"),)),
+    "blocking, unlooked at": (("BLPOP", "list:{0}", 5), (("CLIENT", "NO-EVICT", "ON"),)),
+}
+
+
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+def test_what_is_taken_from_a_queue_while_the_proxy_ends_is_told(lab, kind):
+    """Before: of 12 workers about 9 lost what they had just taken. Others wait for what never comes, and hold nobody up."""
+    server = lab.server(kind)
+    for n in range(RESTARTS):
+        proxy = lab.proxy(server.port, f"r{n}", settings={"threads": 2, "shutdown_grace": f"{int(GRACE)}s"})
+        workers = []
+        with server.connect() as past:
+            for i, (words, before) in enumerate(TAKEN.values()):
+                for c in range(3):
+                    name = f"{n}:{i}:{c}"
+                    past.call("RPUSH", f"list:{name}", *range(20_000))
+                    past.call("XGROUP", "CREATE", f"stream:{name}", "g", "0", "MKSTREAM")
+                    past.pipeline([("XADD", f"stream:{name}", "*", "f", m) for m in range(3_000 if words[0] == "XREADGROUP" else 0)])
+                    workers.append(Worker(proxy.port, name, [str(word).format(name) for word in words], before))
+        waiting = [Connection(proxy.port) for _ in range(20)]
+        for i, conn in enumerate(waiting):
+            conn.send("BLPOP", f"never:{i}", 0)
+            if i % 2:
+                conn.send("SET", f"behind:{n}:{i}", "x")
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            assert worker.begun.wait(10)
+        began = time.monotonic()
+        proxy.signal(signal.SIGTERM)
+        assert proxy.process.wait(2 * GRACE) == 0
+        assert time.monotonic() - began < GRACE / 2
+        for worker in workers:
+            worker.join(10)
+        with server.connect() as past:
+            for worker in workers:
+                stream = worker.words[0] == "XREADGROUP"
+                taken = past.call("XPENDING", f"stream:{worker.key}", "g")[0] if stream else 20_000 - past.call("LLEN", f"list:{worker.key}")
+                assert (taken, worker.told_unknown) == (worker.acknowledged, worker.told_unknown), (worker.words, taken, worker.acknowledged)
+            # What stands behind a command that is made to wait no longer is done, so it is told.
+            done = [past.call("EXISTS", f"behind:{n}:{i}") for i in range(20)]
+        for i, conn in enumerate(waiting):
+            told = b"-UNBLOCKED client unblocked via CLIENT UNBLOCK\r\n+OK\r\n" if done[i] else b""
+            assert (conn.read_to_end(), done[i]) == (told, i % 2)
+        assert not proxy.panics()
+
+
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+def test_where_waiting_cannot_be_ended_the_end_is_prompt(lab, kind):
+    """The proxy's own user may not say CLIENT UNBLOCK; and who has said CLIENT REPLY OFF is answered nothing."""
+    server = lab.server(kind)
+    server.call("ACL", "SETUSER", "near", "on", ">p", "~*", "&*", "+@all", "-client|unblock")
+    proxy = lab.proxy(f"redis://near:p@127.0.0.1:{server.port}/0", settings={"shutdown_grace": "5s"})
+    with Connection(proxy.port) as blocked, Connection(proxy.port) as silent, Connection(proxy.port) as fed:
+        fed.call("SUBSCRIBE", "c")
+        blocked.send("BLPOP", "never", 0)
+        silent.send("CLIENT", "REPLY", "OFF")
+        silent.send("SET", "k", "v")
+        wait_until(lambda: server.call("GET", "k") == b"v" and server.info("clients")["blocked_clients"] == "1", "they wait")
+        began = time.monotonic()
+        proxy.signal(signal.SIGTERM)
+        assert proxy.process.wait(10) == 0
+        assert time.monotonic() - began < 2.5
+        assert [conn.read_to_end() for conn in (blocked, silent, fed)] == [b""] * 3
+
+
 @pytest.mark.parametrize("kind", ["redis", "valkey"])
 @pytest.mark.parametrize("load", ["script", "plain"])
 def test_an_orderly_end_loses_no_reply(lab, kind, load):
