@@ -66,6 +66,12 @@ pub fn rest(buf: &mut BytesMut) {
     }
 }
 
+/// Nothing comes for now, and what had come is dealt with.
+#[inline]
+pub fn release(buf: &mut BytesMut) {
+    give_back(std::mem::take(buf));
+}
+
 /// Takes a buffer back for the next who needs one; what is in it is forgotten. What is left of a buffer whose greater part
 /// was handed on may be small and yet keep all of it.
 fn give_back(mut buf: BytesMut) {

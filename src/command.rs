@@ -74,11 +74,8 @@ pub enum CacheRead {
 pub enum FieldTtl {
     /// Not a hash read, or the server has no field TTLs.
     No,
-    /// The reply depends on the fields named by arguments 2.. : `fields` of them.
-    Named {
-        /// How many of the arguments from 2 on are fields.
-        fields: usize,
-    },
+    /// The reply depends on the fields named by arguments 2 and following.
+    Named,
     /// The reply depends on every field (HGETALL, HLEN …).
     Whole,
 }
@@ -169,8 +166,8 @@ pub struct Plan {
     pub route: Route,
     /// What it does to the cache.
     pub effect: Effect,
-    /// Of a cacheable read: a number for the command's name, however it is spelled and whichever server is asked. GET
-    /// is 1; MGET has its own, since it answers nil where GET answers WRONGTYPE. Of anything else: 0.
+    /// A number for the name of a command that can be a cached read, however it is spelled and whichever server is asked. GET
+    /// is 1; MGET has its own, since it answers nil where GET answers WRONGTYPE. Any other command: 0.
     pub id: u16,
     /// For [`Table::name`].
     pub name: u16,
@@ -278,13 +275,8 @@ impl Table {
         };
         let effect = keys::effect(spec, request, self.script_keys, keys);
         let route = self.route(spec, request);
-        let id = match (route, spec.id) {
-            (Route::Cache(_), GET_ID) if !self.get => RENAMED_GET_ID,
-            (Route::Cache(_), id) => id,
-            _ => 0,
-        };
         let repeatable = spec.repeatable && effect != Effect::Unknown;
-        Plan { route, effect, id, name: spec.name, word: spec.word, repeatable }
+        Plan { route, effect, id: spec.id, name: spec.name, word: spec.word, repeatable }
     }
 
     /// The name of a command as CLIENT LIST spells it: `get`, `client|list`; `NULL` if it is none.
@@ -328,16 +320,16 @@ impl Table {
             Fate::ForwardUnlessBlock => Route::Lane,
             // Its elements would be kept as replies to GET.
             Fate::Read(Shape::Mget) if !self.get => Route::Lane,
-            Fate::Read(shape) => Route::Cache(self.read(shape, request.len())),
+            Fate::Read(shape) => Route::Cache(self.read(shape)),
             Fate::Answer(local) => Route::Local(local),
             Fate::Dedicate(need) => Route::Dedicated(need),
         }
     }
 
-    fn read(&self, shape: Shape, len: usize) -> CacheRead {
+    fn read(&self, shape: Shape) -> CacheRead {
         match shape {
             Shape::Mget => CacheRead::Mget,
-            Shape::Fields if self.field_ttl => CacheRead::One(FieldTtl::Named { fields: len - 2 }),
+            Shape::Fields if self.field_ttl => CacheRead::One(FieldTtl::Named),
             Shape::AllFields if self.field_ttl => CacheRead::One(FieldTtl::Whole),
             _ => CacheRead::One(FieldTtl::No),
         }

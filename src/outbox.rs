@@ -340,6 +340,7 @@ impl Outbox {
     }
 
     /// Writes what is complete.
+    #[inline]
     pub fn poll_write(&self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<std::io::Result<()>> {
         let mut inner = self.0.borrow_mut();
         loop {

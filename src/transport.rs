@@ -194,13 +194,28 @@ impl Stream {
 
     /// Reads more of something that `need`s so many bytes, as far as is known, into a buffer that is held only while there is
     /// something in it. `Ok(0)`: the peer is done.
+    #[inline]
     pub fn poll_more(&mut self, cx: &mut Context<'_>, buf: &mut BytesMut, need: usize) -> Poll<io::Result<usize>> {
+        // What was read last is dealt with, and mostly nothing has come meanwhile: asking costs half of what a read does.
+        if buf.is_empty() && buf.capacity() > 0 && self.poll_readable(cx).is_pending() {
+            buffer::release(buf);
+            return Poll::Pending;
+        }
         buffer::equip(buf, need);
         let poll = self.poll_read(cx, buf, need.saturating_sub(buf.len()).clamp(1, ROOM_AHEAD));
         if poll.is_pending() {
             buffer::rest(buf);
         }
         poll
+    }
+
+    /// Pending: a read would be. A socket's error is left to the read, and TLS may have read more than it has handed out.
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Stream::Tcp(s) => s.poll_read_ready(cx).map(|_| ()),
+            Stream::Unix(s) => s.poll_read_ready(cx).map(|_| ()),
+            Stream::Tls(_) | Stream::Memory(_) => Poll::Ready(()),
+        }
     }
 
     /// Reads what is there into `buf`'s spare room (of which it makes at least `room` bytes). `Ok(0)`: the peer is done.

@@ -3,7 +3,7 @@
 
 use super::build;
 use super::reply::{self, Entry};
-use super::{Table, word};
+use super::{GET_ID, RENAMED_GET_ID, Table, word};
 
 /// Commands that a session has to tell apart, by whatever name they are said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +80,10 @@ impl Table {
         let short = self.spoken.iter().filter_map(|(name, place)| Some((word(name)?, *place)));
         self.short = short.collect();
         self.get = self.spoken.get(&b"get"[..]).is_some_and(|place| self.places.get(&b"get"[..]) == Some(place));
+        // What is cached where GET means another command is not found by those who say GET.
+        if let Some(get) = self.places.get(&b"get"[..]).map(|place| &mut self.specs[*place]).filter(|get| get.id != 0) {
+            get.id = if self.get { GET_ID } else { RENAMED_GET_ID };
+        }
         self.renamed = self.learned().count();
     }
 

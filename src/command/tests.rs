@@ -170,7 +170,7 @@ fn without_a_table_our_rows_hold() {
     assert_eq!(route("multi x"), Route::Lane);
     assert_eq!(route("mget a b"), Route::Cache(CacheRead::Mget));
     // No table, no knowledge of HPEXPIRE: a field may have a TTL.
-    assert_eq!(route("hmget k a b"), Route::Cache(CacheRead::One(FieldTtl::Named { fields: 2 })));
+    assert_eq!(route("hmget k a b"), Route::Cache(CacheRead::One(FieldTtl::Named)));
     assert_eq!(route("hgetall k"), Route::Cache(CacheRead::One(FieldTtl::Whole)));
     assert_eq!(plan_of(&empty(), "FLUSHALL").0.effect, Effect::Flush);
     assert_eq!(route("EVAL s 0"), Route::Dedicated(Need::Alone));

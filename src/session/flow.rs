@@ -41,16 +41,19 @@ pub(super) fn little(config: &Config) -> usize {
 
 impl Session {
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, input: &mut Input) -> Poll<std::io::Result<bool>> {
-        // Whoever has not logged in may say little, and whether a password is asked for may not be known yet.
-        let ahead = if self.key.login.is_stranger() { LITTLE } else { READ_AHEAD };
-        let full = input.left() >= ahead && self.waits_for_server();
-        if self.eof || self.closing.is_some() || full {
+        if self.eof || self.closing.is_some() || input.left() >= LITTLE && self.has_read_ahead(input.left()) {
             return Poll::Pending;
         }
         input.poll_read(cx, &mut self.stream).map_ok(|n| {
             self.arrived = Time::now();
             n > 0
         })
+    }
+
+    /// Whether enough is read of what stands behind a request that waits. A client that has not logged in may say little, and
+    /// whether a password is asked for may not be known yet.
+    fn has_read_ahead(&self, left: usize) -> bool {
+        (left >= READ_AHEAD || self.key.login.is_stranger()) && self.waits_for_server()
     }
 
     /// Whether the next request waits for something that comes by itself.
@@ -93,7 +96,8 @@ impl Session {
     #[inline]
     pub(super) fn too_much(&mut self, input: &Input) -> Option<Why> {
         let held = self.outbox.bytes() + input.held();
-        let little = held <= self.little && self.lent.is_none() && self.outstanding.sent() == 0 && self.counted == 0;
+        let elsewhere = self.outstanding.sent() | self.counted;
+        let little = held <= self.little && elsewhere == 0 && self.lent.is_none();
         if little { None } else { self.weigh(held, input) }
     }
 

@@ -98,7 +98,14 @@ impl Outstanding {
     }
 
     /// Everything before `place` has been told.
+    #[inline]
     pub(super) fn told_before(&mut self, place: u64) {
+        if !(self.keys.is_empty() && self.sizes.is_empty()) {
+            self.forget_before(place);
+        }
+    }
+
+    fn forget_before(&mut self, place: u64) {
         while self.keys.front().is_some_and(|noted| noted.place < place) {
             self.keys.pop_front();
         }

@@ -96,14 +96,16 @@ impl Session {
         let (mut watermark, mut shown, mut served) = (self.watermark(), self.shown, 0);
         let causal = self.level == Level::Causal;
         let Some(mut out) = self.outbox.direct() else { return false };
-        let enough = out.bytes() + OUTPUT_SOFT;
+        let (enough, mut large) = (out.bytes() + OUTPUT_SOFT, false);
         for (key, hash) in input.gets(self.sampler.left()) {
             if !alone && self.outstanding.contains(hash) {
                 break;
             }
             let variant = Variant { view: self.view, id: GET_ID, key, tail: b"" };
             let found = self.cache.lookup(hash, &variant, self.now, watermark, |node| {
-                out.put(reply_of(node));
+                let reply = reply_of(node);
+                large |= matches!(reply, Piece::Bytes(_));
+                out.put(reply);
                 node.stored()
             });
             let Lookup::Hit(stored) = found else { break };
@@ -112,7 +114,8 @@ impl Session {
                 watermark = watermark.max(stored);
             }
             served += 1;
-            if out.bytes() > enough {
+            // Those that are looked at at once are few, so small replies are not too much.
+            if large && out.bytes() > enough {
                 break;
             }
         }
@@ -244,7 +247,7 @@ impl Session {
                     mget: false,
                     field_ttl,
                     fields: match field_ttl {
-                        FieldTtl::Named { fields } => request.args[2..2 + fields].to_vec(),
+                        FieldTtl::Named => request.args[2..].to_vec(),
                         _ => Vec::new(),
                     },
                 };

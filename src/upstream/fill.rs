@@ -176,7 +176,7 @@ impl Fill {
         match self.read.field_ttl {
             FieldTtl::Whole if self.terms.anywhere => out.push(INFO_KEYSPACE),
             FieldTtl::No | FieldTtl::Whole => {}
-            FieldTtl::Named { .. } => out.push(&fields::named(request, &self.read.keys[0].range, &self.read.fields)),
+            FieldTtl::Named => out.push(&fields::named(request, &self.read.keys[0].range, &self.read.fields)),
         }
     }
 
@@ -184,7 +184,7 @@ impl Fill {
     fn unit(&self) -> usize {
         let asks = match self.read.field_ttl {
             FieldTtl::No => false,
-            FieldTtl::Named { .. } => true,
+            FieldTtl::Named => true,
             FieldTtl::Whole => self.terms.anywhere,
         };
         2 + self.read.keys.len() + usize::from(asks)

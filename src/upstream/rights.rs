@@ -45,7 +45,7 @@ impl Rights {
         self.fill
             && match field_ttl {
                 FieldTtl::No => true,
-                FieldTtl::Named { .. } => self.fields,
+                FieldTtl::Named => self.fields,
                 FieldTtl::Whole => self.questions().contains(&true),
             }
     }
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn a_question_about_fields_wants_its_own_right() {
         let rights = Rights { as_of: Some(1), fill: true, fields: true, names: false, info: false };
-        assert!(rights.cover(FieldTtl::No) && rights.cover(FieldTtl::Named { fields: 2 }));
+        assert!(rights.cover(FieldTtl::No) && rights.cover(FieldTtl::Named));
         assert!(!rights.cover(FieldTtl::Whole));
         assert!(Rights { info: true, ..rights }.cover(FieldTtl::Whole));
         assert!(Rights { names: true, ..rights }.cover(FieldTtl::Whole));
