@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::bypass::Bypass;
 use crate::cache::entry::Variant;
 use crate::cache::{Absence, FLUSH_CAUSES};
 use crate::command::{self, CacheRead, Keys, Local, Need, Request, Route};
@@ -29,8 +30,6 @@ const HELP: [&str; 13] = [
     "    Read or set how fresh cached answers on this connection must be.",
 ];
 
-const NOT_SHARED: &str = "forwarded: this user's rights to GET and to MGET are not known to be the same for every key";
-
 fn get(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
@@ -53,7 +52,7 @@ fn of_upstream(shared: &Shared, add: &mut impl FnMut(&str, &dyn std::fmt::Displa
         Some(_) => add("strongest_level", &"none"),
         None => add("strongest_level", &standing.strongest()),
     }
-    add("reads_of_refused_levels", &get(&node.coherence.refused_reads));
+    add("reads_of_refused_levels", &shared.cache.stats.bypasses.of(Bypass::Level));
     add("clock_age_ms", &age.map_or(-1, |a| a.as_millis() as i64));
     add("lanes", &node.lanes.load(Ordering::Relaxed));
     add("lanes_rested", &get(&node.lanes_rested));
@@ -97,6 +96,9 @@ pub fn fields(shared: &Shared) -> Vec<(String, String)> {
     add("hits", &hits);
     add("misses", &misses);
     add("hit_ratio", &format!("{ratio:.4}"));
+    for reason in Bypass::all() {
+        add(&format!("bypass_{}", reason.name()), &stats.bypasses.of(reason));
+    }
     add("joined_flights", &get(&stats.joined));
     add("clock_waits", &get(&node.coherence.waits));
     add("entries", &cache.keys());
@@ -209,7 +211,7 @@ pub fn read_to_explain(shared: &Shared, command: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// The session that asks for an explanation.
-pub struct Asks {
+pub struct Asks<'a> {
     /// Its view.
     pub view: u32,
     /// Its level.
@@ -218,11 +220,12 @@ pub struct Asks {
     pub seen: Time,
     /// Whether GETs may answer its MGETs.
     pub shares_mget: bool,
+    /// Why the reply to this read would not be kept, were it sent now.
+    pub why_not_kept: &'a dyn Fn(&Request<'_>, CacheRead) -> Option<Bypass>,
 }
 
 /// Whether `command` would be a hit for this session, and if not, why not.
-pub fn explain(shared: &Shared, command: &[u8], asks: &Asks) -> Vec<u8> {
-    let &Asks { view, level, seen, shares_mget } = asks;
+pub fn explain(shared: &Shared, command: &[u8], asks: &Asks<'_>) -> Vec<u8> {
     let mut scanner = Scanner::default();
     let scanned = scanner.scan(command, usize::MAX);
     debug_assert!(matches!(scanned, Ok(resp::Scan::Request(_))), "it was encoded here");
@@ -234,17 +237,25 @@ pub fn explain(shared: &Shared, command: &[u8], asks: &Asks) -> Vec<u8> {
     let plan = shared.node.table.load().plan(&request, &mut keys);
     let mut events = Vec::new();
     let (word, why) = match plan.route {
-        Route::Cache(CacheRead::Mget) if !shares_mget => ("never", NOT_SHARED.to_owned()),
+        Route::Cache(CacheRead::Mget) if !asks.shares_mget => {
+            ("never", format!("forwarded: {}", Bypass::Rights.because()))
+        }
         Route::Cache(read) => {
             let positions = if read == CacheRead::Mget { 1..request.len() } else { 1..2 };
             let variants = positions.map(|i| Variant {
-                view,
+                view: asks.view,
                 id: if read == CacheRead::Mget { command::GET_ID } else { plan.id },
                 key: request.arg(i),
                 tail: if read == CacheRead::Mget { b"" } else { &command[request.args[i].end + 2..] },
             });
             events.extend(last_events(shared, request.arg(1)));
-            explain_read(shared, variants, level, seen)
+            let (word, mut why) = explain_read(shared, variants, asks.level, asks.seen);
+            if word == "miss"
+                && let Some(reason) = (asks.why_not_kept)(&request, read)
+            {
+                why = format!("{why}; its reply would not be kept: {}", reason.because());
+            }
+            (word, why)
         }
         other => ("never", explain_route(other, plan.effect).to_owned()),
     };
@@ -277,14 +288,14 @@ fn explain_read<'a>(
         return ("miss", "the invalidation link is down: nothing is cached".into());
     };
     if !coherence.keeps(level) {
-        return ("miss", format!("{level} cannot be kept here: {}; the read goes upstream", standing.limit()));
+        return ("miss", format!("{} ({level}): {}", Bypass::Level.because(), standing.limit()));
     }
     for variant in variants {
         // A linearizable read is always behind by the time of its own arrival; it then waits for one PING.
         let level = if level == Level::Linearizable { Level::Bounded } else { level };
         let watermark = coherence.watermark(level, now, now, seen);
         if !shared.node.covers(variant.key) {
-            return ("miss", format!("{}: outside of broadcast_prefixes", variant.key.escape_ascii()));
+            return ("miss", format!("{}: {}", variant.key.escape_ascii(), Bypass::Prefix.because()));
         }
         if let Err(absence) = shared.cache.explain(&variant, now, watermark) {
             let key = String::from_utf8_lossy(variant.key).into_owned();

@@ -25,6 +25,7 @@ pub mod table;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError};
 
+use crate::bypass::Bypasses;
 use crate::clock::{Clocks, LaneStamp};
 use crate::sabotage::{self, Rule};
 use crate::sync::atomic::{AtomicI64, AtomicU32, AtomicU64 as SharedU64, Ordering};
@@ -93,6 +94,8 @@ pub struct Stats {
     pub hits: AtomicU64,
     /// Cacheable reads that went upstream.
     pub misses: AtomicU64,
+    /// Reads in which the cache took no part, by reason.
+    pub bypasses: Bypasses,
     /// Reads that waited for a flight, or shared the reply of one of their own session's.
     pub joined: AtomicU64,
     /// Replies stored.

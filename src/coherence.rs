@@ -46,8 +46,6 @@ pub struct Coherence {
     pub mortal: mortal::MortalFields,
     /// The standing's strongest level, where every read can see it.
     strongest: AtomicU8,
-    /// Reads that went upstream because their level cannot be kept.
-    pub refused_reads: AtomicU64,
     link_waker: AtomicWaker,
     lane_wakers: Box<[AtomicWaker]>,
     moved: Notify,
@@ -71,7 +69,6 @@ impl Coherence {
             standing: ArcSwap::from_pointee(Standing { mode: Err("not connected yet".into()), replica: false }),
             mortal: mortal::MortalFields::default(),
             strongest: AtomicU8::new(Level::Linearizable as u8),
-            refused_reads: AtomicU64::new(0),
             link_waker: AtomicWaker::new(),
             lane_wakers: (0..MAX_LANES).map(|_| AtomicWaker::new()).collect(),
             moved: Notify::new(),

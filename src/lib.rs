@@ -54,7 +54,7 @@
 //! | [`resp`] | where do requests and replies begin and end |
 //! | [`transport`], [`tls`], [`buffer`], [`time`], [`chance`], [`sync`] | sockets, certificates and whom to believe, bytes on their way out, what time is it, what is left to chance, what threads share |
 //! | [`config`], [`embedded`], [`limits`], [`memory`], [`clients`], [`error`] | settings, the private server, open files, what the allocator keeps, who is connected, why it ends |
-//! | [`logging`], [`panics`] | where log lines go, what follows a panic |
+//! | [`logging`], [`panics`], [`bypass`] | where log lines go, what follows a panic, why the cache took no part in a read |
 //!
 //! # Words
 //!
@@ -63,6 +63,8 @@
 //! * **link**: the connection on which the node reports changed keys.
 //! * **entry**: all cached replies of one key, over commands, databases, users and protocols.
 //! * **fill token**: the right to store the reply of one read.
+//! * **fill permit**: a fill token, and the word of the lane that the server reports changes of what it reads ([`upstream::permit`]).
+//! * **bypass**: a read in which the cache took no part, for one of the reasons of [`bypass::Bypass`].
 //! * **flight**: a read on its way upstream that others may wait for.
 //! * **freshness clock**: the send time of the last PING that has come back: everything acknowledged to anybody before
 //!   it has been applied here.
@@ -72,6 +74,7 @@
 pub mod admin;
 pub mod audit;
 pub mod buffer;
+pub mod bypass;
 pub mod cache;
 pub mod chance;
 pub mod clients;

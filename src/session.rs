@@ -44,6 +44,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::audit::Sampler;
+use crate::bypass::Bypass;
 use crate::cache::Cache;
 use crate::clients::Client;
 use crate::command::{self, Keys, Need, Plan, Request, Route, Table, Word};
@@ -494,6 +495,10 @@ impl Session {
             && let Some(step) = self.unlisted(request)
         {
             return step;
+        }
+        if (self.lent.is_some() || self.paused) && self.tries == 0 && matches!(plan.route, Route::Cache(_)) {
+            let reason = if self.lent.is_some() { Bypass::OwnConnection } else { Bypass::Paused };
+            self.cache.stats.bypasses.count(reason);
         }
         if self.lent.is_some() {
             return self.dispatch_lent(request, plan, keys);

@@ -19,6 +19,7 @@ pub mod link;
 pub mod login;
 pub mod names;
 mod panicking;
+pub mod permit;
 pub mod pauses;
 pub mod probe;
 pub mod refusal;

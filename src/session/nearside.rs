@@ -22,6 +22,7 @@ use crate::admin::{self, Asks};
 use crate::command::Request;
 use crate::outbox::Piece;
 use crate::resp;
+use crate::time::Time;
 use crate::upstream::{ConnectionKey, Node, Pool};
 
 /// What a command needs that the server cannot be asked about.
@@ -116,11 +117,14 @@ impl Session {
     }
 
     fn explain(&mut self, command: &[u8]) -> Step {
+        let shares_mget = self.shares_get_and_mget();
+        let now = Time::now();
         let asks = Asks {
             view: self.view,
             level: self.level,
             seen: self.outbox.seen().max(self.shown),
-            shares_mget: self.shares_get_and_mget(),
+            shares_mget,
+            why_not_kept: &|request, read| self.why_not_kept(request, read, now),
         };
         let explained = admin::explain(&self.shared, command, &asks);
         self.outbox.put(Piece::Slice(&explained));

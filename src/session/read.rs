@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use super::input::Input;
 use super::outstanding::Read;
 use super::{After, Session, Stall, Step};
 use crate::cache::entry::{Node, Variant};
-use crate::cache::{Begin, FillToken, Lookup, Need};
+use crate::bypass::{Bypass, MGET_MAX};
+use crate::cache::{InFlight, Lookup, Need};
 use crate::command::{self, CacheRead, FieldTtl, GET_ID, Plan, Request};
 use crate::config::Level;
 use crate::outbox::{Piece, Place};
@@ -21,15 +23,12 @@ use crate::time::Time;
 use crate::upstream::connection::Connection;
 use crate::upstream::effect::{Effect, KeySet};
 use crate::upstream::fill::{FillKey, FillRead};
+use crate::upstream::permit::{self, Asked, FillPermit, Permission};
 
 /// How often one read waits (for a flight, for a clock) before it simply goes upstream.
 const MAX_TRIES: u32 = 3;
 /// How long one wait for a clock may take.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// An MGET of more keys is forwarded without filling the cache: each key costs a PTTL of its own, on a lane that others wait for.
-const MGET_MAX: usize = 256;
-/// Requests longer than this are forwarded without filling the cache.
-const REQUEST_MAX: usize = 64 * 1024;
 /// Replies at least this large are not copied.
 const BY_REFERENCE: usize = crate::buffer::LARGE;
 
@@ -59,14 +58,17 @@ impl Session {
         self.level == Level::Bounded && self.outbox.followed() == 0
     }
 
-    /// Whether the session's level can be kept with this server; else its reads go upstream.
-    fn is_kept(&self) -> bool {
-        let coherence = &self.shared.node.coherence;
-        let kept = coherence.keeps(self.level);
-        if !kept {
-            coherence.refused_reads.fetch_add(1, Ordering::Relaxed);
+    /// Why a read of these keys must not be looked up now.
+    fn bars_lookup(&self, hashes: &[u64]) -> Option<Bypass> {
+        if !self.shared.node.coherence.keeps(self.level) {
+            Some(Bypass::Level)
+        } else if self.bypass {
+            Some(Bypass::Unproven)
+        } else if !hashes.iter().all(|hash| self.may_overtake(*hash)) {
+            Some(Bypass::Order)
+        } else {
+            None
         }
-        kept
     }
 
     fn watermark(&self) -> Time {
@@ -138,9 +140,13 @@ impl Session {
     fn read_one(&mut self, request: &Request<'_>, id: u16, field_ttl: FieldTtl) -> Step {
         let variant = self.variant(request, id);
         let hash = self.hash(request, 1);
-        let asks = self.is_kept() && !self.bypass;
-        let overtake = asks && self.may_overtake(hash);
-        if overtake {
+        let mut bypass = self.bars_lookup(&[hash]);
+        let waits = match bypass {
+            None => self.tries < MAX_TRIES,
+            Some(Bypass::Order) => self.waits_for_own(hash),
+            Some(_) => false,
+        };
+        if bypass.is_none() {
             let outbox = &self.outbox;
             let before = self.before_hit(&[hash]);
             let found = self.cache.lookup(hash, &variant, self.now, self.watermark(), |node| {
@@ -155,13 +161,13 @@ impl Session {
                     return Step::Done;
                 }
                 Lookup::Behind(need) if self.worth_waiting() => return self.wait_for(need),
-                Lookup::Behind(_) | Lookup::Miss => {}
+                Lookup::Behind(_) => bypass = Some(Bypass::Unproven),
+                Lookup::Miss => {}
             }
         } else if self.share(request, &[hash]) {
             return Step::Done;
         }
-        let waits = if overtake { self.tries < MAX_TRIES } else { asks && self.waits_for_own(hash) };
-        self.miss(request, id, field_ttl, &variant, hash, waits)
+        self.miss(request, &Asked { hash, variant, request: request.buf.len(), field_ttl }, waits, bypass)
     }
 
     /// Answers a read by the reply to the same read, which this session has sent already and which is on its way.
@@ -196,65 +202,56 @@ impl Session {
         self.tries == 0 && !self.waited_in_vain && self.outbox.followed() == 0 && !self.outstanding.writes(hash)
     }
 
-    fn miss(
-        &mut self,
-        request: &Request<'_>,
-        id: u16,
-        field_ttl: FieldTtl,
-        variant: &Variant<'_>,
-        hash: u64,
-        waits: bool,
-    ) -> Step {
+    /// Sends the read upstream, with the right to keep its reply if that is granted; or waits for the same read, which is on its way.
+    fn miss(&mut self, request: &Request<'_>, asked: &Asked<'_>, waits: bool, bypass: Option<Bypass>) -> Step {
         let lane = match self.route() {
             Ok(lane) => lane,
             Err(first) => return first,
         };
-        let token = if request.buf.len() > REQUEST_MAX {
-            None
-        } else {
-            match self.cache.begin(hash, variant) {
-                Begin::Lead(token) => Some(token),
-                // Behind an own write the flight may be older than the write: no joining then.
-                Begin::Join(flight) if waits => {
-                    self.cache.stats.joined.fetch_add(1, Ordering::Relaxed);
-                    self.waited_in_vain = self.outbox.waiting() > 0;
-                    // Above `bounded` a hit passes nothing: not even what was sent behind the flight.
-                    if self.waited_in_vain && self.level != Level::Bounded {
-                        return Step::Stall(Stall::Drain);
-                    }
-                    let landed = async move {
-                        poll_fn(|cx| flight.poll_landed(cx)).await;
-                        After::Again
-                    };
-                    return Step::Stall(Stall::For(Box::pin(landed)));
-                }
-                Begin::Join(_) => None,
-            }
+        let permit = match FillPermit::ask(&lane, asked, self.now) {
+            Permission::Granted(permit) => Ok(permit),
+            Permission::InFlight(flight) if waits => return self.join(flight),
+            Permission::InFlight(_) => Err(Bypass::InFlight),
+            Permission::Refused(reason) => Err(reason),
         };
-        self.count_miss();
-        match token {
-            // In this order: see `Coherence::generation`.
-            Some(token)
-                if lane.can_fill(field_ttl)
-                    && self.shared.node.covers(variant.key)
-                    && !(field_ttl == FieldTtl::Whole && self.shared.node.coherence.mortal.in_hash(hash, self.now)) =>
-            {
+        self.count_miss(bypass);
+        let hashes = &[asked.hash];
+        match permit {
+            Ok(permit) => {
                 let read = FillRead {
                     view: self.view,
-                    id,
+                    id: asked.variant.id,
                     request: request.buf.into(),
-                    keys: smallvec![FillKey::new(request.args[1].clone(), Some(token))],
+                    keys: smallvec![FillKey::new(request.args[1].clone(), Some(permit))],
                     mget: false,
-                    field_ttl,
-                    fields: match field_ttl {
+                    field_ttl: asked.field_ttl,
+                    fields: match asked.field_ttl {
                         FieldTtl::Named => request.args[2..].to_vec(),
                         _ => Vec::new(),
                     },
                 };
-                self.send_fill(&lane, read, &[hash])
+                self.send_fill(&lane, read, hashes)
             }
-            _ => self.send_read(&lane, request, Effect::Read(hash), &[hash]),
+            Err(reason) => {
+                self.cache.stats.bypasses.count(reason);
+                self.send_read(&lane, request, Effect::Read(asked.hash), hashes)
+            }
         }
+    }
+
+    /// Waits for a read of the same that is on its way, and looks again.
+    fn join(&mut self, flight: Arc<InFlight>) -> Step {
+        self.cache.stats.joined.fetch_add(1, Ordering::Relaxed);
+        self.waited_in_vain = self.outbox.waiting() > 0;
+        // Above `bounded` a hit passes nothing: not even what was sent behind the flight.
+        if self.waited_in_vain && self.level != Level::Bounded {
+            return Step::Stall(Stall::Drain);
+        }
+        let landed = async move {
+            poll_fn(|cx| flight.poll_landed(cx)).await;
+            After::Again
+        };
+        Step::Stall(Stall::For(Box::pin(landed)))
     }
 
     fn send_fill(&mut self, lane: &Connection, read: FillRead, hashes: &[u64]) -> Step {
@@ -277,8 +274,10 @@ impl Session {
         self.outbox.reserve(false)
     }
 
-    fn count_miss(&self) {
+    /// A read goes upstream; `bypass`: it was not answered from the cache for this reason.
+    fn count_miss(&self, bypass: Option<Bypass>) {
         self.cache.stats.misses.fetch_add(1, Ordering::Relaxed);
+        bypass.into_iter().for_each(|reason| self.cache.stats.bypasses.count(reason));
     }
 
     /// A clock that stands still is not waited for: the read goes upstream.
@@ -316,15 +315,10 @@ impl Session {
     fn read_many(&mut self, request: &Request<'_>) -> Step {
         let hashes: Vec<u64> = (1..request.len()).map(|i| self.hash(request, i)).collect();
         if !self.shares_get_and_mget() {
-            let lane = match self.route() {
-                Ok(lane) => lane,
-                Err(first) => return first,
-            };
-            self.count_miss();
-            let effect = Effect::of_keys(KeySet { reads: hashes.clone(), ..KeySet::default() });
-            return self.send_read(&lane, request, effect, &hashes);
+            return self.miss_many(request, &hashes, Some(Bypass::Rights));
         }
-        if self.is_kept() && !self.bypass && hashes.iter().all(|h| self.may_overtake(*h)) {
+        let mut bypass = self.bars_lookup(&hashes);
+        if bypass.is_none() {
             let before = self.before_hit(&hashes);
             match self.snapshot(request, &hashes, before.is_some()) {
                 Lookup::Hit((reply, nodes)) => {
@@ -334,40 +328,74 @@ impl Session {
                     return Step::Done;
                 }
                 Lookup::Behind(need) if self.worth_waiting() => return self.wait_for(need),
-                Lookup::Behind(_) | Lookup::Miss => {}
+                Lookup::Behind(_) => bypass = Some(Bypass::Unproven),
+                Lookup::Miss => {}
             }
         } else if self.share(request, &hashes) {
             return Step::Done;
         }
+        self.miss_many(request, &hashes, bypass)
+    }
+
+    /// Sends the MGET upstream. Each element of the reply is kept for which that is permitted.
+    fn miss_many(&mut self, request: &Request<'_>, hashes: &[u64], bypass: Option<Bypass>) -> Step {
         let lane = match self.route() {
             Ok(lane) => lane,
             Err(first) => return first,
         };
-        self.count_miss();
-        let get = |i: usize| Variant { view: self.view, id: GET_ID, key: request.arg(i), tail: b"" };
-        let lead = |i: usize| -> Option<FillToken> {
-            match self.cache.begin(hashes[i - 1], &get(i)) {
-                Begin::Lead(token) => Some(token),
-                Begin::Join(_) => None,
-            }
+        self.count_miss(bypass);
+        let (keys, refused) = match bypass {
+            Some(Bypass::Rights) => (SmallVec::new(), None),
+            _ => self.permits(&lane, request, hashes),
         };
-        let effect = || Effect::of_keys(KeySet { reads: hashes.clone(), ..KeySet::default() });
-        if hashes.len() > MGET_MAX || request.buf.len() > REQUEST_MAX {
-            return self.send_read(&lane, request, effect(), &hashes);
-        }
-        let key = |i: usize| FillKey::new(request.args[i].clone(), lead(i));
-        let mut keys: SmallVec<[FillKey; 1]> = (1..request.len()).map(key).collect();
-        if !lane.can_fill(FieldTtl::No) {
-            drop(keys);
-            return self.send_read(&lane, request, effect(), &hashes);
-        }
-        for key in &mut keys {
-            key.token.take_if(|_| !self.shared.node.covers(&request.buf[key.range.clone()]));
+        refused.into_iter().for_each(|reason| self.cache.stats.bypasses.count(reason));
+        if !keys.iter().any(FillKey::is_permitted) {
+            let effect = Effect::of_keys(KeySet { reads: hashes.to_vec(), ..KeySet::default() });
+            return self.send_read(&lane, request, effect, hashes);
         }
         let (view, id) = (self.view, GET_ID);
         let request = request.buf.into();
         let read = FillRead { view, id, request, keys, mget: true, field_ttl: FieldTtl::No, fields: Vec::new() };
-        self.send_fill(&lane, read, &hashes)
+        self.send_fill(&lane, read, hashes)
+    }
+
+    /// An MGET's keys, with the right to keep their elements where it is granted; and a reason why it was not, if it was not for any.
+    fn permits(
+        &self,
+        lane: &Connection,
+        request: &Request<'_>,
+        hashes: &[u64],
+    ) -> (SmallVec<[FillKey; 1]>, Option<Bypass>) {
+        if hashes.len() > MGET_MAX {
+            return (SmallVec::new(), Some(Bypass::TooManyKeys));
+        }
+        let mut refused = None;
+        let mut permit = |i: usize| {
+            let variant = Variant { view: self.view, id: GET_ID, key: request.arg(i), tail: b"" };
+            let asked = Asked { hash: hashes[i - 1], variant, request: request.buf.len(), field_ttl: FieldTtl::No };
+            match FillPermit::ask(lane, &asked, self.now) {
+                Permission::Granted(permit) => return Some(permit),
+                Permission::InFlight(_) => refused = Some(Bypass::InFlight),
+                Permission::Refused(reason) => refused = Some(reason),
+            }
+            None
+        };
+        let keys = (1..request.len()).map(|i| FillKey::new(request.args[i].clone(), permit(i))).collect();
+        (keys, refused)
+    }
+
+    /// Why the reply to this read would not be kept, were it sent now: for EXPLAIN.
+    pub(super) fn why_not_kept(&self, request: &Request<'_>, read: CacheRead, now: Time) -> Option<Bypass> {
+        let (keys, field_ttl) = match read {
+            CacheRead::One(field_ttl) => (1..2, field_ttl),
+            CacheRead::Mget if request.len() - 1 > MGET_MAX => return Some(Bypass::TooManyKeys),
+            CacheRead::Mget => (1..request.len(), FieldTtl::No),
+        };
+        keys.into_iter().find_map(|i| {
+            let variant = Variant { view: self.view, id: GET_ID, key: request.arg(i), tail: b"" };
+            let asked = Asked { hash: self.hash(request, i), variant, request: request.buf.len(), field_ttl };
+            permit::refusal(self.reads.as_ref().unwrap_or(&self.lane), &asked, now)
+        })
     }
 
     /// All of MGET's keys as of one instant: every entry was filled before the time that link and lanes prove, so all

@@ -44,6 +44,7 @@ use super::login::SHUT_OUT;
 use super::rights::{self, Rights};
 use super::{ConnectionKey, Node, panicking};
 use crate::buffer::{LARGE, OutBuf};
+use crate::bypass::Bypass;
 use crate::cache::Cache;
 use crate::clock::LaneStamp;
 use crate::coherence::standing::Mode;
@@ -327,11 +328,11 @@ impl Connection {
         self.shared.borrow_mut().heeds = true;
     }
 
-    /// Sends a read that fills the cache. Ask [`Connection::can_fill`] after the token was taken.
+    /// Sends a read that fills the cache.
     pub fn send_fill(&self, place: Place, read: FillRead, now: Time) {
         self.touch(now);
         let mut shared = self.shared.borrow_mut();
-        // Asked after the token was taken, like the generation: if the mode changes now, the token is void.
+        // The permits were taken before: if the mode changes now, they are void.
         let tracked = self.node.coherence.mode().is_none_or(|mode| mode == Mode::Tracked);
         let [anywhere, this_hash] = shared.rights.questions();
         let anywhere = anywhere && !self.node.coherence.mortal.anywhere(now);
@@ -344,13 +345,18 @@ impl Connection {
         shared.wake();
     }
 
-    /// Whether a token taken before this call may be filled by this lane, with a reply that depends on fields in this way.
-    pub fn can_fill(&self, field_ttl: FieldTtl) -> bool {
+    /// Why a reply that depends on fields in this way must not be kept by this lane, as of now ([`super::permit`]).
+    pub fn refusal(&self, field_ttl: FieldTtl) -> Option<Bypass> {
         let shared = self.shared.borrow();
-        matches!(shared.phase, Phase::Up)
+        let covered = shared.rights.cover(field_ttl);
+        // A lane that has not asked for its rights is not armed.
+        if shared.rights.as_of.is_some() && !covered {
+            return Some(Bypass::LaneRights);
+        }
+        let tracked = matches!(shared.phase, Phase::Up)
             && shared.stamp.is_some()
-            && shared.rights.cover(field_ttl)
-            && self.node.coherence.generation() == Some(shared.armed)
+            && self.node.coherence.generation() == Some(shared.armed);
+        (!covered || !tracked).then_some(Bypass::LaneNotArmed)
     }
 
     fn enqueue(&self, request: Piece<'_>, expect: Expect, now: Time) {

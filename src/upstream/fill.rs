@@ -10,8 +10,9 @@ use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 
 use super::fields::{self, Next};
+use super::permit::FillPermit;
 use crate::cache::entry::Variant;
-use crate::cache::{FillTimes, FillToken};
+use crate::cache::FillTimes;
 use crate::clock::LaneStamp;
 use crate::coherence::Coherence;
 use crate::command::FieldTtl;
@@ -29,16 +30,21 @@ const INFO_KEYSPACE: &[u8] = b"*2\r\n$4\r\niNFO\r\n$8\r\nkeyspace\r\n";
 pub struct FillKey {
     /// Where the key stands in the request.
     pub range: Range<usize>,
-    /// `None`: somebody else is already reading it.
-    pub token: Option<FillToken>,
+    /// `None`: what is said of this key is not kept.
+    permit: Option<FillPermit>,
     /// What PTTL said of it.
     ttl: Option<i64>,
 }
 
 impl FillKey {
     /// Of a key that was not asked about yet.
-    pub fn new(range: Range<usize>, token: Option<FillToken>) -> FillKey {
-        FillKey { range, token, ttl: None }
+    pub fn new(range: Range<usize>, permit: Option<FillPermit>) -> FillKey {
+        FillKey { range, permit, ttl: None }
+    }
+
+    /// Whether what is said of this key may be kept.
+    pub fn is_permitted(&self) -> bool {
+        self.permit.is_some()
     }
 }
 
@@ -203,7 +209,7 @@ impl Fill {
 
     /// Asks the memory for what storing it will touch.
     pub fn prefetch(&self) {
-        self.read.keys.iter().filter_map(|key| key.token.as_ref()).for_each(FillToken::prefetch);
+        self.read.keys.iter().filter_map(|key| key.permit.as_ref()).for_each(FillPermit::prefetch);
     }
 
     /// Whether this can be the next reply. (No read that is cached answers `+OK`: CLIENT CACHING's answer has come late.)
@@ -346,7 +352,7 @@ impl Fill {
             return false;
         }
         let key = &mut self.read.keys[i];
-        let (Some(token), Some(deadline)) = (key.token.take(), deadline(self.sent, ttl, reply)) else {
+        let (Some(permit), Some(deadline)) = (key.permit.take(), deadline(self.sent, ttl, reply)) else {
             return false;
         };
         let longest = if self.terms.max_ttl.is_zero() { Time::NEVER } else { self.sent + self.terms.max_ttl };
@@ -355,7 +361,7 @@ impl Fill {
         let tail = if self.read.mget { &[] } else { &request[key.range.end + 2..] };
         let variant = Variant { view: self.read.view, id: self.read.id, key: &request[key.range.clone()], tail };
         let times = FillTimes { sent: self.sent, stored: self.stored, deadline };
-        coherence.cache.fill(token, &variant, reply, times, lane)
+        coherence.cache.fill(permit.into_token(), &variant, reply, times, lane)
     }
 
     /// Where the elements of MGET's reply are.
