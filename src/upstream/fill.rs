@@ -11,8 +11,8 @@ use smallvec::{SmallVec, smallvec};
 
 use super::fields::{self, Next};
 use super::permit::FillPermit;
-use crate::cache::entry::Variant;
 use crate::cache::FillTimes;
+use crate::cache::entry::Variant;
 use crate::clock::LaneStamp;
 use crate::coherence::Coherence;
 use crate::command::FieldTtl;
