@@ -166,8 +166,8 @@ pub struct Plan {
     pub route: Route,
     /// What it does to the cache.
     pub effect: Effect,
-    /// A number for the name of a command that can be a cached read, however it is spelled and whichever server is asked. GET
-    /// is 1; MGET has its own, since it answers nil where GET answers WRONGTYPE. Any other command: 0.
+    /// Of a cacheable read: a number for the command's name, however it is spelled and whichever server is asked. GET
+    /// is 1; MGET has its own, since it answers nil where GET answers WRONGTYPE. Of anything else: 0.
     pub id: u16,
     /// For [`Table::name`].
     pub name: u16,
@@ -276,7 +276,8 @@ impl Table {
         let effect = keys::effect(spec, request, self.script_keys, keys);
         let route = self.route(spec, request);
         let repeatable = spec.repeatable && effect != Effect::Unknown;
-        Plan { route, effect, id: spec.id, name: spec.name, word: spec.word, repeatable }
+        let id = if matches!(route, Route::Cache(_)) { spec.id } else { 0 };
+        Plan { route, effect, id, name: spec.name, word: spec.word, repeatable }
     }
 
     /// The name of a command as CLIENT LIST spells it: `get`, `client|list`; `NULL` if it is none.

@@ -390,7 +390,10 @@ impl Session {
             After::Farewell(reply, why) => {
                 self.outbox.put(Piece::Bytes(reply));
                 self.closing = Some(why);
-                self.request_done(input);
+                // A client can be sent away in the middle of its request.
+                if input.has_present() {
+                    self.request_done(input);
+                }
             }
             After::Leave(why) => {
                 self.closing = Some(why);
@@ -444,7 +447,10 @@ impl Session {
             input.guard(self.is_shut_out());
             match input.find(&self.cache, max_bulk) {
                 Ok(true) => {}
-                Ok(false) => break,
+                Ok(false) => {
+                    self.ask_before_more(input);
+                    break;
+                }
                 Err(e) => {
                     self.protocol_error(&e);
                     break;

@@ -94,8 +94,9 @@ impl Listing {
         line.set("fd", -1);
         line.set("age", now.since(client.since).as_secs());
         line.set("idle", now.since(Time(client.active.load(Ordering::Relaxed))).as_secs());
-        // What its bytes say that pass unlooked at, only the server knows.
-        if own.is_none() || line.get("name").is_some_and(|name| name.starts_with(OWN_NAMES)) {
+        // A name that was set in bytes which pass unlooked at, only the server knows. On a connection that is just being lent the
+        // server may have none yet.
+        if own.is_none() || line.get("name").is_none_or(|name| name.is_empty() || name.starts_with(OWN_NAMES)) {
             line.set("name", words.name);
         }
         for (field, ours) in [("lib-name", words.lib_name), ("lib-ver", words.lib_ver)] {

@@ -56,6 +56,14 @@ impl Session {
         (left >= READ_AHEAD || self.key.login.is_stranger()) && self.waits_for_server()
     }
 
+    /// A client that has begun a large request before it is known whether it must log in: the server is asked before more is read.
+    #[inline]
+    pub(super) fn ask_before_more(&mut self, input: &Input) {
+        if input.left() >= LITTLE && self.key.login.is_stranger() && !self.is_shut_out() {
+            self.stall = Some(self.admission());
+        }
+    }
+
     /// Whether the next request waits for something that comes by itself.
     fn waits_for_server(&self) -> bool {
         let others = self.paused || self.lent.as_ref().is_some_and(Lent::is_blocked);

@@ -52,6 +52,22 @@ impl Session {
         }
     }
 
+    /// Asks whether the session may enter without a login. If the server cannot be asked it is closed: nobody can say whether more may
+    /// be held for it.
+    pub(super) fn admission(&self) -> Stall {
+        let pool = self.pool.clone();
+        Stall::For(Box::pin(async move {
+            match login::prove(&pool.node).await {
+                Ok(opened) => {
+                    opened.into_iter().for_each(|opened| pool.adopt(&pool.node.own, opened));
+                    After::Begin(pool.node.logins.own().clone())
+                }
+                Err(Refusal::Login(_)) => After::Again,
+                Err(other) => After::Farewell(other.reply(&pool.node), "the upstream cannot be asked who may enter"),
+            }
+        }))
+    }
+
     /// The handshake of another proxy does not wait for the introduction: in a ring of proxies, that waits for it. It is passed
     /// on first, and if it comes back to its sender, all of them say so. True if the first request is such a handshake.
     pub(super) fn recognise(&mut self, input: &mut Input) -> bool {

@@ -19,7 +19,7 @@ from wire import Connection, ReplyError, encode
 pytestmark = pytest.mark.needs_proxy
 
 LONG_PAST, PAST, FUTURE, LONG_FUTURE = -400, -1, 1, 400
-EXPIRED, NOT_YET, SHORT, GOOD = (LONG_PAST, PAST), (FUTURE, LONG_FUTURE), (PAST, 10), (PAST, LONG_FUTURE)
+EXPIRED, NOT_YET, SHORT, GOOD = (LONG_PAST, PAST), (FUTURE, LONG_FUTURE), (PAST, 9.5), (PAST, LONG_FUTURE)
 
 
 @pytest.fixture

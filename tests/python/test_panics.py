@@ -35,7 +35,8 @@ class Fragile:
 
     def has_panicked(self, times=1):
         wait_until(lambda: self.proxy.stats()["panics"] == times, "the panic is counted")
-        assert len(self.proxy.panics()) == times
+        # The log is written by a thread of its own.
+        wait_until(lambda: len(self.proxy.panics()) == times, "the panic is in the log")
         assert self.proxy.stats()["flushes_panic"] == times
 
     def serves(self, conn, key):

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from conftest import Lab
-from processes import accepts, wait_until
+from processes import accepts, free_port, wait_until
 from test_bad_input import oracle_answer, proxy_answer
 from test_deep_pipelines import small_socket
 from wire import Connection, encode
@@ -108,6 +108,29 @@ def test_little_is_read_while_the_server_has_not_said_who_may_enter(tmp_path):
             client.close()
     finally:
         lab.close()
+
+
+@pytest.mark.needs_proxy
+def test_who_begins_something_large_while_no_server_is_there_is_told_and_closed(tmp_path):
+    lab = Lab(tmp_path)
+    try:
+        proxy = lab.proxy(free_port(), wait=False)
+        wait_until(lambda: accepts(proxy.port), "the proxy accepts")
+        wait_until(lambda: says(proxy.port, ("GET", "k")).startswith("ERR nearside: upstream"), "the proxy knows")
+        with Connection(proxy.port) as conn:
+            idle = proxy.resident_bytes()
+            with contextlib.suppress(OSError):
+                conn.send_raw(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$40000000\r\n" + b"x" * 30_000_000)
+            assert str(conn.read()).startswith("ERR nearside: upstream")
+            assert proxy.resident_bytes() - idle < 1_000_000
+    finally:
+        lab.close()
+
+
+def says(port, request):
+    with Connection(port) as conn:
+        conn.send(*request)
+        return str(conn.read())
 
 
 def begins_a_large_value(port):
