@@ -1,7 +1,7 @@
 //! The right to keep the reply to a read: asked for once, before the read is sent, in the only order that is right.
 //!
-//! The order matters. [`Cache::begin`] notes the key's revision and the cache's epoch; only then is the lane asked whether the server
-//! reports changes of what it reads *now* ([`Connection::refusal`]), and the mode whether it reports this key. If that changes
+//! The order matters. `Cache::begin` notes the key's revision and the cache's epoch; only then is the lane asked whether the server
+//! reports changes of what it reads *now* (`Connection::refusal`), and the mode whether it reports this key. If that changes
 //! later, the epoch goes on and the permit is void. Asked the other way round, a lane could lose its tracking between the two answers, and a
 //! permit of the new epoch would keep a reply of which no change is reported.
 
