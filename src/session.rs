@@ -520,7 +520,7 @@ impl Session {
         match plan.route {
             Route::Cache(_) | Route::Lane | Route::Unlisted if self.paused => self.alone(request, plan, keys),
             Route::Cache(read) => self.cached_read(request, plan, read),
-            Route::Lane | Route::Unlisted => match self.route() {
+            Route::Lane | Route::Unlisted => match self.lane_or_apart(request) {
                 Ok(lane) => self.forward(lane, self.effect(request, plan, keys)),
                 Err(first) => first,
             },

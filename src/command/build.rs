@@ -102,7 +102,7 @@ impl Spec {
         let readonly = entry.is_some_and(|e| e.readonly);
         Self {
             name: NO_NAME,
-            word: Word::of(name),
+            word: word(name, module && readonly),
             listed: entry.is_some(),
             fate: fate(row.map(|(_, row)| row), entry),
             touch,
@@ -208,6 +208,14 @@ fn fate(row: Option<&Row>, entry: Option<&Entry>) -> Fate {
         // Whatever it sets, it sets on the connection.
         (None, Some(entry)) if entry.name.starts_with(b"client|") => Fate::Dedicate(Need::Pin),
         _ => Fate::Forward,
+    }
+}
+
+/// Which command it is; a module's read may answer as much as there is, and may change something after all (a cursor goes on).
+fn word(name: &[u8], module_reads: bool) -> Word {
+    match Word::of(name) {
+        Word::Other if module_reads => Word::Lengthy,
+        word => word,
     }
 }
 

@@ -24,6 +24,10 @@ pub enum Word {
     Monitor,
     /// PUBLISH, SPUBLISH and FUNCTION: what the server passes on to replicas though it touches no key.
     PassedOn,
+    /// SET, which with GET answers what was there.
+    Set,
+    /// What may not be said again and may answer as much as there is: what it takes away or replaces, or a list of many things.
+    Lengthy,
     /// CLIENT TRACKING
     Tracking,
     /// CLIENT PAUSE
@@ -40,9 +44,52 @@ impl Word {
     /// The first words of confirmations.
     const KINDS: [&str; 6] = ["subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe"];
 
+    /// See [`Word::Lengthy`].
+    const LENGTHY: [&str; 36] = [
+        "getdel",
+        "getset",
+        "getex",
+        "lpop",
+        "rpop",
+        "lmpop",
+        "lmove",
+        "rpoplpush",
+        "spop",
+        "zpopmin",
+        "zpopmax",
+        "zmpop",
+        "xreadgroup",
+        "xclaim",
+        "xautoclaim",
+        "hgetdel",
+        "hgetex",
+        "sort",
+        "georadius",
+        "georadiusbymember",
+        "echo",
+        "command",
+        "command|docs",
+        "command|info",
+        "command|list",
+        "config|get",
+        "acl|list",
+        "acl|log",
+        "slowlog|get",
+        "latency|histogram",
+        "memory|stats",
+        "memory|malloc-stats",
+        "function|list",
+        "function|dump",
+        "cluster|nodes",
+        "cluster|shards",
+    ];
+
     /// By the command's own name.
     pub(super) fn of(name: &[u8]) -> Word {
+        let lengthy = Word::LENGTHY.into_iter().any(|other| other.as_bytes() == name);
         match name {
+            _ if lengthy => Word::Lengthy,
+            b"set" => Word::Set,
             b"multi" => Word::Multi,
             b"exec" => Word::Exec,
             b"discard" => Word::Discard,

@@ -192,7 +192,8 @@ impl Session {
 
     /// A command that could hold up what is behind it on a lane: a script, or anything while clients are paused.
     pub(super) fn alone(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
-        let turn = if self.paused { Some(None) } else { self.pool.turn().map(Some) };
+        let apart = self.paused || self.shared.node.bounds.ends_for_replies();
+        let turn = if apart { Some(None) } else { self.pool.turn().map(Some) };
         let lane = |session: &Session| session.forward(session.lane.clone(), session.effect(request, plan, keys));
         let Some(turn) = turn.filter(|_| !self.shares) else { return lane(self) };
         if self.outbox.waiting() > 0 {

@@ -2,17 +2,41 @@
 //!
 //! Where the server ends a connection for the size of its replies (`Bounds::ends_for_replies`), a lane's end must not make the
 //! outcome of another client's write unknown: reads that can be sent again have a lane of their own, and only reads are lost
-//! with it. A session whose read was on a lane that was lost so has its next reads sent alone for a while.
+//! with it. A session whose read was on a lane that was lost so has its next reads sent alone for a while. What writes and may answer
+//! as much as there is (GETDEL, LPOP with a count, SET with GET), or may not be said again, and every script, goes down a
+//! connection of its own.
+//!
+//! Accepted: with no connection to spare such a command shares the lane. So do writes of modules, and what the proxy asks in a
+//! session's name (CLIENT LIST, PUBSUB CHANNELS, INFO).
 
 use std::rc::Rc;
 
 use super::{Session, Stall, Step};
-use crate::command::Need;
-use crate::command::{Plan, Request, Route};
+use crate::command::{Need, Plan, Request, Route, Word};
 use crate::upstream::connection::Connection;
 use crate::upstream::lanes::Cargo;
 
 impl Session {
+    /// The lane of a request that is no cached read. `Err`: something has to be done first.
+    pub(super) fn lane_or_apart(&mut self, request: &Request<'_>) -> Result<Rc<Connection>, Step> {
+        if self.is_lengthy(request)
+            && let Some(step) = self.apart()
+        {
+            return Err(step);
+        }
+        self.route()
+    }
+
+    /// Whether the server might end a lane for the reply, and writes with it.
+    fn is_lengthy(&self, request: &Request<'_>) -> bool {
+        let lengthy = match self.word {
+            Word::Lengthy => true,
+            Word::Set => (3..request.len()).any(|i| request.arg(i).eq_ignore_ascii_case(b"GET")),
+            _ => false,
+        };
+        lengthy && self.shared.node.bounds.ends_for_replies()
+    }
+
     /// The lane of the present request. `Err`: something has to be done first.
     pub(super) fn route(&mut self) -> Result<Rc<Connection>, Step> {
         let reads = self.repeatable && self.shared.node.bounds.ends_for_replies();

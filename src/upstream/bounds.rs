@@ -64,7 +64,7 @@ impl Bounds {
         let replies = evicts || value("client-output-buffer-limit").is_some_and(limits_normal);
         if self.replies.swap(replies, Ordering::Relaxed) != replies && replies {
             tracing::info!(
-                "the upstream closes clients for the size of their replies (client-output-buffer-limit or maxmemory-clients): reads get lanes of their own"
+                "the upstream closes clients for the size of their replies (client-output-buffer-limit or maxmemory-clients): reads get lanes of their own, writes with long replies connections"
             );
         }
     }
