@@ -172,6 +172,8 @@ pub struct Node {
     reconnect_max: Duration,
     /// Turns at opening a dedicated connection; see [`OPENING`].
     opening: Semaphore,
+    /// Connections that the server has ever taken.
+    opened: AtomicU64,
 }
 
 impl Node {
@@ -221,6 +223,7 @@ impl Node {
             watch_interval: (config.max_staleness / 2).min(Duration::from_secs(1)),
             reconnect_max: config.reconnect_max,
             opening: Semaphore::new(OPENING),
+            opened: AtomicU64::new(0),
         }
     }
 

@@ -4,11 +4,14 @@ use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::error::Elapsed;
 
 use super::connection::Role;
 use super::login::{Login, SHUT_OUT, is_login_refusal};
@@ -157,15 +160,17 @@ fn selectors<'a>(node: &'a Node, key: &'a ConnectionKey) -> impl Iterator<Item =
     earlier.filter(|login| key.db != 0 && **login != key.login)
 }
 
-/// Connects and greets, in `connect_timeout` at the most; before, for a lane, asks for its user's rights.
+/// Connects and greets, in `connect_timeout` at the most once its turn has come; before, for a lane, asks for its user's rights.
 pub async fn open(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Opened, Refusal> {
     if key.login.is_stranger() {
         return Err(Refusal::Server(Bytes::from_static(NOAUTH)));
     }
     let limit = node.connect_timeout;
     let rights = if role == Role::Lane { rights::of(node, key).await } else { Rights::NONE };
+    let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}"));
+    let opening = if role == Role::Dedicated { turn(&node.opening, &node.opened, limit).await } else { Ok(None) };
+    let _turn = opening.map_err(|_| late())?;
     let greeted = async {
-        let _turn = if role == Role::Dedicated { node.opening.acquire().await.ok() } else { None };
         for selector in selectors(node, key) {
             match greet(node, key, role, rights, Some(selector)).await {
                 // This one may not, or is gone.
@@ -176,8 +181,28 @@ pub async fn open(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<O
         greet(node, key, role, rights, None).await
     };
     match tokio::time::timeout(limit, greeted).await {
-        Ok(result) => result,
-        Err(_) => Err(Refusal::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")))),
+        Ok(result) => {
+            node.opened.fetch_add(u64::from(result.is_ok()), Ordering::Relaxed);
+            result
+        }
+        Err(_) => Err(Refusal::Io(late())),
+    }
+}
+
+/// A turn among the connections that are opened at once. Whoever has thousands before it waits for longer than the server may take
+/// for one of them, as long as some of them come to open.
+async fn turn<'a>(
+    turns: &'a Semaphore,
+    opened: &AtomicU64,
+    limit: Duration,
+) -> Result<Option<SemaphorePermit<'a>>, Elapsed> {
+    loop {
+        let before = opened.load(Ordering::Relaxed);
+        match tokio::time::timeout(limit, turns.acquire()).await {
+            Ok(turn) => return Ok(turn.ok()),
+            Err(_) if opened.load(Ordering::Relaxed) != before => {}
+            Err(late) => return Err(late),
+        }
     }
 }
 
@@ -409,5 +434,28 @@ impl Wire {
     pub async fn ask<A: AsRef<[u8]>>(&mut self, args: &[A]) -> io::Result<Bytes> {
         self.send(&resp::own(args)).await?;
         self.reply().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_turn_comes_as_long_as_others_come_to_open() {
+        let (turns, opened, limit) = (Semaphore::new(1), AtomicU64::new(0), Duration::from_millis(60));
+        let held = turns.acquire().await;
+        // The one before it holds its turn for far longer than the limit, while others come to open.
+        let others = async {
+            for _ in 0..12 {
+                tokio::time::sleep(limit / 4).await;
+                opened.fetch_add(1, Ordering::Relaxed);
+            }
+            drop(held);
+        };
+        let (_, waited) = tokio::join!(others, turn(&turns, &opened, limit));
+        assert!(waited.is_ok_and(|turn| turn.is_some()));
+        let _held = turns.acquire().await;
+        assert!(turn(&turns, &opened, limit).await.is_err(), "nobody comes to open");
     }
 }
