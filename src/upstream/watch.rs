@@ -105,14 +105,23 @@ impl Look {
 pub async fn run(node: Arc<Node>) {
     let mut last: Option<Look> = None;
     let mut failures = 0;
+    let mut bounds = Asked::default();
     loop {
-        match watch(&node, &mut last, &mut failures).await {
+        match watch(&node, &mut last, &mut bounds, &mut failures).await {
             Ok(never) => match never {},
             Err(e) => {
                 tracing::debug!("watch of {} lost: {e}", node.address);
-                if e.kind() == io::ErrorKind::InvalidData {
-                    // The last look may have been at what was not asked for: nobody knows what it should have shown.
+                // The last look may have been at what was not asked for: nobody knows what it should have shown. Of a server that
+                // says so each time the log tells once.
+                if failures > 0 || bounds.open {
+                    node.count_broken(&e);
+                } else {
                     node.note_broken("nearside-watch", &e);
+                }
+                if bounds.open && !std::mem::replace(&mut bounds.warned, true) {
+                    tracing::warn!(
+                        "the upstream does not answer CONFIG GET ({e}): the limits of one connection last known are assumed"
+                    );
                 }
                 if e.kind() == io::ErrorKind::TimedOut {
                     node.health.unreachable(&format!("silent for {:?}", node.upstream_timeout));
@@ -165,28 +174,37 @@ impl Looks {
 
 enum Never {}
 
-/// When the server's bounds were asked for.
+/// How long a server that ends the connection on which its bounds are asked for is not asked again.
+const BOUNDS_AGAIN: Duration = Duration::from_secs(10);
+
+/// When the server's bounds were asked for; kept over connections.
 #[derive(Default)]
 struct Asked {
     at: Option<Time>,
     /// How often the ACL had changed.
     as_of: u64,
     told: bool,
+    /// The latest question has not been answered.
+    open: bool,
+    warned: bool,
 }
 
 impl Asked {
     /// Each refusal is noted in the server's ACL LOG: it is asked again only if rights have changed.
     fn are_due(&mut self, node: &Node) -> bool {
         let (now, as_of) = (Time::now(), node.acl_changes.load(Ordering::Acquire));
-        let due = self.at.is_none_or(|at| as_of != self.as_of || self.told && now.since(at) >= bounds::ASK_EVERY);
+        let due = self.at.is_none_or(|at| match self.open {
+            true => now.since(at) >= BOUNDS_AGAIN,
+            false => as_of != self.as_of || self.told && now.since(at) >= bounds::ASK_EVERY,
+        });
         if due {
-            (self.at, self.as_of) = (Some(now), as_of);
+            (self.at, self.as_of, self.open) = (Some(now), as_of, true);
         }
         due
     }
 }
 
-async fn watch(node: &Node, last: &mut Option<Look>, failures: &mut u32) -> io::Result<Never> {
+async fn watch(node: &Node, last: &mut Option<Look>, bounds: &mut Asked, failures: &mut u32) -> io::Result<Never> {
     let mut wire = Wire::connect(node).await?;
     let limit = node.upstream_timeout;
     let greeting = tokio::time::timeout(limit, wire.greet(node, &node.own, "nearside-watch")).await??;
@@ -196,7 +214,6 @@ async fn watch(node: &Node, last: &mut Option<Look>, failures: &mut u32) -> io::
     if greeting.starts_with(b"-") {
         return Err(io::Error::other(String::from_utf8_lossy(&greeting).trim().to_owned()));
     }
-    let mut bounds = Asked::default();
     let (mut blind, mut blind_since) = (Hidden::default(), Time::now());
     loop {
         let mut as_of = node.acl_changes.load(Ordering::Acquire);
@@ -238,6 +255,7 @@ async fn watch(node: &Node, last: &mut Option<Look>, failures: &mut u32) -> io::
         node.looks.taken(asked);
         if bounds.are_due(node) {
             bounds.told = tokio::time::timeout(limit, bounds::ask(&mut wire, &node.bounds)).await??;
+            bounds.open = false;
         }
         node.looks.rest(node.watch_interval).await;
     }

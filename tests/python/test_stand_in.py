@@ -220,3 +220,22 @@ def test_a_name_that_gets_a_meaning_later(scene):
         known.append(True)
         wait_until(lambda: replies(conn, ("later", "l"))[0] == [b"l", b"x"] and proxy.stats()["names_asked"] > asked, "it is asked about again")
         assert b"own" in b"".join(conn.call("NEARSIDE", "EXPLAIN", "later", "l")), conn.call("NEARSIDE", "EXPLAIN", "later", "l")
+
+
+@pytest.mark.parametrize("how", [StandIn.CLOSE, b"+OK\r\n"], ids=["closed", "garbled"])
+@pytest.mark.parametrize("question", ["CONFIG", "ACL", "TIME"])
+def test_a_server_that_does_not_bear_a_question_of_ours(scene, question, how):
+    """Before: a server that ends the connection on which CONFIG is said got 40 connections a second, for ever, and each flushed the cache."""
+    scene.stand_in.answer = lambda words, role: how if words[0].upper() == question.encode() else None
+    proxy = scene.proxy()
+    time.sleep(1)
+    asked = scene.stand_in.connections("watch"), scene.stand_in.connections("link")
+    assert max(asked) <= 12, asked
+    assert len(scene.warnings()) <= 3, scene.warnings()
+    with Connection(proxy.port) as conn:
+        assert replies(conn, ("SET", "k", "v"), ("GET", "k"), ("MULTI",), ("GET", "k"), ("EXEC",)) == [b"OK", b"v", b"OK", b"QUEUED", [b"v"]]
+    if question == "CONFIG":
+        wait_until(scene.caches, "hits")
+        assert asked[0] <= 3
+    scene.stand_in.answer = lambda words, role: None
+    wait_until(scene.caches, "hits", 5)
