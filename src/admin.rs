@@ -53,7 +53,7 @@ fn of_upstream(shared: &Shared, add: &mut impl FnMut(&str, &dyn std::fmt::Displa
         None => add("strongest_level", &standing.strongest()),
     }
     add("reads_of_refused_levels", &shared.cache.stats.bypasses.of(Bypass::Level));
-    add("clock_age_ms", &age.map_or(-1, |a| a.as_millis() as i64));
+    add("clock_age_ms", &age.map_or(-1, |a| i64::try_from(a.as_millis()).unwrap_or(i64::MAX)));
     add("lanes", &node.lanes.load(Ordering::Relaxed));
     add("lanes_rested", &get(&node.lanes_rested));
     let (dedicated, idle) = (node.places.taken(), node.places.idle());

@@ -48,6 +48,7 @@ impl Sampler {
     }
 
     /// So many hits were not.
+    #[expect(clippy::cast_possible_truncation, reason = "never more than are left, which is a u32")]
     pub fn pass(&mut self, hits: usize) {
         self.left -= hits as u32;
     }
@@ -131,6 +132,7 @@ impl Audit {
     }
 
     /// A new countdown. Its length is geometric: each hit has the same chance, whatever came before.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to what a u32 holds")]
     pub fn sampler(&self) -> Sampler {
         if self.one_in == 0 {
             return Sampler { left: u32::MAX };

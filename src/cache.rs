@@ -27,6 +27,7 @@ use std::sync::{Arc, PoisonError};
 
 use crate::bypass::Bypasses;
 use crate::clock::{Clocks, LaneStamp};
+use crate::numbers::{at_least_zero, difference, index, low_half};
 use crate::sabotage::{self, Rule};
 use crate::sync::atomic::{AtomicI64, AtomicU32, AtomicU64 as SharedU64, Ordering};
 use crate::sync::{self, DashMap, Mutex, MutexGuard, size};
@@ -148,7 +149,7 @@ impl Share {
     }
 
     fn replies(&self) -> u64 {
-        self.replies.load(Ordering::Relaxed).max(0) as u64
+        at_least_zero(self.replies.load(Ordering::Relaxed))
     }
 }
 
@@ -211,7 +212,7 @@ impl FillToken {
     /// Asks the memory for what storing the reply will touch.
     pub fn prefetch(&self) {
         self.cache.prefetch_drop(self.hash);
-        prefetch((&raw const self.cache.told[self.hash as usize % REVISIONS]).cast());
+        prefetch((&raw const self.cache.told[index(self.hash) % REVISIONS]).cast());
     }
 }
 
@@ -256,7 +257,8 @@ impl Cache {
             shares: (0..shares(budget)).map(|_| Share::default()).collect(),
             used: AtomicI64::new(0),
             budget,
-            max_entry,
+            // an entry notes the lengths of its parts in 32 bits
+            max_entry: max_entry.min(u32::MAX as usize),
             hasher,
             clocks: Clocks::default(),
             stats: Stats::default(),
@@ -271,7 +273,7 @@ impl Cache {
     }
 
     fn variant_hash(&self, v: &Variant<'_>) -> u32 {
-        self.hasher.hash_one((v.view, v.id, v.tail)) as u32
+        low_half(self.hasher.hash_one((v.view, v.id, v.tail)))
     }
 
     /// Serves the reply to `variant` if it is alive and proven fresh as of `watermark`. `hit` runs under the shard's lock:
@@ -451,7 +453,7 @@ impl Cache {
                 old.nodes().cloned().collect()
             }
         };
-        self.account(token.hash, weight as i64, 1);
+        self.account(token.hash, weight.cast_signed(), 1);
         self.forget(token.hash, &removed);
         true
     }
@@ -465,15 +467,15 @@ impl Cache {
     }
 
     fn told(&self, hash: u64) -> Time {
-        Time(self.told[hash as usize % REVISIONS].load(Ordering::Acquire))
+        Time(self.told[index(hash) % REVISIONS].load(Ordering::Acquire))
     }
 
     fn tell(&self, hash: u64, t: Time) {
-        self.told[hash as usize % REVISIONS].fetch_max(t.0, Ordering::AcqRel);
+        self.told[index(hash) % REVISIONS].fetch_max(t.0, Ordering::AcqRel);
     }
 
     fn revision(&self, hash: u64) -> &AtomicU32 {
-        &self.revisions[hash as usize % REVISIONS]
+        &self.revisions[index(hash) % REVISIONS]
     }
 
     /// The key has changed: its entry goes, its tokens are revoked. True if something was cached.
@@ -523,13 +525,13 @@ impl Cache {
     }
 
     fn number(&self, n: u64) -> usize {
-        n as usize & (self.shares.len() - 1)
+        index(n) & (self.shares.len() - 1)
     }
 
     fn forget(&self, hash: u64, nodes: &[Node]) {
         if !nodes.is_empty() {
             let bytes: u64 = nodes.iter().map(Node::weight).sum();
-            self.account(hash, -(bytes as i64), -(nodes.len() as i64));
+            self.account(hash, -bytes.cast_signed(), -difference(nodes.len()));
         }
     }
 
@@ -539,7 +541,7 @@ impl Cache {
         {
             let mut queues = own.queues();
             queues.push(item, weight);
-            queues.compact(own.replies() as usize, |i| self.probe(i, false));
+            queues.compact(index(own.replies()), |i| self.probe(i, false));
         }
         let first = self.fuller(&item);
         for share in self.shares[first..].iter().chain(&self.shares[..first]) {
@@ -551,7 +553,7 @@ impl Cache {
     }
 
     fn is_over(&self) -> bool {
-        self.used.load(Ordering::Relaxed) > self.budget as i64
+        self.used.load(Ordering::Relaxed) > self.budget.cast_signed()
     }
 
     /// Whichever holds more: the item's own share, or one that takes turns with all others. If each made room in its own, a
@@ -610,7 +612,7 @@ impl Cache {
             !empty
         });
         for share in &self.shares {
-            share.queues().compact(share.replies() as usize, |i| self.probe(i, false));
+            share.queues().compact(index(share.replies()), |i| self.probe(i, false));
         }
     }
 
@@ -635,7 +637,7 @@ impl Cache {
 
     /// Bytes accounted for.
     pub fn used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed).max(0) as u64
+        at_least_zero(self.used.load(Ordering::Relaxed))
     }
 
     /// Keys held, void ones that were not swept yet included.

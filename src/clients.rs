@@ -279,6 +279,7 @@ type View = (Vec<u8>, u32, bool);
 
 impl Views {
     /// The number of this view; the same for the life of the process.
+    #[expect(clippy::cast_possible_truncation, reason = "a view has a user's name: memory ends before the numbers do")]
     pub fn number(&self, user: &[u8], db: u32, resp3: bool) -> u32 {
         let mut views = lock(&self.0);
         let next = views.len() as u32;

@@ -3,7 +3,7 @@
 //! Two proofs are needed before a cached answer may be called exact as of *t*:
 //! the **link** has returned a PONG for a PING sent at or after *t*, so every write acknowledged before *t* has been
 //! applied here; and the **lane** that filled the entry has returned a reply to something sent at or after *t*, so the
-//! server still held the lane's registrations then (a lane's death is reported to nobody: FACTS §4).
+//! server still held the lane's registrations then (the server reports a lane's death to nobody).
 
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::size;
@@ -11,17 +11,24 @@ use crate::time::Time;
 
 /// Lanes that may fill at once, over all threads, users, protocols and databases.
 pub const MAX_LANES: usize = size(1024, 2);
+/// The lower bits of a stamp are the slot, those above the slot's generation.
+const SLOT_BITS: u32 = 10;
+/// A stamp's generations: neither 0 nor the last, so that no stamp is 0, nor u32::MAX (which marks a slot being opened).
+const GENERATIONS: u32 = (1 << (u32::BITS - SLOT_BITS)) - 2;
+// Two lanes never share a stamp.
+const _: () = assert!(MAX_LANES <= 1 << SLOT_BITS);
 
 /// One incarnation of one lane: its slot and the slot's generation. Never zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaneStamp(u32);
 
 impl LaneStamp {
+    #[expect(clippy::cast_possible_truncation, reason = "a slot is below MAX_LANES")]
     fn new(slot: usize, generation: u32) -> Self {
-        LaneStamp((generation << 10) | slot as u32)
+        LaneStamp((generation << SLOT_BITS) | slot as u32)
     }
     fn slot(self) -> usize {
-        (self.0 & 1023) as usize
+        (self.0 & ((1 << SLOT_BITS) - 1)) as usize
     }
 }
 
@@ -90,8 +97,7 @@ impl Clocks {
         let free = |s: &LaneSlot| s.alive.compare_exchange(0, u32::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         let slot = self.lanes.iter().position(free)?;
         let lane = &self.lanes[slot];
-        // 22 bits; zero is skipped so that no stamp is 0, nor u32::MAX (which marks a slot being opened).
-        let generation = (lane.generation.fetch_add(1, Ordering::Relaxed) % 0x3F_FFFE) + 1;
+        let generation = (lane.generation.fetch_add(1, Ordering::Relaxed) % GENERATIONS) + 1;
         // Release: who reads this clock must not read an older stamp beside it.
         lane.clock.store(now.0, Ordering::Release);
         lane.wanted.store(0, Ordering::Relaxed);

@@ -69,7 +69,7 @@ pub enum CacheRead {
     Mget,
 }
 
-/// How a cached read could be outlived by a hash field's TTL (FACTS: Redis >= 7.4, Valkey >= 9).
+/// How a cached read could be outlived by a hash field's TTL (Redis from 7.4 on, Valkey from 9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FieldTtl {
     /// Not a hash read, or the server has no field TTLs.

@@ -52,7 +52,7 @@
 //! | [`outbox`] | in which order do replies leave |
 //! | [`clock`] | as of when is the cache known to be exact |
 //! | [`resp`] | where do requests and replies begin and end |
-//! | [`transport`], [`tls`], [`buffer`], [`time`], [`chance`], [`sync`] | sockets, certificates and whom to believe, bytes on their way out, what time is it, what is left to chance, what threads share |
+//! | [`transport`], [`tls`], [`buffer`], [`time`], [`chance`], [`sync`], [`numbers`] | sockets, certificates and whom to believe, bytes on their way out, what time is it, what is left to chance, what threads share, numbers of another width |
 //! | [`config`], [`embedded`], [`limits`], [`memory`], [`clients`], [`error`] | settings, the private server, open files, what the allocator keeps, who is connected, why it ends |
 //! | [`logging`], [`panics`], [`bypass`] | where log lines go, what follows a panic, why the cache took no part in a read |
 //!
@@ -71,6 +71,25 @@
 //! * **watermark**: the time as of which a session's next hit must be fresh.
 //! * **view**: (user, database, protocol), numbered; a cached reply belongs to one.
 
+// The code that is shipped, unlike tests, must not end a thread on purpose, and says of each number that changes its width or sign
+// why nothing is lost. Exceptions carry their reason. `src/panics.rs` says what follows a panic all the same.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::unimplemented,
+        clippy::get_unwrap,
+        clippy::exit,
+        clippy::mem_forget,
+        clippy::cast_lossless,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss
+    )
+)]
+
 pub mod admin;
 pub mod audit;
 pub mod buffer;
@@ -87,6 +106,7 @@ pub mod error;
 pub mod limits;
 pub mod logging;
 pub mod memory;
+pub mod numbers;
 pub mod outbox;
 pub mod panics;
 pub mod resp;

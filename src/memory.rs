@@ -4,7 +4,7 @@
 use std::ffi::c_long;
 use std::io;
 
-use libmimalloc_sys::{mi_collect, mi_option_set_default, mi_option_t};
+use libmimalloc_sys::{_mi_option_last, mi_collect, mi_option_set_default, mi_option_t, mi_option_use_numa_nodes};
 
 /// `mi_option_purge_delay` of mimalloc.h (version 3), which the bindings do not name.
 const PURGE_DELAY: mi_option_t = 15;
@@ -16,6 +16,10 @@ const SHARED_MAX: mi_option_t = 45;
 /// KiB. What is larger has memory of its own, which goes back at once: a second value of 512 MB would be put beside the first
 /// while that is on its way back.
 const LARGE: c_long = 4096;
+
+// The options' numbers are positions in an enum of mimalloc.h: those beside them, which the bindings do name, are where they were.
+const _: () = assert!(mi_option_use_numa_nodes == PURGE_DELAY + 1);
+const _: () = assert!(_mi_option_last == SHARED_MAX + 2);
 
 /// From now on, memory comes in pages of 4 KiB. With those of 2 MiB, which mimalloc asks for and the kernel goes on making of
 /// small ones, what is freed within one does not go back, and grows with time; misses are no cheaper, nor are hits.

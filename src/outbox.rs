@@ -18,6 +18,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 
 use crate::buffer::{self, OutBuf};
+use crate::numbers::index;
 use crate::time::Time;
 use crate::transport::Stream;
 
@@ -454,7 +455,7 @@ impl Inner {
             self.gaps = VecDeque::new();
         }
         self.base += 1;
-        let free = self.gaps.front().map_or(self.held.len(), |next| (next.at - self.released) as usize);
+        let free = self.gaps.front().map_or(self.held.len(), |next| index(next.at - self.released));
         self.held.move_to(&mut self.out, free);
         self.released += free as u64;
     }

@@ -81,6 +81,7 @@ pub async fn fatal_in<F: Future>(who: &str, work: F) -> F::Output {
     }
 }
 
+#[expect(clippy::exit, reason = "a thread is dead: the policy at the top of this file")]
 fn end(who: &str) -> ! {
     tracing::error!("{who} has panicked: the process ends at once, with exit code {EXIT_CODE}");
     logging::flush(LOG_TAKES);

@@ -9,6 +9,8 @@ pub use own::{is_own, own};
 
 use std::ops::Range;
 
+use crate::numbers::{at_least_zero, difference, index};
+
 /// Longest inline request and longest count line, as in Redis.
 const INLINE_MAX: usize = 64 * 1024;
 /// Room for so many arguments is kept between requests.
@@ -156,13 +158,13 @@ impl Scanner {
         if count > i64::from(i32::MAX) {
             return Err(ProtocolError::new("invalid multibulk length"));
         }
-        if self.stranger && count > STRANGER_ARGS as i64 {
+        if self.stranger && count > difference(STRANGER_ARGS) {
             return Err(ProtocolError::new("unauthenticated multibulk length"));
         }
         if count <= 0 {
             return Ok(Some(Scan::Nothing(end)));
         }
-        self.start(count as usize, end);
+        self.start(index(at_least_zero(count)), end);
         Ok(None)
     }
 
@@ -205,8 +207,10 @@ fn scan_length(buf: &[u8], at: usize, max_bulk: usize) -> Result<Option<(usize, 
         }
     }
     match header(buf, at, "too big bulk count string", "invalid bulk length")? {
-        Some((len, _)) if len < 0 || len as usize > max_bulk => Err(ProtocolError::new("invalid bulk length")),
-        found => Ok(found.map(|(len, start)| (len as usize, start))),
+        Some((len, _)) if len < 0 || index(at_least_zero(len)) > max_bulk => {
+            Err(ProtocolError::new("invalid bulk length"))
+        }
+        found => Ok(found.map(|(len, start)| (index(at_least_zero(len)), start))),
     }
 }
 
@@ -356,7 +360,7 @@ fn closed(arg: Vec<u8>, rest: &[u8]) -> Option<(Vec<u8>, &[u8])> {
 }
 
 fn double_quoted(mut arg: Vec<u8>, mut rest: &[u8]) -> Option<(Vec<u8>, &[u8])> {
-    let hex = |b: u8| (b as char).to_digit(16).map(|d| d as u8);
+    let hex = |b: u8| (b as char).to_digit(16).and_then(|d| u8::try_from(d).ok());
     loop {
         match rest {
             [] => return None,
@@ -410,6 +414,7 @@ pub struct Line {
 
 impl Line {
     /// `kind` and `n`.
+    #[expect(clippy::cast_possible_truncation, reason = "a digit")]
     pub fn new(kind: u8, mut n: usize) -> Line {
         let mut bytes = [b'\n'; 23];
         bytes[21] = b'\r';

@@ -56,6 +56,7 @@ static PANIC: LazyLock<Option<PathBuf>> = LazyLock::new(|| std::env::var_os("NEA
 /// Panics here, once, when the file that NEARSIDE_PANIC names holds the name of this spot; the file is removed first.
 /// Without the feature: never.
 #[inline(always)]
+#[expect(clippy::panic, reason = "the tests of what follows a panic ask for one")]
 pub fn panic_at(spot: &str) {
     if cfg!(feature = "sabotage")
         && let Some(file) = &*PANIC

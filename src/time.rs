@@ -23,7 +23,7 @@ impl Time {
             return time;
         }
         let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        Time(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
+        Time(t.tv_sec.cast_unsigned() * 1_000_000_000 + t.tv_nsec.cast_unsigned())
     }
 
     /// How long ago `earlier` was; zero if it is not in the past.

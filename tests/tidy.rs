@@ -85,12 +85,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("memory", &[]),
     ("panics", &["logging"]),
     ("logging", &[]),
+    ("numbers", &[]),
     ("resp", &[]),
     ("sabotage", &[]),
     ("sync", &[]),
     ("time", &[]),
 ];
-const LEAVES: &[&str] = &["bypass", "chance", "error", "logging", "panics", "sabotage"];
+const LEAVES: &[&str] = &["bypass", "chance", "error", "logging", "numbers", "panics", "sabotage"];
 
 /// The longest function, and those that are longer for now: (file, function, lines). A row may only shrink or go.
 const LONGEST: usize = 70;
@@ -331,6 +332,35 @@ fn documents_name_files_that_exist() {
             assert!(root().join(path).exists(), "{} names {path}, which is not there", page.display());
         }
     }
+}
+
+/// The functions that a page names as `Type::function` exist: in a file of src that also has the type.
+#[test]
+fn documents_name_functions_that_exist() {
+    let files: Vec<String> = rust_files("src").iter().map(read).collect();
+    let exists = |kind: &str, function: &str| {
+        let declares = |text: &str, words: &[&str], name: &str| {
+            words.iter().any(|word| {
+                let head = format!("{word} {name}");
+                text.split(&head).skip(1).any(|behind| !behind.starts_with(|c: char| c.is_alphanumeric() || c == '_'))
+            })
+        };
+        let has_type = files.iter().any(|text| declares(text, &["struct", "enum"], kind));
+        has_type && files.iter().any(|text| declares(text, &["fn"], function) && declares(text, &["impl"], kind))
+    };
+    let mut named = 0;
+    for page in pages() {
+        let text = read(&page);
+        for word in text.split('`').skip(1).step_by(2) {
+            let Some((kind, function)) = word.split_once("::") else { continue };
+            if !kind.starts_with(|c: char| c.is_ascii_uppercase()) || identifier(function) != function {
+                continue;
+            }
+            named += 1;
+            assert!(exists(kind, function), "{} names {word}, which is not there", page.display());
+        }
+    }
+    assert!(named >= 30, "{named}");
 }
 
 fn is_executable(path: &Path) -> bool {

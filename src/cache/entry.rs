@@ -123,6 +123,7 @@ impl Node {
     pub const FREQ_MAX: u8 = 3;
 
     /// Copies everything into place.
+    #[expect(clippy::cast_possible_truncation, reason = "`Cache::new` keeps entries below 4 GiB")]
     pub fn new(variant: &Variant<'_>, reply: &[u8], stamp: Stamp) -> Node {
         let header = Header {
             stored: stamp.stored,
@@ -280,6 +281,11 @@ pub enum Replies<'a> {
 }
 
 const MANY: usize = 1;
+
+// The pointer's lowest bit is free in both cases, and a `Node` is nothing but the pointer: `replies` relies on it.
+const _: () = assert!(align_of::<Many>() > 1 && align_of::<Header>() > 1);
+const _: () = assert!(size_of::<Node>() == size_of::<NonNull<u8>>() && align_of::<Node>() == align_of::<NonNull<u8>>());
+const _: () = assert!(size_of::<Option<Node>>() == size_of::<Node>(), "a Node is never null");
 
 // SAFETY: it is a `Node` or a `Box<Many>`, and both may go to other threads.
 unsafe impl Send for Entry {}

@@ -4,6 +4,7 @@
 use std::sync::PoisonError;
 
 use super::FlushCause;
+use crate::numbers::index;
 use crate::sync::{Mutex, MutexGuard, size};
 use crate::time::Time;
 
@@ -84,7 +85,7 @@ impl Default for Events {
 
 impl Events {
     fn shard(&self, hash: u64) -> MutexGuard<'_, Ring> {
-        self.shards[hash as usize % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
+        self.shards[index(hash) % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn flushes(&self) -> MutexGuard<'_, Ring> {

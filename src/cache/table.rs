@@ -16,6 +16,7 @@ use hashbrown::raw::{Bucket, RawTable};
 use smallvec::SmallVec;
 
 use super::entry::Entry;
+use crate::numbers::index;
 
 type Slot = (Entry, SharedValue<()>);
 type Slots = RawTable<Slot>;
@@ -41,7 +42,7 @@ impl<S: BuildHasher + Clone> Table<S> {
 
     #[inline(always)]
     fn shard(&self, hash: u64) -> &RwLock<Slots> {
-        &self.0.shards()[self.0.determine_shard(hash as usize)]
+        &self.0.shards()[self.0.determine_shard(index(hash))]
     }
 
     /// The shard of this hash, locked against changes.
@@ -110,7 +111,7 @@ impl<S: BuildHasher + Clone> Table<S> {
     }
 
     /// How many there are.
-    #[allow(clippy::len_without_is_empty, reason = "the cache asks for no more")]
+    #[expect(clippy::len_without_is_empty, reason = "the cache asks for no more")]
     pub fn len(&self) -> usize {
         self.0.shards().iter().map(|shard| shard.read().len()).sum()
     }
@@ -118,7 +119,7 @@ impl<S: BuildHasher + Clone> Table<S> {
     /// Asks for the memory where the search for this hash begins.
     pub fn prefetch_slot(&self, hash: u64) {
         let slots = self.shard(hash).read();
-        let bucket = hash as usize & (slots.buckets() - 1);
+        let bucket = index(hash) & (slots.buckets() - 1);
         let end = slots.data_end().as_ptr();
         super::prefetch(end.cast::<u8>().wrapping_add(bucket));
         super::prefetch(end.wrapping_sub(bucket + 1).cast());

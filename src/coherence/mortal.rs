@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::numbers::index;
 use crate::time::Time;
 
 /// For how long the question about the whole server is not asked again after it had a mortal field somewhere. (Redis never
@@ -28,7 +29,7 @@ impl Default for MortalFields {
 
 impl MortalFields {
     fn place(&self, hash: u64) -> &AtomicU64 {
-        &self.hashes[hash as usize % PLACES]
+        &self.hashes[index(hash) % PLACES]
     }
 
     /// Whether the server was lately found to have one in some hash.

@@ -91,7 +91,7 @@ impl Share {
         match self {
             Share::Bytes(size) => size,
             Share::Percent(percent) => {
-                Size((u128::from(whole) * u128::from(percent) / 100).min(u128::from(u64::MAX)) as u64)
+                Size(u64::try_from(u128::from(whole) * u128::from(percent) / 100).unwrap_or(u64::MAX))
             }
         }
     }

@@ -1,5 +1,7 @@
 //! What the explorer can interrupt. The map locks as dashmap does: a shard at a time, shared for `get`, alone for the rest.
 
+#![expect(clippy::expect_used, reason = "no test goes on with a lock whose holder has panicked")]
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
@@ -125,7 +127,7 @@ impl<K: Copy + Eq + Hash + Into<u64>, V, S> DashMap<K, V, S> {
     }
 
     /// How many there are.
-    #[allow(clippy::len_without_is_empty, reason = "the cache asks for no more")]
+    #[expect(clippy::len_without_is_empty, reason = "the cache asks for no more")]
     pub fn len(&self) -> usize {
         self.shards.iter().map(|s| s.read().expect("nobody panics with the lock").len()).sum()
     }

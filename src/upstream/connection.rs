@@ -49,6 +49,7 @@ use crate::cache::Cache;
 use crate::clock::LaneStamp;
 use crate::coherence::standing::Mode;
 use crate::command::FieldTtl;
+use crate::numbers::difference;
 use crate::outbox::{Outbox, Piece, Place};
 use crate::resp::{self, Cutter};
 use crate::sabotage::{self, Rule};
@@ -484,7 +485,7 @@ impl Connection {
     /// Subscriptions its session holds.
     pub fn subscriptions(&self) -> i64 {
         let shared = self.shared.borrow();
-        shared.subscriptions.iter().sum::<i64>() + shared.confirms as i64
+        shared.subscriptions.iter().sum::<i64>() + difference(shared.confirms)
     }
 
     /// The node it leads to.

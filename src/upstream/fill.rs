@@ -388,7 +388,7 @@ fn deadline(sent: Time, pttl: i64, reply: &[u8]) -> Option<Time> {
     match pttl {
         -1 => Some(Time::NEVER),
         -2 if says_missing(reply) => Some(Time::NEVER),
-        1.. => Some(sent + Duration::from_millis(pttl as u64)),
+        1.. => Some(sent + Duration::from_millis(pttl.cast_unsigned())),
         // It died between the read and the question, or dies this very millisecond.
         _ => None,
     }

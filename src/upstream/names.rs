@@ -36,7 +36,7 @@ const WAITING: usize = 1024;
 const LONGEST: usize = 256;
 /// The mean time between two questions, and how much of it may have been saved up.
 const PACE: Duration = Duration::from_millis(1);
-const SAVED: Duration = Duration::from_millis(100);
+const SAVED_NANOS: u64 = 100_000_000;
 /// How long a server that does not say what a name means is not asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -90,7 +90,7 @@ impl Learned {
 
     /// How long the next question waits for its turn.
     fn turn(&mut self, now: Time) -> Duration {
-        self.next = self.next.max(Time(now.0.saturating_sub(SAVED.as_nanos() as u64))) + PACE;
+        self.next = self.next.max(Time(now.0.saturating_sub(SAVED_NANOS))) + PACE;
         self.next.since(now)
     }
 }

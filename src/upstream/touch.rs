@@ -22,6 +22,7 @@ use super::handshake::Wire;
 use super::login::is_login_refusal;
 use crate::cache::entry::Node as Reply;
 use crate::cache::table::Cursor;
+use crate::numbers::difference;
 use crate::resp;
 use crate::time::Time;
 
@@ -172,7 +173,7 @@ impl<'n> Toucher<'n> {
     /// Looks at the next entries, unless this round is over.
     async fn look(&mut self, database: &impl Fn(u32) -> Option<u32>) {
         let now = Time::now();
-        let a_second = self.node.touch_per_second as i64;
+        let a_second = difference(self.node.touch_per_second);
         self.allowance = (self.allowance + a_second).min(10 * a_second);
         if self.over && now.since(self.round) < ROUND {
             return;

@@ -323,7 +323,7 @@ impl Ahead {
     /// the look at which it was furthest behind.
     fn then(old: Option<Ahead>, new: Option<Ahead>, tolerance: Duration) -> (Option<Ahead>, bool) {
         let (Some(old), Some(new)) = (old, new) else { return (new.or(old), false) };
-        let jumped = new.least > old.most + tolerance.as_nanos() as i128;
+        let jumped = new.least > old.most + tolerance.as_nanos().cast_signed();
         (Some(if jumped { new } else { Ahead { most: old.most.min(new.most), ..new } }), jumped)
     }
 }

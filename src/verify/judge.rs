@@ -118,6 +118,7 @@ pub struct Findings {
 }
 
 impl Default for Findings {
+    #[expect(clippy::expect_used, reason = "of constants")]
     fn default() -> Self {
         let staleness = Histogram::new_with_bounds(1, LONGEST_MICROS, 3).expect("bounds and digits are allowed ones");
         let (checked, broken) = ([0; PROMISES.len()], [0; PROMISES.len()]);

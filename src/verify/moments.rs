@@ -80,6 +80,7 @@ impl Object {
         self.put(op.span(), Step::See(value), Some(i));
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "a history has fewer operations")]
     fn write(&mut self, i: usize, op: &Op, change: &Change) {
         let ttl_id = i as TtlId + 1;
         let span = op.span();

@@ -65,6 +65,7 @@ impl Default for Values {
 
 impl Values {
     /// The number of this text.
+    #[expect(clippy::cast_possible_truncation, reason = "memory ends before the numbers do")]
     pub fn id(&mut self, text: &[u8]) -> ValueId {
         if let Some(id) = self.numbers.get(text) {
             return *id;

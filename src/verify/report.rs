@@ -408,6 +408,7 @@ impl Report {
 }
 
 /// Words in lines of at most `width`.
+#[expect(clippy::expect_used, reason = "the first line is there from the beginning")]
 fn wrapped(words: &[String], width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in words {

@@ -67,7 +67,7 @@ impl Table {
     }
 
     /// How many there are.
-    #[allow(clippy::len_without_is_empty, reason = "the cache asks for no more")]
+    #[expect(clippy::len_without_is_empty, reason = "the cache asks for no more")]
     pub fn len(&self) -> usize {
         self.0.len()
     }
