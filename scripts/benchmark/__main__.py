@@ -10,6 +10,7 @@ import cases
 import curves
 import hour
 import promise
+import report
 from servers import Bench
 
 parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
@@ -46,9 +47,6 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     if args.hour or args.promise or args.curves:
         return instead(args)
-    # here, so that --help needs no matplotlib
-    import report
-
     words = (["--long"] if args.long else []) + (["--rounds", str(args.rounds)] if args.rounds != 2 else [])
     found = report.Found(command=shlex.join(["scripts/bench", *words]), rounds=args.rounds)
     sizes, connections = ([64, 1024, 65536], [50, 1000]) if args.long else ([64], [50])

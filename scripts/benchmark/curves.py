@@ -3,6 +3,8 @@
 import statistics
 import time
 
+import pictures
+import report
 from cases import say
 
 ENTRIES = [10**n for n in range(3, 7)]
@@ -99,37 +101,23 @@ def proxies(bench, rounds):
     return found
 
 
-def plot(report, by_entries, by_connections, by_proxies, path):
-    figure, axes = report.plt.subplots(1, 3, figsize=(12, 3.6))
-    colors = ("#c0392b", "#0b6e4f", "#7f6bb3")
-    for axis, found, name in ((axes[0], by_entries, "entries"), (axes[1], by_connections, "connections")):
-        for p, color in zip(PIPELINES, colors, strict=True):
-            points = [(count, us) for (count, pipeline), us in found.items() if pipeline == p]
-            if points:
-                axis.plot(*zip(*points, strict=True), marker="o", color=color, label=f"pipeline of {p}")
-        axis.set(xscale="log", yscale="log", xlabel=name)
-        axis.set_title("CPU of nearside, µs per cached GET", fontsize=10)
-        axis.legend(fontsize=8, frameon=False)
-    counts = list(by_proxies)
-    axes[2].plot(counts, [row[0] for row in by_proxies.values()], marker="o", color=colors[0], label="CPU of the upstream")
-    axes[2].plot(counts, [row[3] for row in by_proxies.values()], marker="o", color=colors[1], label="CPU of all proxies")
-    axes[2].set_title("µs per write of a key that all have cached", fontsize=10)
-    axes[2].set_xlabel("proxies")
-    axes[2].legend(fontsize=8, frameon=False)
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.set_ylim(bottom=0) if axis is axes[2] else None
-    report.save(figure, path)
+def keep_data(by_entries, weight, by_connections, by_proxies, out):
+    micro = lambda found, count, p: f"{found[count, p]:.3f}" if (count, p) in found else ""
+    first = [(n, *(micro(by_entries, n, p) for p in PIPELINES), f"{weight[n]:.1f}") for n in weight]
+    pictures.keep(out, "entries", ["entries", *(f"p{p}_us" for p in PIPELINES), "rss_bytes_per_entry"], first)
+    second = [(n, *(micro(by_connections, n, p) for p in PIPELINES[:2])) for n in CONNECTIONS]
+    pictures.keep(out, "connections", ["connections", *(f"p{p}_us" for p in PIPELINES[:2])], second)
+    third = [(n, *(f"{value:.2f}" for value in row)) for n, row in by_proxies.items()]
+    pictures.keep(out, "proxies", ["proxies", "upstream_cpu_us", "write_p50_us", "write_p99_us", "proxies_cpu_us"], third)
 
 
 def run(bench, rounds, command, out, long=False):
-    import report
-
     counts = [*ENTRIES, MOST_ENTRIES] if long else ENTRIES
     by_proxies, by_connections = proxies(bench, rounds), connections(bench, rounds)
     by_entries, weight = entries(bench, rounds, counts)
-    plot(report, by_entries, by_connections, by_proxies, out / "curves.svg")
-    micro = lambda found, count, p: f"{found[count, p]:.2f}" if (count, p) in found else ""  # noqa: E731
+    keep_data(by_entries, weight, by_connections, by_proxies, out)
+    pictures.draw(out, "curves")
+    micro = lambda found, count, p: f"{found[count, p]:.2f}" if (count, p) in found else ""
     first = [[f"{n:,}", *(micro(by_entries, n, p) for p in PIPELINES), f"{weight[n]:.0f}"] for n in counts]
     second = [[f"{n:,}", *(micro(by_connections, n, p) for p in PIPELINES[:2])] for n in CONNECTIONS]
     third = [[n, *(f"{value:.1f}" for value in row)] for n, row in by_proxies.items()]

@@ -39,7 +39,7 @@ def fill(server, keys):
 
 def sample(near, started):
     info = near.info("nearside", "nearside_")
-    number = lambda name: int(info[f"nearside_{name}"])  # noqa: E731
+    number = lambda name: int(info[f"nearside_{name}"])
     row = {"second": round(time.monotonic() - started, 1), "rss": near.rss()}
     return row | {name: number(name) for name in ("bytes", "max_bytes", "entries", "fills", "evictions", "hits", "misses")}
 
@@ -71,7 +71,7 @@ def faults(rows):
     over = max(row["bytes"] for row in rows) - budget
     quarter = len(rows) // 4
     middle, end = (statistics.median(row["rss"] for row in part) for part in (rows[quarter : 2 * quarter], rows[-quarter:]))
-    mb = lambda n: f"{n / 2**20:.0f} MiB"  # noqa: E731
+    mb = lambda n: f"{n / 2**20:.0f} MiB"
     fills, evictions = (rows[-1][name] - rows[0][name] for name in ("fills", "evictions"))
     say(f"max_memory {mb(budget)}: RSS at most {mb(peak)} (bound {mb(bound)}), {mb(middle)} in the second quarter, {mb(end)} in the last; "
         f"{fills} fills, {evictions} evictions, {rows[-1]['hits']} hits, {rows[-1]['misses']} misses")  # fmt: skip

@@ -3,8 +3,9 @@ beside the reads it passes on."""
 
 import re
 import time
-from pathlib import Path
 
+import pictures
+import report
 from cases import say, warm, write_all
 
 LEVELS = ("bounded", "causal", "linearizable")
@@ -87,28 +88,19 @@ def warm_once(bench, near):
     bench.load(near, requests=KEYS, keys=KEYS, dist="sequential", pipeline=16, connections=8)
 
 
-def plot(found, path):
-    import report
-
-    figure, axes = report.plt.subplots(1, 2, figsize=(9, 3.6))
-    for axis, (what, name, unit) in zip(axes, (("rate", f"reads a second, {MANY} clients", 1000), ("p50", f"p50, and p99 (dash), ms, {FEW} clients", 1000)), strict=True):
-        for i, (level_, color) in enumerate(zip(LEVELS, ("#0b6e4f", "#d9a441", "#c0392b"), strict=True)):
-            at = [n + i * 0.27 for n in range(len(found))]
-            bars = axis.bar(at, [rows[level_][what] / unit for rows in found.values()], 0.25, color=color, label=level_)
-            axis.bar_label(bars, fmt="%.1f", fontsize=7)
-            if what == "p50":
-                axis.scatter(at, [rows[level_]["p99"] / unit for rows in found.values()], marker="_", color=color)
-        axis.set_xticks([n + 0.27 for n in range(len(found))], [f"{us / 1000} ms away" for us in found])
-        axis.set_title(name + (" (thousands)" if what == "rate" else ""), fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(fontsize=8, frameon=False)
-    report.save(figure, path)
+def keep_data(found, rows, units, out):
+    columns = {"rate": ("reads_per_second", 1), "p50": ("p50_ms", 1000), "p99": ("p99_ms", 1000), "waits": ("clock_waits_per_1000", 1),
+               "pings": ("pings_per_1000", 1), "cpu": ("upstream_cpu_us", 1)}  # fmt: skip
+    data = [(us, level_, *(f"{row[what] / unit:.4f}" for what, (_, unit) in columns.items()))
+            for us, levels in found.items() for level_, row in levels.items()]  # fmt: skip
+    pictures.keep(out, "promise", ["upstream_us", "level", *(name for name, _ in columns.values())], data)
+    head = ["phase", "for_each", *(kind.replace("|", "_") for kind in KINDS)]
+    pictures.keep(out, "promise_upstream", head, [(name, units[name], *(f"{row.get(kind, 0):.2f}" for kind in KINDS)) for name, row in rows.items()])
 
 
 def write(found, rows, units, command, out):
-    import report
-
-    plot(found, out / "promise.svg")
+    keep_data(found, rows, units, out)
+    pictures.draw(out, "promise")
     head = ["upstream away", "level", "reads a second", "p50, ms", "p99, ms", "waits for a clock in 1000", "PINGs upstream in 1000", "upstream CPU, µs a request"]
     body = [[f"{us / 1000} ms", name, f"{row['rate']:,.0f}", f"{row['p50'] / 1000:.2f}", f"{row['p99'] / 1000:.2f}", f"{row['waits']:.1f}",
              f"{row['pings']:.1f}", f"{row['cpu']:.2f}"] for us, levels in found.items() for name, row in levels.items()]  # fmt: skip
@@ -125,7 +117,7 @@ What the upstream is asked for beside what clients ask, by its own count (`INFO 
     page = out / "PROMISE.md"
     mark = "<!-- promise: {} -->\n"
     between = re.compile(re.escape(mark.format("generated")) + ".*" + re.escape(mark.format("end")), re.DOTALL)
-    before = Path("docs/bench/PROMISE.md").read_text()
+    before = (pictures.ROOT / "docs/bench/PROMISE.md").read_text()
     page.write_text(between.sub(lambda _: mark.format("generated") + text + mark.format("end"), before))
     print(text)
 

@@ -1,4 +1,4 @@
-"""One page of tables and two plots."""
+"""One page of tables, its data and two pictures."""
 
 import os
 import platform
@@ -6,16 +6,10 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib
-from cases import KEYS, NEARSIDE, NEARSIDE_AUTO, REQUESTS, VALUES_MAX
+import pictures
+from cases import KEYS, NEARSIDE, NEARSIDE_AUTO, VALUES_MAX
 
-matplotlib.use("svg")
-import matplotlib.pyplot as plt  # noqa: E402  the backend comes first
-
-# the same input gives the same file
-plt.rcParams["svg.hashsalt"] = "nearside"
-ORDER = ["bare socket", NEARSIDE, NEARSIDE_AUTO, "redis-server", "valkey-server", "nutcracker"]
-COLORS = ["#bbbbbb", "#0b6e4f", "#5cb88f", "#c0392b", "#7f6bb3", "#d9a441"]
+ORDER = list(pictures.SERVERS)
 
 
 @dataclass
@@ -59,11 +53,15 @@ class Target:
 
     def row(self):
         digits = 2 if self.unit == "×" else 1
-        show = lambda n: f"{n:.{digits}f} {self.unit}"  # noqa: E731
+        show = lambda n: f"{n:.{digits}f} {self.unit}"
         measured = show(statistics.median(self.values))
         if len(self.values) > 1:
             measured += f" ({min(self.values):.{digits}f}–{max(self.values):.{digits}f})"
         return [self.what, self.against, measured, show(self.least), show(self.aim), self.verdict()]
+
+    def data(self):
+        values = [f"{value:.4f}" for value in (statistics.median(self.values), min(self.values), max(self.values))]
+        return [self.what, self.against, *values, self.least, self.aim, self.unit]
 
 
 def ratios(mine, theirs):
@@ -71,7 +69,7 @@ def ratios(mine, theirs):
 
 
 def targets(found):
-    cell = lambda test, p: (test, 64, 50, p)  # noqa: E731
+    cell = lambda test, p: (test, 64, 50, p)
     rows = []
     for p, least, aim in ((1, 1.0, 0.85), (16, 0.45, 0.30), (100, 0.32, 0.18)):
         values = found.cells.ratios(cell("GET", p), NEARSIDE, "redis-server")
@@ -91,11 +89,11 @@ def targets(found):
     rows.append(Target("memory per cached 64 B value with 16 B key", "–", [found.weight], 220, 150, "B"))
     saved = [found.saved[0] * 100]
     rows.append(Target("reads kept from the upstream, Zipf 0.99, 1 % writes, 2 proxies", "–", saved, 97, 99, "%", lower=False))
-    return [target.row() for target in rows]
+    return rows
 
 
 def table(head, rows):
-    line = lambda cells: "| " + " | ".join(str(cell) for cell in cells) + " |"  # noqa: E731
+    line = lambda cells: "| " + " | ".join(str(cell) for cell in cells) + " |"
     return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)]) + "\n"
 
 
@@ -135,45 +133,24 @@ def machine():
     return f"{os.cpu_count()} × {models[0] if models else platform.machine()}, {memory:.0f} GiB, Linux {platform.release()}"
 
 
-def save(figure, path):
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
-
-
-def plot_cpu(found, path):
-    figure, axes = plt.subplots(1, len(REQUESTS), figsize=(11, 3.6))
-    for axis, p in zip(axes, REQUESTS, strict=True):
-        cells = [(label, found.cells.median(("GET", 64, 50, p), label), color) for label, color in zip(ORDER, COLORS, strict=True)]
-        cells = [cell for cell in cells if cell[1] is not None]
-        bars = axis.bar([c[0] for c in cells], [c[1] for c in cells], color=[c[2] for c in cells])
-        axis.bar_label(bars, fmt="%.2f", fontsize=8)
-        axis.set_title(f"pipeline of {p}", fontsize=10)
-        axis.tick_params(axis="x", labelrotation=60, labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("CPU of the server process,\nµs per GET (less is better)")
-    save(figure, path)
-
-
-def plot_latency(found, path):
-    figure, axis = plt.subplots(figsize=(6, 3.6))
-    for i, (label, color) in enumerate((("without", "#c0392b"), ("with", "#0b6e4f"))):
-        for j, (name, fade) in enumerate((("p50", 1.0), ("p99", 0.5))):
-            at = [n + (2 * i + j) * 0.2 for n in range(len(found.far))]
-            bars = axis.bar(at, [rates[label][name] / 1000 for rates in found.far.values()], 0.18, color=color, alpha=fade,
-                            label=f"{name} {label} nearside")  # fmt: skip
-            axis.bar_label(bars, fmt="%.2f", fontsize=8)
-    axis.set_xticks([n + 0.3 for n in range(len(found.far))], [f"upstream {us / 1000} ms away" for us in found.far])
-    axis.set_ylabel("GET, ms (less is better)")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False)
-    save(figure, path)
+def keep_data(found, rows, out):
+    """The figures behind the tables and pictures."""
+    cells = sorted(found.cells.times)
+    micro = lambda cell, label: (found.cells.median(cell, label), *found.cells.spread(cell, label))
+    cpu = [(*cell, label, *(f"{us:.3f}" for us in micro(cell, label))) for cell, label in cells]
+    pictures.keep(out, "cpu", ["test", "value_bytes", "clients", "pipeline", "server", "us", "us_low", "us_high"], cpu)
+    pictures.keep(out, "targets", ["target", "against", "measured", "low", "high", "at_least", "aim", "unit"], [row.data() for row in rows])
+    far = [(us, label, f"{r['p50'] / 1000:.4f}", f"{r['p99'] / 1000:.4f}", f"{r['cpu']:.2f}", f"{r['gets'] / rates['requests']:.4f}",
+            f"{r['all'] / rates['requests']:.4f}") for us, rates in found.far.items() for label, r in ((w, rates[w]) for w in ("without", "with"))]  # fmt: skip
+    head = ["upstream_us", "nearside", "p50_ms", "p99_ms", "upstream_cpu_us", "upstream_gets_per_request", "upstream_commands_per_request"]
+    pictures.keep(out, "far", head, far)
 
 
 def write(found, out):
     out.mkdir(parents=True, exist_ok=True)
-    plot_cpu(found, out / "cpu.svg")
-    plot_latency(found, out / "latency.svg")
+    rows = targets(found)
+    keep_data(found, rows, out)
+    pictures.draw(out, "cpu", "latency")
     leaks = sum(found.cells.leaks.values()) or "none"
     writes = {cell: statistics.median(times) for cell, times in found.writes.items()}
     missed = {label: statistics.median(times) for label, times in found.misses.items()}
@@ -186,13 +163,14 @@ process, all its threads; the load comes from the same machine, so throughput wo
 - versions: {"; ".join(f"{name}: {version}" for name, version in sorted(found.versions.items()))}
 - {KEYS:,} random keys (no more than have {VALUES_MAX >> 20} MiB of values), warmed; GETs that were to be hits of nearside and reached the upstream: {leaks}
 - a SET is of a key that no proxy has cached, unless it says otherwise
+- the figures as data: [data](data); the pictures are drawn from them
 - `nearside` has a thread a core, as by default; the targets are about one thread, as redis-server and twemproxy have
 
 ## Targets
 
 A ratio is the median of the rounds' own ratios (and their range).
 
-{table(["", "against", "measured", "at least", "aim", ""], targets(found))}
+{table(["", "against", "measured", "at least", "aim", ""], [row.row() for row in rows])}
 ## CPU, µs per request, and its ratio to redis-server's
 
 Of nutcracker and of nearside's SET it is the proxy's process alone: what it adds.
