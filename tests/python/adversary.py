@@ -8,6 +8,7 @@ By itself (scripts/adversary) the counts are those of a real attack; test_advers
 """
 
 import argparse
+import contextlib
 import random
 import resource
 import socket
@@ -207,10 +208,9 @@ def slow_writers(arena, count):
     for _ in range(count):
         sock = arena.open()
         sock.settimeout(5)
-        try:
+        # closed for what it holds: the bound at work
+        with contextlib.suppress(OSError):
             sock.sendall(whole)
-        except OSError:
-            pass  # closed for what it holds: the bound at work
     return count
 
 
@@ -302,10 +302,9 @@ def huge_before_login(arena, count):
         sock = arena.open()
         sock.settimeout(5)
         request = b"*1000000\r\n" + b"$1\r\nx\r\n" * 100_000 if n % 2 else b"*2\r\n$4\r\nAUTH\r\n$100000000\r\n" + b"x" * BIG
-        try:
+        # closed, as the server does
+        with contextlib.suppress(OSError):
             sock.sendall(request)
-        except OSError:
-            pass  # closed, as the server does
     return count
 
 
@@ -422,8 +421,8 @@ def _answers_before_login(port):
 class Mixture(Soak):
     """All attacks at once, in small, and again and again, beside the soak's ordinary clients."""
 
-    SMALL = [half_requests, many_arguments, blocked_pops, idle_transactions, databases, users, any_password, random_commands,
-             connection_churn]
+    SMALL = (half_requests, many_arguments, blocked_pops, idle_transactions, databases, users, any_password, random_commands,
+             connection_churn)
 
     def __init__(self, folder, kind):
         super().__init__(folder, kind, settings={**SETTINGS, "maxclients": 20_000})
@@ -446,6 +445,7 @@ class Mixture(Soak):
         rng = random.Random(seed)
         while not self.stop.is_set():
             self.hostile(rng)
+        return None
 
 
 class _Borrowed(Arena):

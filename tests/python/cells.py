@@ -136,7 +136,7 @@ class ListCell(Cell):
         }
 
     def reads(self):
-        first = lambda reply: int(reply[0]) if reply else None  # noqa: E731
+        first = lambda reply: int(reply[0]) if reply else None
         return [
             (("LINDEX", self.key, 0), number),
             (("LRANGE", self.key, 0, 0), first),
@@ -155,7 +155,7 @@ class SortedSetCell(Cell):
         }
 
     def reads(self):
-        score = lambda reply: int(float(flat(reply)[1])) if reply else None  # noqa: E731
+        score = lambda reply: int(float(flat(reply)[1])) if reply else None
         return [
             (("ZSCORE", self.key, "m"), self._score),
             (("ZMSCORE", self.key, "m"), lambda reply: self._score(reply[0])),
@@ -204,7 +204,7 @@ class TwinCell(Cell):
 
     def vanishing(self, milliseconds):
         """Two keys' TTLs may end between two milliseconds; so both are deleted by one script instead."""
-        return None
+        return
 
     def reads(self):
         return [(("MGET", self.key, self.twin), same), (("MGET", self.twin, self.key), same)]

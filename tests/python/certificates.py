@@ -3,7 +3,7 @@
 import random
 import subprocess
 import tempfile
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, UTC
 from pathlib import Path
 
 
@@ -39,7 +39,7 @@ class Authority:
 
 def days_from_now(days):
     """As `openssl ca` writes dates."""
-    return (datetime.now(timezone.utc) + timedelta(days=days)).strftime("%Y%m%d%H%M%SZ")
+    return (datetime.now(UTC) + timedelta(days=days)).strftime("%Y%m%d%H%M%SZ")
 
 
 def dated(folder, cert, key, name, dates, issuer=None):

@@ -22,7 +22,7 @@ versions ("torn").
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 PRESENT = "present"
 TIME = "time"
@@ -32,9 +32,9 @@ TIME = "time"
 class Write(NamedTuple):
     key: str
     version: int
-    value: Optional[int]  # what a reader sees: the version, or None once the key is gone
+    value: int | None  # what a reader sees: the version, or None once the key is gone
     start: float
-    end: Optional[float]  # None: no ack came, so the outcome is unknown
+    end: float | None  # None: no ack came, so the outcome is unknown
     route: str
     writer: str
 

@@ -248,7 +248,7 @@ class Passage:
     def __init__(self, port, name):
         self.name = name
         self.port = port
-        self.ports = {level: port for level in LEVELS}
+        self.ports = dict.fromkeys(LEVELS, port)
 
     def alive(self):
         return True

@@ -6,6 +6,7 @@ A connection's role is learned from the name it gives itself (`nearside-link`, `
 import socket
 import threading
 import time
+import contextlib
 
 CHUNK = 65536
 ROLES = {b"nearside-link": "link", b"nearside-lane": "lane", b"nearside-watch": "watch", b"nearside-rights": "rights", b"nearside-names": "names", b"nearside-dedicated": "dedicated"}
@@ -120,16 +121,12 @@ class Pair:
     def cut(self):
         self.open = False
         for sock in (self._client, self._server):
-            try:
+            with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
     def inject(self, data):
-        try:
+        with contextlib.suppress(OSError):
             self._client.sendall(data)
-        except OSError:
-            pass
 
     def _pump_requests(self):
         self._pump(self._client, self._server, self._look_at_request)

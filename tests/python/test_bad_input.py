@@ -9,6 +9,7 @@ import pytest
 
 from processes import BARE, wait_until
 from wire import Connection, ReplyError, encode
+import contextlib
 
 QUIET = 0.15  # after this long without a byte the oracle has said all it will
 PATIENCE = 5.0
@@ -44,10 +45,8 @@ def proxy_answer(port, payload, expected, closes):
 
 def try_send(conn, payload):
     """Sends what the other side takes; it may close while we are still sending."""
-    try:
+    with contextlib.suppress(ConnectionError):
         conn.send_raw(payload)
-    except ConnectionError:
-        pass
 
 
 def read_exactly(conn, length):

@@ -66,7 +66,7 @@ def test_every_command_is_answered_in_the_servers_words(place):
     with Connection(server.port) as bare, Connection(wait_port(proxy, server)) as conn:
         for at in range(0, len(all_requests), BATCH):
             batch = all_requests[at:at + BATCH]
-            for request, expected, answer in zip(batch, answers(bare, batch), answers(conn, batch)):
+            for request, expected, answer in zip(batch, answers(bare, batch), answers(conn, batch), strict=True):
                 assert answer == expected, request
 
 

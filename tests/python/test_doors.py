@@ -14,7 +14,7 @@ import pytest
 from certificates import Authority
 from processes import free_port, proxy_binary, wait_until
 from test_unix import UnixConnection
-from wire import Connection, ReplyError, encode
+from wire import Connection, encode
 
 pytestmark = pytest.mark.needs_proxy
 
@@ -42,7 +42,7 @@ def test_permissions_are_the_settings(lab, folder):
         {"address": f"unix:{folder}/global.sock"},
         {"address": f"unix:{folder}/umask.sock", "unixsocketperm": ""},
     ]
-    proxy = lab.proxy(lab.server().port, doors=doors, settings={"unixsocketperm": "770"})
+    lab.proxy(lab.server().port, doors=doors, settings={"unixsocketperm": "770"})
     modes = [mode(folder / f"{name}.sock") for name in ("own", "digits", "global")]
     assert modes == [0o777, 0o700, 0o770]
     umask = os.umask(0)
@@ -202,7 +202,7 @@ def test_an_upstream_of_a_ca_whose_time_is_not_now_is_refused_as_by_redis_cli(la
         port = free_port()
         lab.server(options=["--tls-port", str(port), "--tls-cert-file", cert, "--tls-key-file", key,
                             "--tls-ca-cert-file", pki.ours.ca, "--tls-auth-clients", "no"])
-        said = subprocess.run(["redis-cli", "-p", str(port), "--tls", "--cacert", ca.ca, "PING"], capture_output=True, timeout=20)
+        said = subprocess.run(["redis-cli", "-p", str(port), "--tls", "--cacert", ca.ca, "PING"], capture_output=True, timeout=20, check=False)
         settings = {"upstream_tls_ca": ca.ca, "upstream_tls_server_name": server_name, "connect_timeout": "5s"}
         proxy = lab.proxy(port, f"{name}", scheme="rediss", settings=settings, wait=False)
         wait_until(lambda: "listening" in proxy.read_log(), "the proxy listens")
@@ -218,7 +218,7 @@ def test_an_upstream_of_a_ca_whose_time_is_not_now_is_refused_as_by_redis_cli(la
 def check(folder, text):
     config = folder / "check.toml"
     config.write_text(text)
-    ran = subprocess.run([proxy_binary(), "--config", config, "--check"], capture_output=True, timeout=20)
+    ran = subprocess.run([proxy_binary(), "--config", config, "--check"], capture_output=True, timeout=20, check=False)
     return ran.returncode, ran.stderr.decode()
 
 

@@ -39,7 +39,7 @@ def test_hot_keys_survive_as_bare(lab, kind, policy):
             bare.pipeline([("SET", f"cold:{n + i}", "x" * 1000, "EX", 60) for i in range(100)])
             n += 100
             for who, way, keys in (("through", conn, through), ("past", bare, past)):
-                lost[who] |= {key for key, value in zip(keys, way.pipeline([("GET", key) for key in keys])) if value is None}
+                lost[who] |= {key for key, value in zip(keys, way.pipeline([("GET", key) for key in keys]), strict=True) if value is None}
             time.sleep(0.1)
         assert int(server.info("stats")["evicted_keys"]) > 500, "nothing was evicted: this shows nothing"
         stats, touches = proxy.stats(), server.calls("touch")
@@ -93,7 +93,7 @@ def test_a_user_who_may_not_touch_is_told_once(lab):
     with Connection(proxy.port) as conn:
         wait_until(lambda: proxy.stats()["link"] == "up", "the link is up")
         conn.call("SET", "k", "v")
-        hit = lambda: conn.pipeline([("GET", "k")] * 200)  # noqa: E731
+        hit = lambda: conn.pipeline([("GET", "k")] * 200)
         wait_until(lambda: hit() and "grant +touch" in proxy.read_log(), "the refusal is logged", timeout=5)
         end = time.monotonic() + 1.5
         while time.monotonic() < end:
@@ -107,7 +107,7 @@ def test_a_user_who_may_not_touch_is_told_once(lab):
 
 
 def test_no_more_keys_are_named_than_the_setting_says(lab):
-    server, proxy = evicting(lab, "redis", "allkeys-lru", 50_000_000, settings={"touch_per_second": 40})
+    _server, proxy = evicting(lab, "redis", "allkeys-lru", 50_000_000, settings={"touch_per_second": 40})
     keys = [f"k{i}" for i in range(400)]
     with Connection(proxy.port) as conn:
         wait_until(lambda: proxy.stats()["link"] == "up", "the link is up")

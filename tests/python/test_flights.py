@@ -56,7 +56,7 @@ def test_what_cannot_be_kept_is_shared_as_well(lab):
     site.server.call("SET", "large", "v" * 5000)
     with Connection(site.a.port) as conn:
         warm(site, conn)
-        work = lambda: conn.pipeline([("GET", "large")] * BURST) == [b"v" * 5000] * BURST or pytest.fail()  # noqa: E731
+        work = lambda: conn.pipeline([("GET", "large")] * BURST) == [b"v" * 5000] * BURST or pytest.fail()
         assert reads(site, "get", work) <= 10
 
 

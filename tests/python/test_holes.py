@@ -29,7 +29,7 @@ SET_UNDECLARED = "return redis.call('SET', ARGV[1], ARGV[2])"
 
 def cached(conn, *read):
     """Reads until the cache would answer; the reply."""
-    hit = lambda: b"hit" in conn.call("NEARSIDE", "EXPLAIN", *read)[0]  # noqa: E731
+    hit = lambda: b"hit" in conn.call("NEARSIDE", "EXPLAIN", *read)[0]
     wait_until(lambda: conn.pipeline([read]) and hit(), f"{read} is cached")
     return conn.call(*read)
 
@@ -488,8 +488,8 @@ def test_the_servers_wall_clock_is_set_forward_and_back(lab, level):
             cached(conn, "GET", key), cached(conn, "GET", "lasting")
             wall.set(after)
             # the server's process looks now and then what it is to believe
-            offset = lambda: int(past.call("TIME")[0]) - time.time()  # noqa: E731
-            wait_until(lambda: abs(offset() - after) < 2, "the server's wall clock is set")  # noqa: B023
+            offset = lambda: int(past.call("TIME")[0]) - time.time()
+            wait_until(lambda: abs(offset() - after) < 2, "the server's wall clock is set")
             jumped = time.monotonic()
             if after > before:  # nobody looks at the server before the bound: that would end the key, and report it
                 bound = jumped + MAX_STALENESS

@@ -57,7 +57,7 @@ def test_nothing_of_large_values_stays_once_they_are_through(lab):
     def given_back():
         wait_until(lambda: proxy.resident_bytes() - before < 16 << 20, "the memory is given back")
 
-    for round_ in range(2):
+    for _ in range(2):
         for i, conn in enumerate(conns):
             conn.send("SET", f"large:{i}", b"x" * length)
         assert [conn.read() for conn in conns] == [b"OK"] * len(conns)

@@ -6,7 +6,7 @@ What stands between proxy and server may say a line of its own (`-ERR idle, clos
 import pytest
 
 from processes import wait_until
-from wire import Closed, Connection, ReplyError, encode
+from wire import Closed, Connection, ReplyError
 
 pytestmark = pytest.mark.needs_proxy
 
@@ -73,7 +73,7 @@ def out_of_turn(site):
 
 
 def warnings(site):
-    return sum(" WARN " in line and "asked for" in line or "not RESP" in line for line in site.a.read_log().splitlines())
+    return sum((" WARN " in line and "asked for" in line) or "not RESP" in line for line in site.a.read_log().splitlines())
 
 
 @every_stray
@@ -115,13 +115,13 @@ def test_what_is_awaited_meanwhile_fails_honestly_or_is_right(site, stray):
     site.relay.stall("lane")
     try:
         writer.send("SET", "w", "1")
-        for reader, key in zip(readers, keys):
+        for reader, key in zip(readers, keys, strict=True):
             reader.send("GET", key)
         wait_until(lambda: site.server.call("GET", "w") == b"1", "the SET is executed")
         assert site.relay.inject("lane", stray)
     finally:
         site.relay.resume("lane")
-    for reader, key in zip(readers, keys):
+    for reader, key in zip(readers, keys, strict=True):
         assert reader.read() == f"value of {key}".encode()
     told = writer.read()
     # The stray itself, if it can be a reply; else what is known of the SET, which is nothing.

@@ -9,6 +9,7 @@ import pytest
 
 from processes import Proxy, wait_until
 from wire import Connection, ReplyError
+import contextlib
 
 SABOTAGE_BIN = os.environ.get("NEARSIDE_SABOTAGE_BIN")
 EXIT_CODE = 70
@@ -133,7 +134,7 @@ def test_audits_go_on(lab):
     try:
         with Connection(fragile.port) as conn:
             conn.call("SET", "k", 1)
-            for n in range(1, 19):
+            for _n in range(1, 19):
                 fragile.panic_at("audit")
                 wait_until(lambda: conn.call("GET", "k") and not fragile.wanted.exists(), "an audit begins")
             checked = fragile.proxy.stats()["audit_checked_total"]
@@ -150,10 +151,8 @@ def test_a_thread_that_dies_takes_the_process_with_it(lab, spot):
             conn.call("SET", "k", 1)
             fragile.panic_at(spot)
             if spot in ("worker", "acceptor"):
-                try:
+                with contextlib.suppress(OSError):
                     Connection(fragile.port).close()
-                except OSError:
-                    pass
             assert fragile.proxy.process.wait(10) == EXIT_CODE
             assert conn.read_to_end() == b""
         log = fragile.proxy.read_log()

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from processes import free_port, wait_until
-from wire import Connection, encode
+from wire import Connection
+import contextlib
 
 SECONDS = 1.5
 # The one question at the start, and what the connection is opened for; far below one per heartbeat.
@@ -176,10 +177,8 @@ class Requests:
         return self._file.read(length + 2)[:-2]
 
     def answer(self, reply):
-        try:
+        with contextlib.suppress(OSError):
             self._sock.sendall(reply)
-        except OSError:
-            pass
 
 
 @pytest.fixture

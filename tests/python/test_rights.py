@@ -1,7 +1,6 @@
 """What a session may do is what a new connection of its user could do when the session began or logged in, within the documented
 lag; however long the connections live that sessions share."""
 
-import time
 
 import pytest
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from processes import wait_until
-from wire import Closed, Connection, ReplyError, encode
+from wire import Closed, Connection, ReplyError
 
 MB = 1 << 20
 QUICK = {"max_staleness": "500ms", "heartbeat": "50ms", "threads": 1}
@@ -27,7 +27,7 @@ class Others:
                 i += 1
                 replies = conn.pipeline([("INCR", f"n{n}"), ("SET", f"s{n}:{i}", i), ("GET", f"s{n}:{i}"), ("GET", f"s{n}:{i - 1}")])
                 expected = [i, b"OK", str(i).encode(), str(i - 1).encode() if i > 1 else None]
-                self.wrong += [(n, i, got, want) for got, want in zip(replies, expected) if got != want]
+                self.wrong += [(n, i, got, want) for got, want in zip(replies, expected, strict=False) if got != want]
                 self.done += 1
 
     def __enter__(self):

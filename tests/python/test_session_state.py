@@ -189,7 +189,7 @@ def test_channels_are_those_that_clients_listen_to(redis_site, protocol):
         assert other.call("PUBSUB", "CHANNELS", "__redis__*") == []
         other.call("WATCH", "k")
         assert other.call("pubsub", "channels", "n*") == [b"news"]
-        with pytest.raises(ReplyError, match="wrong number|Unknown"):
+        with pytest.raises(ReplyError, match=r"wrong number|Unknown"):
             other.call("PUBSUB", "CHANNELS", "a", "b")
 
 
@@ -254,7 +254,7 @@ class TestUsers:
         conn, direct = chosen
         direct.call("ACL", "SETUSER", "default", "off")
         assert conn.call("AUTH", "bob", "secret") == b"OK"
-        with pytest.raises(ReplyError, match="NOPERM.*'select'"):
+        with pytest.raises(ReplyError, match=r"NOPERM.*'select'"):
             conn.call("ACL", "WHOAMI")
         direct.call("ACL", "SETUSER", "default", "on")
 
@@ -284,7 +284,7 @@ class TestUsers:
                     bob.call(*words)
             with pytest.raises(ReplyError, match="NOPERM"):
                 bob.call("SUBSCRIBE", "news")
-        logged = [dict(zip(entry[::2], entry[1::2])) for entry in user.server.call("ACL", "LOG")]
+        logged = [dict(zip(entry[::2], entry[1::2], strict=True)) for entry in user.server.call("ACL", "LOG")]
         assert [(e[b"reason"], e[b"object"], e[b"count"]) for e in reversed(logged)] == [
             (b"auth", b"AUTH", 1),
             (b"command", b"del", 1),
@@ -357,9 +357,8 @@ class TestUsers:
         with self.bob(user) as bob:
             bob.call("SET", "k", "v")
         for words in (("AUTH", "bob", "wrong"), ("HELLO", "3", "AUTH", "bob", "wrong")):
-            with Connection(user.a.port) as other:
-                with pytest.raises(ReplyError, match="WRONGPASS"):
-                    other.call(*words)
+            with Connection(user.a.port) as other, pytest.raises(ReplyError, match="WRONGPASS"):
+                other.call(*words)
 
     def test_one_user_never_sees_what_another_may_read(self, user):
         user.server.call("SET", "hidden", "v")

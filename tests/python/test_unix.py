@@ -49,7 +49,7 @@ class Place:
 
 def test_clients_come_through(place):
     assert stat.S_ISSOCK(place.door.stat().st_mode)
-    said = subprocess.run(["redis-cli", "-s", place.door, "SET", "k", "v"], capture_output=True, timeout=20)
+    said = subprocess.run(["redis-cli", "-s", place.door, "SET", "k", "v"], capture_output=True, timeout=20, check=False)
     assert said.stdout == b"OK\n"
     with redis.Redis(unix_socket_path=str(place.door), db=2) as client:
         before = place.server.calls("get")

@@ -86,7 +86,7 @@ def test_a_stopped_replica_has_nothing_of_what_is_written(pair):
     ports = pair.server.port, pair.proxy.port
     cases = [(name, way, port) for name in WRITES for way in (said, piped) for port in ports]
     with pair.frozen(), ThreadPoolExecutor(16) as pool:
-        got = dict(zip(cases, pool.map(lambda case: replies(*case), cases)))
+        got = dict(zip(cases, pool.map(lambda case: replies(*case), cases), strict=True))
     for name, way, port in cases:
         assert got[name, way, port] == got[name, way, ports[0]], (name, way.__name__)
         if name != "nothing":

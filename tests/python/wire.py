@@ -125,7 +125,7 @@ class Connection:
 
     def _parse_map(self, rest):
         items = self._items(2 * int(rest))
-        return dict(zip(items[::2], items[1::2]))
+        return dict(zip(items[::2], items[1::2], strict=True))
 
     def _parse_attribute(self, rest):
         self._items(2 * int(rest))

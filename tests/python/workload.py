@@ -175,7 +175,7 @@ class Writer(Worker):
         replies = self.exchange(session, cell.db, commands + [command for command, _ in reads])
         end = clock()
         version = self._note_write(cell, value, start, end if self._succeeded(replies, len(commands)) else None, route)
-        for (command, understand), reply in zip(reads, (replies or [])[len(commands):]):
+        for (command, understand), reply in zip(reads, (replies or [])[len(commands):], strict=False):
             self._note_read(observation(command, understand, reply, cell, session[1], route, start, end, version))
         if self.rng.random() < 0.5:
             self._read_back(cell, route)
@@ -250,7 +250,7 @@ class Reader(Worker):
         start = clock()
         replies = self.exchange(session, picked[0][0].db, [command for _, (command, _) in picked])
         end = clock()
-        for (cell, (command, understand)), reply in zip(picked, replies or ()):
+        for (cell, (command, understand)), reply in zip(picked, replies or (), strict=False):
             read = observation(command, understand, reply, cell, session[1], route, start, end)
             if read:
                 self.record.reads.append(read)

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import contextlib
 
 
 def run(argv, log, seconds, **options):
@@ -18,8 +19,6 @@ def run(argv, log, seconds, **options):
 
 
 def kill_group(process):
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()

@@ -21,8 +21,8 @@ class RedisSuite:
     PORT = None
     STARTS_SERVERS = False
     # a minute's worth, of what a proxy can get wrong and little of what only a clock can
-    QUICK = [f"unit/{name}" for name in ("protocol", "keyspace", "info-command", "type/incr", "type/hash", "type/stream-cgroups", "quit", "multi",
-                                         "pubsub", "scripting", "functions", "introspection", "tracking", "bitfield")]
+    QUICK = tuple(f"unit/{name}" for name in ("protocol", "keyspace", "info-command", "type/incr", "type/hash", "type/stream-cgroups", "quit", "multi",
+                                         "pubsub", "scripting", "functions", "introspection", "tracking", "bitfield"))
 
     def __init__(self, source):
         self.source = Path(source).resolve()
