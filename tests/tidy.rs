@@ -389,6 +389,25 @@ fn the_documents_name_every_flag() {
     }
 }
 
+/// docs/OPERATING.md names every setting of proxy.toml, and every field of INFO's section.
+#[test]
+fn the_documents_name_every_setting_and_metric() {
+    let page = read(root().join("docs/OPERATING.md"));
+    let shipped = read(root().join("proxy.toml"));
+    let lines = shipped.lines().map(|line| line.trim_start_matches("# "));
+    let settings: BTreeSet<&str> = lines
+        .filter_map(|line| line.split_once(" = "))
+        .map(|(key, _)| key)
+        .filter(|key| !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+        .collect();
+    let admin = read(root().join("src/admin.rs"));
+    let fields: Vec<&str> = admin.split("add(\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    assert!(settings.len() >= 40 && fields.len() >= 50, "{settings:?} {fields:?}");
+    let unnamed = settings.iter().map(|key| format!("`{key}`")).chain(fields.iter().map(|f| format!("`nearside_{f}`")));
+    let unnamed: Vec<String> = unnamed.filter(|name| !page.contains(name)).collect();
+    assert!(unnamed.is_empty(), "docs/OPERATING.md does not name {unnamed:?}");
+}
+
 /// The wall clock can be set back, and the monotonic clock stands still while the machine sleeps: freshness is measured by
 /// neither. `time.rs` reads the one clock that does neither; timers for waiting may be tokio's.
 #[test]
