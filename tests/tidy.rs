@@ -334,6 +334,55 @@ fn documents_name_files_that_exist() {
     }
 }
 
+/// The first word of each sentence of a page: of paragraphs, items and cells, not of headings and code.
+fn sentence_starts(page: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut in_code = false;
+    let mut begins = true;
+    for line in page.lines() {
+        let line = line.trim();
+        in_code ^= line.starts_with("```");
+        if in_code || line.is_empty() || line.starts_with(['#', '<']) || line.starts_with("```") {
+            begins = true;
+            continue;
+        }
+        begins |=
+            line.starts_with(['-', '*', '|']) || line.split_once(". ").is_some_and(|(n, _)| n.parse::<u8>().is_ok());
+        for word in line.split(' ') {
+            let marker = word.chars().all(|c| "-*|:".contains(c))
+                || word.strip_suffix('.').is_some_and(|n| n.parse::<u8>().is_ok());
+            if begins && !marker {
+                found.push(word.trim_matches(|c: char| !c.is_alphanumeric()).to_owned());
+            }
+            let ends = word.trim_end_matches(['*', ')', '`']);
+            begins = marker && (begins || word == "|")
+                || !marker && ends.ends_with(['.', '!', '?']) && !ends.ends_with("e.g.");
+        }
+    }
+    found
+}
+
+#[test]
+fn starts_of_sentences_are_found() {
+    let page = "# What\n\nOne is. Two\nare.\n\n- Three (four). Five\n1. Six\n\n| Seven | eight. Nine |\n```\nten\n```\n**Eleven.** Twelve";
+    let words = ["One", "Two", "Three", "Five", "Six", "Seven", "eight", "Nine", "Eleven", "Twelve"];
+    assert_eq!(sentence_starts(page), words);
+}
+
+/// A sentence names its subject first: a reader who comes from elsewhere does not know what "it" is.
+#[test]
+fn sentences_name_their_subject_first() {
+    let mut wrong = Vec::new();
+    for page in pages() {
+        for word in sentence_starts(&read(&page)) {
+            if ["What", "Who", "Whom", "Whose", "Of", "It", "Somebody"].contains(&word.as_str()) {
+                wrong.push(format!("{}: a sentence begins with {word}", page.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 /// The functions that a page names as `Type::function` exist: in a file of src that also has the type.
 #[test]
 fn documents_name_functions_that_exist() {

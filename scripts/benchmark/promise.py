@@ -108,10 +108,10 @@ def write(found, rows, units, command, out):
     text = f"""Written by `{command}`, on {report.machine()}, load average {report.os.getloadavg()[0]:.1f} (the bench makes about 3 of it, so compare the levels, not
 the throughput). One request at a time; {FEW} clients for p50 and p99, {MANY} for the rest; Zipf 0.99 over {KEYS:,} keys, one request in a hundred is a write.
 
-![What each level costs](promise.svg)
+![The cost of each level](promise.svg)
 
 {report.table(head, body)}
-What the upstream is asked for beside what clients ask, by its own count (`INFO commandstats`):
+Commands that the proxy itself sends to the upstream, by the upstream's own count (`INFO commandstats`):
 
 {report.table(["", "commands for each", *KINDS.values()], asked)}"""
     page = out / "PROMISE.md"

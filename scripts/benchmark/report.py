@@ -173,7 +173,7 @@ A ratio is the median of the rounds' own ratios (and their range).
 {table(["", "against", "measured", "at least", "aim", ""], [row.row() for row in rows])}
 ## CPU, µs per request, and its ratio to redis-server's
 
-Of nutcracker and of nearside's SET it is the proxy's process alone: what it adds.
+For nutcracker, and for nearside's SET, the figure is the proxy's process alone: the CPU time that the proxy adds.
 
 ![CPU per cached GET](cpu.svg)
 
