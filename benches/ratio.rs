@@ -26,11 +26,14 @@ const SHARES: [f64; 5] = [0.01, 0.03, 0.1, 0.3, 0.5];
 /// The least budget that says something: nearside's shards have their own queues.
 const LEAST: u64 = 64 << 10;
 
+/// Makes a trace.
+type Maker = fn() -> Vec<Read>;
+
 fn main() {
     let files = std::env::args().skip(1).filter(|arg| !arg.starts_with("--"));
     let own: Vec<(String, Vec<Read>)> = files.map(|path| (path.clone(), from_file(&path))).collect();
     println!("| trace | reads | keys | budget | nearside | moka | difference |\n|---|---|---|---|---|---|---|");
-    let made: [(&str, fn() -> Vec<Read>); 9] = [
+    let made: [(&str, Maker); 9] = [
         ("Zipf 0.99", || zipf(Mix::default())),
         ("Zipf 0.99, a scan of 20,000 keys in every 100,000 reads", || zipf(Mix { scan: 20_000, ..Mix::default() })),
         ("Zipf 0.99, scans of 100,000 keys", || zipf(Mix { scan: 100_000, ..Mix::default() })),

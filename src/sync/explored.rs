@@ -11,6 +11,8 @@ use std::ops::{Deref, DerefMut};
 pub use shuttle::sync::{Mutex, MutexGuard, atomic};
 use shuttle::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use crate::numbers::index;
+
 /// As much of dashmap as the cache uses.
 pub struct DashMap<K, V, S> {
     shards: Vec<RwLock<HashMap<K, V>>>,
@@ -92,7 +94,7 @@ impl<K: Copy + Eq + Hash + Into<u64>, V, S> DashMap<K, V, S> {
     }
 
     fn shard(&self, key: &K) -> &RwLock<HashMap<K, V>> {
-        &self.shards[(*key).into() as usize % self.shards.len()]
+        &self.shards[index((*key).into()) % self.shards.len()]
     }
 
     fn alone(&self, key: &K) -> Alone<'_, K, V> {

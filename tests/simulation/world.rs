@@ -304,7 +304,7 @@ impl World {
         while let Some(Arrival { end, .. }) = dialled.recv().await {
             let Proxy { shared, pools } = &self.proxies[number];
             let pool = pools[self.chance.below(POOLS)].clone();
-            let client = Presence::enter(&shared, "client".into(), "proxy".into());
+            let client = Presence::enter(shared, "client".into(), "proxy".into());
             let (shared, client) = (shared.clone(), client.expect("fewer than maxclients"));
             spawn_local(async move { session::run(&shared, &pool, Stream::Memory(end), client, level).await });
         }

@@ -11,7 +11,7 @@ pub struct Table(DashMap<u64, Entry, IdentityState>);
 
 /// Where a [`Table::scan`] goes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cursor;
+pub struct Cursor {}
 
 /// A shard, locked against changes if the entry is there.
 pub struct Reading<'t>(Option<sync::Shared<'t, u64, Entry>>);
