@@ -4,7 +4,7 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use nearside::cache::Lookup;
+use nearside::test_support::cache::Lookup;
 
 mod common;
 use common::{Bench, NOW, get, random_keys};

@@ -14,16 +14,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 
-use nearside::cache::FillTimes;
-use nearside::clock::LaneStamp;
-use nearside::command::{Keys, Request, Table};
 use nearside::config::{Address, Config, Level, ScriptKeys, Upstream};
-use nearside::resp::{Scan, Scanner, encode};
-use nearside::session;
-use nearside::shared::{Presence, Shared};
-use nearside::time::Time;
-use nearside::transport::Stream;
-use nearside::upstream::Pool;
+use nearside::test_support::cache::FillTimes;
+use nearside::test_support::clock::LaneStamp;
+use nearside::test_support::command::{Keys, Request, Table};
+use nearside::test_support::resp::{Scan, Scanner, encode};
+use nearside::test_support::session;
+use nearside::test_support::shared::{Presence, Shared};
+use nearside::test_support::time::Time;
+use nearside::test_support::transport::Stream;
+use nearside::test_support::upstream::Pool;
 
 mod common;
 use common::{Bench, COMMAND, get, key};
@@ -113,7 +113,7 @@ fn hits(batch: u64, rounds: u64) -> u64 {
     let reply = format!("$64\r\n{}\r\n", "x".repeat(64));
     for n in 0..KEYS {
         let key = key(n);
-        let variant = nearside::cache::entry::Variant { view, ..get(&key) };
+        let variant = nearside::test_support::cache::entry::Variant { view, ..get(&key) };
         let token = common::lead(&shared.cache, &variant);
         let times = FillTimes { sent: Time::now(), stored: Time::now(), deadline: Time::NEVER };
         assert!(shared.cache.fill(token, &variant, reply.as_bytes(), times, lane));

@@ -4,8 +4,8 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use nearside::buffer::OutBuf;
-use nearside::cache::{Cache, Lookup};
+use nearside::test_support::buffer::OutBuf;
+use nearside::test_support::cache::{Cache, Lookup};
 
 mod common;
 use common::{Bench, NOW, get, random_keys};

@@ -3,9 +3,9 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use nearside::command::{Keys, Request, Table};
 use nearside::config::ScriptKeys;
-use nearside::resp::{Scanner, encode};
+use nearside::test_support::command::{Keys, Request, Table};
+use nearside::test_support::resp::{Scanner, encode};
 
 mod common;
 use common::COMMAND;

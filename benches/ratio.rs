@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 
-use nearside::cache::Lookup;
+use nearside::test_support::cache::Lookup;
 
 mod common;
 use common::{Bench, NOW, get};

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use nearside::resp::{Scan, Scanner, encode};
+use nearside::test_support::resp::{Scan, Scanner, encode};
 
 const MAX_BULK: usize = 512 << 20;
 

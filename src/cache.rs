@@ -651,6 +651,7 @@ impl Cache {
     }
 
     /// Flights on their way.
+    #[cfg_attr(feature = "program", expect(dead_code, reason = "tests count them"))]
     pub fn flights(&self) -> usize {
         self.flights.len()
     }

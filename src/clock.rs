@@ -147,6 +147,7 @@ impl Clocks {
     }
 
     /// Lanes alive now.
+    #[cfg_attr(feature = "program", expect(dead_code, reason = "tests count them"))]
     pub fn lanes_alive(&self) -> usize {
         self.lanes.iter().filter(|s| s.alive.load(Ordering::Relaxed) != 0).count()
     }

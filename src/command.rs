@@ -40,6 +40,7 @@ impl<'a> Request<'a> {
         self.args.len()
     }
     /// A request is never empty; for clippy's symmetry.
+    #[cfg_attr(feature = "program", expect(dead_code, reason = "as it says"))]
     pub fn is_empty(&self) -> bool {
         self.args.is_empty()
     }
@@ -336,7 +337,8 @@ impl Table {
         }
     }
 
-    /// What happens to every command of this server, as a Markdown table for people.
+    /// The way of every command of this server, as a Markdown table: docs/COMPATIBILITY.md shows the table.
+    #[cfg_attr(feature = "program", expect(dead_code, reason = "a test writes the table"))]
     pub fn compatibility(&self) -> String {
         let all = self.places.iter().map(|(name, place)| (name, &self.specs[*place]));
         let mut names: Vec<_> = all.filter(|(_, s)| s.subcommands != Subcommands::All).collect();

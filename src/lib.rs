@@ -71,6 +71,10 @@
 //! * **watermark**: the time as of which a session's next hit must be fresh.
 //! * **view**: (user, database, protocol), numbered; a cached reply belongs to one.
 
+#![allow(
+    rustdoc::private_intra_doc_links,
+    reason = "the documentation is for readers of the code: private items are always shown"
+)]
 // The code that is shipped, unlike tests, must not end a thread on purpose, and says of each number that changes its width or sign
 // why nothing is lost. Exceptions carry their reason. `src/panics.rs` says what follows a panic all the same.
 #![cfg_attr(
@@ -90,33 +94,35 @@
     )
 )]
 
-pub mod admin;
-pub mod audit;
-pub mod buffer;
-pub mod bypass;
-pub mod cache;
-pub mod chance;
-pub mod clients;
-pub mod clock;
-pub mod coherence;
-pub mod command;
+mod admin;
+mod audit;
+mod buffer;
+mod bypass;
+mod cache;
+mod chance;
+mod clients;
+mod clock;
+mod coherence;
+mod command;
 pub mod config;
 pub mod embedded;
 pub mod error;
 pub mod limits;
 pub mod logging;
 pub mod memory;
-pub mod numbers;
-pub mod outbox;
+mod numbers;
+mod outbox;
 pub mod panics;
-pub mod resp;
-pub mod sabotage;
+mod resp;
+mod sabotage;
 pub mod server;
-pub mod session;
-pub mod shared;
-pub mod sync;
-pub mod time;
+mod session;
+mod shared;
+mod sync;
+#[cfg(not(feature = "program"))]
+pub mod test_support;
+mod time;
 pub mod tls;
-pub mod transport;
-pub mod upstream;
+mod transport;
+mod upstream;
 pub mod verify;

@@ -46,6 +46,7 @@ pub fn on(rule: Rule) -> bool {
 }
 
 /// Breaks this rule, or none, in this thread, whatever the environment says.
+#[cfg_attr(feature = "program", expect(dead_code, reason = "the simulation breaks rules"))]
 pub fn in_this_thread(rule: Option<Rule>) {
     BROKEN.set(rule);
 }

@@ -52,6 +52,7 @@ fn simulated() -> Option<Time> {
 }
 
 /// From here on this thread's time is tokio's, and begins anew.
+#[cfg_attr(feature = "program", expect(dead_code, reason = "the simulation begins so"))]
 pub fn begin_simulation() {
     SIMULATION.set(Some((tokio::time::Instant::now(), 0)));
 }

@@ -57,7 +57,8 @@ impl Endpoint {
         Ok(Endpoint { place, tls: tls::connector(upstream)?.map(Arc::new) })
     }
 
-    /// Within this process: who reads what `listener` sends is the other end of each connection.
+    /// Within this process: the reader of `listener` has the other end of each connection.
+    #[cfg_attr(feature = "program", expect(dead_code, reason = "the simulation's network"))]
     pub fn memory(name: String, listener: mpsc::Sender<DuplexStream>) -> Endpoint {
         Endpoint { place: Place::Memory { name, listener }, tls: None }
     }

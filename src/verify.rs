@@ -13,17 +13,17 @@
 //!
 //! The modules from `history` to `register` are pure: no I/O, no clock reads.
 
-pub mod drive;
-pub mod facts;
-pub mod history;
-pub mod judge;
-pub mod linearizable;
-pub mod moments;
-pub mod register;
-pub mod report;
-pub mod weather;
-pub mod wire;
-pub mod work;
+pub(crate) mod drive;
+mod facts;
+pub(crate) mod history;
+pub(crate) mod judge;
+mod linearizable;
+mod moments;
+mod register;
+mod report;
+mod weather;
+pub(crate) mod wire;
+pub(crate) mod work;
 
 use std::cell::Cell;
 use std::io::{IsTerminal, Write as _};

@@ -9,8 +9,8 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nearside::command::{CacheRead, Effect, FieldTtl, GET_ID, Keys, Plan, Request, Route, Table};
 use nearside::config::ScriptKeys;
+use nearside::test_support::command::{CacheRead, Effect, FieldTtl, GET_ID, Keys, Plan, Request, Route, Table};
 use redis_protocol::resp2::decode::decode;
 use redis_protocol::resp2::types::OwnedFrame as Frame;
 

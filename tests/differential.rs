@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use servers::{Process, start};
 
-use nearside::resp::{self, Cutter};
+use nearside::test_support::resp::{self, Cutter};
 
 /// One command each. `k` a key, `v` a value, `f` a field, `n` a small number, `s` a score, `i` an index; other words as they are.
 const TEMPLATES: &str = "

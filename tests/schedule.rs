@@ -9,10 +9,10 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 
-use nearside::cache::entry::{Node, Variant};
-use nearside::cache::{Begin, Cache, FillTimes, FillToken, FlushCause, Lookup};
-use nearside::clock::LaneStamp;
-use nearside::time::Time;
+use nearside::test_support::cache::entry::{Node, Variant};
+use nearside::test_support::cache::{Begin, Cache, FillTimes, FillToken, FlushCause, Lookup};
+use nearside::test_support::clock::LaneStamp;
+use nearside::test_support::time::Time;
 use shuttle::sync::atomic::{AtomicU64, Ordering};
 use shuttle::thread::{self, JoinHandle};
 

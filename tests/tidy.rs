@@ -8,6 +8,23 @@ use std::path::{Path, PathBuf};
 /// Who may use whom; nothing points up. The leaves all may use.
 const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["config", "embedded", "limits", "logging", "memory", "panics", "server", "tls", "verify"]),
+    (
+        "test_support",
+        &[
+            "buffer",
+            "cache",
+            "clock",
+            "coherence",
+            "command",
+            "resp",
+            "session",
+            "shared",
+            "time",
+            "transport",
+            "upstream",
+            "verify",
+        ],
+    ),
     ("verify", &["buffer", "config", "resp", "time", "transport"]),
     (
         "server",
@@ -250,6 +267,64 @@ fn no_function_is_long() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(longer, LONGER_FOR_NOW.len(), "a row of LONGER_FOR_NOW is no longer needed: delete it");
+}
+
+/// Public items without a comment, by line: functions, types, and the fields and variants of public types. (The compiler's own
+/// lint asks this only of items that other crates can reach.)
+fn undocumented(text: &str) -> Vec<usize> {
+    let lines: Vec<&str> = text.lines().collect();
+    let words = ["fn", "async", "const", "unsafe", "struct", "enum", "trait", "type", "static"];
+    let mut found = Vec::new();
+    // of the public type that is open: the indent of its fields and variants, and whether they are variants
+    let mut open: Option<(usize, bool)> = None;
+    for (i, line) in lines.iter().enumerate() {
+        let trimmed = line.trim_start();
+        let indent = line.len() - trimmed.len();
+        let first = trimmed.strip_prefix("pub ").and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+        let inside = open.is_some_and(|(at, _)| at == indent);
+        let is_variant = inside && open.is_some_and(|(_, is_enum)| is_enum) && trimmed.starts_with(char::is_uppercase);
+        let is_field = inside && first.ends_with(':');
+        if trimmed.ends_with('{') && matches!(first, "struct" | "enum") {
+            open = Some((indent + 4, first == "enum"));
+        } else if trimmed.starts_with('}') && open.is_some_and(|(at, _)| at > indent) {
+            open = None;
+        }
+        if (words.contains(&first) || is_variant || is_field) && !has_comment(&lines[..i]) {
+            found.push(i + 1);
+        }
+    }
+    found
+}
+
+/// Whether a comment stands at the end of these lines, attributes aside.
+fn has_comment(before: &[&str]) -> bool {
+    let mut lines = before.iter().rev().map(|line| line.trim_start());
+    while let Some(mut line) = lines.next() {
+        if line.ends_with(")]") {
+            while !line.starts_with("#[") {
+                let Some(above) = lines.next() else { return false };
+                line = above;
+            }
+        }
+        if !line.starts_with("#[") {
+            return line.starts_with("///");
+        }
+    }
+    false
+}
+
+#[test]
+fn public_items_are_documented() {
+    let text = "/// a\n#[inline]\npub fn a() {}\npub fn b() {}\n/// C\npub enum C {\n    /// d\n    D,\n    E(u8),\n}\npub struct F {\n    pub g: u8,\n}\n";
+    assert_eq!(undocumented(text), [4, 9, 11, 12]);
+    let mut wrong = Vec::new();
+    for path in rust_files("src") {
+        let text = read(&path);
+        let shipped = text.split("#[cfg(test)]").next().unwrap_or_default();
+        wrong.extend(undocumented(shipped).into_iter().map(|line| format!("{}:{line}", path.display())));
+    }
+    wrong.retain(|place| !place.contains("tests.rs:"));
+    assert!(wrong.is_empty(), "public without a comment:\n{}", wrong.join("\n"));
 }
 
 #[test]

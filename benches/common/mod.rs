@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use nearside::cache::entry::Variant;
-use nearside::cache::{Begin, Cache, FillTimes, FillToken};
-use nearside::clock::LaneStamp;
-use nearside::command::GET_ID;
-use nearside::time::Time;
+use nearside::test_support::cache::entry::Variant;
+use nearside::test_support::cache::{Begin, Cache, FillTimes, FillToken};
+use nearside::test_support::clock::LaneStamp;
+use nearside::test_support::command::GET_ID;
+use nearside::test_support::time::Time;
 
 /// What a server says of these commands (6.2 and later).
 pub const COMMAND: &[u8] = b"*3\r\n\

@@ -213,7 +213,7 @@ impl Logins {
     }
 
     /// Takes the proxy's own login for accepted: the benches count instructions without a server that could say so.
-    #[doc(hidden)]
+    #[cfg_attr(feature = "program", expect(dead_code, reason = "a bench has no server"))]
     pub fn suppose_accepted(&self) {
         lock(&self.proven).proof = Some((self.doubts.load(Ordering::Acquire), Proof::Accepted));
     }

@@ -36,6 +36,7 @@ impl Target {
     }
 
     /// There, as `upstream` says.
+    #[cfg_attr(feature = "program", expect(dead_code, reason = "the simulation's network"))]
     pub fn at(endpoint: Endpoint, upstream: Upstream) -> Target {
         Target { endpoint, upstream }
     }

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use nearside::cache::entry::Variant as Read;
-use nearside::cache::{Begin, Cache, FillTimes, FillToken, FlushCause, Lookup};
-use nearside::clock::LaneStamp;
-use nearside::time::Time as RealTime;
+use nearside::test_support::cache::entry::Variant as Read;
+use nearside::test_support::cache::{Begin, Cache, FillTimes, FillToken, FlushCause, Lookup};
+use nearside::test_support::clock::LaneStamp;
+use nearside::test_support::time::Time as RealTime;
 use proptest::prelude::*;
 
 use crate::cache::{Entry, Node, Token};

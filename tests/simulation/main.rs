@@ -15,7 +15,7 @@ mod world;
 use std::cell::Cell;
 use std::sync::Once;
 
-use nearside::verify::judge::{PROMISES, Violation, name};
+use nearside::test_support::verify::judge::{PROMISES, Violation, name};
 use world::{Outcome, WEATHERS};
 
 /// Seeds tried unless somebody says how many.
@@ -153,7 +153,7 @@ fn a_seed_repeats_itself() {
 /// A test that finds nothing in a proxy that breaks its rules would prove nothing.
 #[cfg(feature = "sabotage")]
 mod broken {
-    use nearside::sabotage::{Rule, in_this_thread};
+    use nearside::test_support::sabotage::{Rule, in_this_thread};
 
     use super::*;
 

@@ -9,8 +9,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use nearside::resp::{self, Cutter};
-use nearside::time::Time;
+use nearside::test_support::resp::{self, Cutter};
+use nearside::test_support::time::Time;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_local;

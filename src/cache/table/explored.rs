@@ -67,7 +67,6 @@ impl Table {
     }
 
     /// How many there are.
-    #[expect(clippy::len_without_is_empty, reason = "the cache asks for no more")]
     pub fn len(&self) -> usize {
         self.0.len()
     }
