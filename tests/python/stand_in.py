@@ -5,6 +5,7 @@ import socket
 import threading
 
 from relay import ROLES
+import contextlib
 
 
 class StandIn:
@@ -65,10 +66,8 @@ class Passage:
         except (OSError, ValueError):
             pass
         for end in (self._client, self._server):
-            try:
+            with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
     def _request(self, frame):
         raw, words = frame
@@ -83,7 +82,7 @@ class Passage:
 
     def _reply(self, frame):
         raw, value = frame
-        pushed = raw[:1] == b">" or isinstance(value, list) and value[:1] and value[0] in (b"message", b"pmessage")
+        pushed = raw[:1] == b">" or (isinstance(value, list) and value[:1] and value[0] in (b"message", b"pmessage"))
         with self._lock:
             self._client.sendall(raw)
             if not pushed and self._due:

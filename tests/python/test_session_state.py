@@ -459,7 +459,7 @@ def test_what_stands_behind_a_lost_transaction_is_done_nowhere(lab, kind):
     """More is sent than may be on its way at once. Before: when the connection was lost, the next request was done on the lane, outside
     of the transaction, in a session that was closed for it."""
     site = lab.site(kind, relayed=True, settings={"audit_one_in": 0})
-    for n in range(5):
+    for _n in range(5):
         with Connection(site.a.port) as conn:
             assert conn.pipeline([("MULTI",), ("GET", "k"), ("EXEC",)])[-1] == [None]
             assert conn.call("MULTI") == b"OK"
