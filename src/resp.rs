@@ -3,10 +3,6 @@
 //! Client requests are scanned with Redis's own tolerance and error texts (`networking.c`); replies are cut by length,
 //! iteratively, so that no depth of nesting costs stack.
 
-mod own;
-
-pub use own::{is_own, own};
-
 use std::ops::Range;
 
 use crate::numbers::{at_least_zero, difference, index};

@@ -17,6 +17,7 @@ pub mod kept;
 pub mod lanes;
 pub mod link;
 pub mod login;
+pub mod monitor;
 pub mod names;
 mod panicking;
 pub mod pauses;

@@ -17,6 +17,7 @@ use crate::shared::Shared;
 use crate::time::Time;
 use crate::upstream::connection::{Connection, Role};
 use crate::upstream::effect::Effect;
+use crate::upstream::monitor::MARK;
 
 /// How long CLIENT KILL waits until the connections are closed.
 const CLOSED_WITHIN: Duration = Duration::from_secs(1);
@@ -41,10 +42,10 @@ impl Session {
                 self.describe_itself(request, name, &["SETNAME", Role::Lane.name()], |words| &mut words.name)
             }
             (b"SETINFO", [field, word]) if field.eq_ignore_ascii_case(b"lib-name") => {
-                self.describe_itself(request, word, &["SETINFO", "LIB-NAME", ""], |words| &mut words.lib_name)
+                self.describe_itself(request, word, &["SETINFO", "LIB-NAME", MARK], |words| &mut words.lib_name)
             }
             (b"SETINFO", [field, word]) if field.eq_ignore_ascii_case(b"lib-ver") => {
-                self.describe_itself(request, word, &["SETINFO", "LIB-VER", ""], |words| &mut words.lib_ver)
+                self.describe_itself(request, word, &["SETINFO", "LIB-VER", MARK], |words| &mut words.lib_ver)
             }
             (b"INFO", []) => self.describe(request),
             (b"LIST", filters) => self.list(request, filters),
@@ -90,8 +91,8 @@ impl Session {
         }
     }
 
-    /// SETNAME and SETINFO: a word that the client says of itself. The server's verdict is on the same command, but such that
-    /// the connection by which it comes stays as it is; a word that is none the server refuses.
+    /// SETNAME and SETINFO: a word that the client says of itself. The server's verdict is on the same command, but in the proxy's
+    /// words, since the connection by which it comes is many clients'; a word that is none the server refuses.
     fn describe_itself(
         &self,
         request: &Request<'_>,
@@ -100,8 +101,9 @@ impl Session {
         field: fn(&mut Words) -> &mut String,
     ) -> Step {
         let same: Vec<&[u8]> = unchanged.iter().map(|word| word.as_bytes()).collect();
+        let client = request.arg(0).to_ascii_uppercase();
         let question =
-            if is_word(word) { resp::own(&[&[request.arg(0)], &same[..]].concat()) } else { request.buf.to_vec() };
+            if is_word(word) { resp::encode(&[&[&client[..]], &same[..]].concat()) } else { request.buf.to_vec() };
         let (client, word) = (self.client.clone(), String::from_utf8_lossy(word).into_owned());
         // A connection that the session keeps has its name.
         let kept = self.lent.as_ref().filter(|lent| lent.is_tracking()).map(|lent| ask(&lent.connection, request.buf));

@@ -95,7 +95,7 @@ async fn unblock(lane: &Connection, client_word: &[u8], client: &Arc<Client>) {
         if let Some(id) = client.upstream_id() {
             let id = id.to_string();
             let words: [&[u8]; 4] = [client_word, b"UNBLOCK", id.as_bytes(), b"ERROR"];
-            if !ask(lane, &resp::own(&words)).await.starts_with(b":") {
+            if !ask(lane, &resp::encode(&words)).await.starts_with(b":") {
                 return;
             }
         }

@@ -317,7 +317,7 @@ async fn put(node: &Node, login: Option<&Login>, question: &[u8]) -> Result<(Wir
     let work = async {
         let mut wire = Wire::connect(node).await?;
         if let Some(login) = login {
-            wire.log_in(node, login, false, Role::Dedicated.name()).await?;
+            wire.log_in(node, login, false, Role::Dedicated.name(), 0).await?;
         }
         wire.send(question).await?;
         let reply = wire.reply().await?;

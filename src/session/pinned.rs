@@ -74,20 +74,18 @@ impl Session {
     /// What the session has said of itself, as commands. The name goes with HELLO, which every user may say.
     fn names(&self) -> Vec<Vec<u8>> {
         let words = self.client.words().clone();
-        let protocol = if self.key.resp3 { "3" } else { "2" };
         let (node, table) = (&self.shared.node, self.shared.node.table.load());
-        let named = words.name.as_bytes();
-        let (hello, client) = (table.says("HELLO"), table.says("CLIENT"));
+        let client = table.says("CLIENT");
+        let library = [("LIB-NAME", &words.lib_name), ("LIB-VER", &words.lib_ver)].into_iter();
+        let library = library.filter(|(_, word)| !word.is_empty());
         let mut said = if node.without_hello.load(Ordering::Relaxed) {
-            vec![resp::own(&[client, b"SETNAME", named])]
+            vec![resp::encode(&[client, b"SETNAME", words.name.as_bytes()])]
         } else {
-            vec![resp::own(&[hello, protocol.as_bytes(), b"SETNAME", named])]
+            vec![handshake::hello(node, None, self.key.resp3, &words.name, library.clone().count())]
         };
-        for (field, word) in [("LIB-NAME", &words.lib_name), ("LIB-VER", &words.lib_ver)] {
-            if !word.is_empty() {
-                said.push(resp::own(&[client, b"SETINFO", field.as_bytes(), word.as_bytes()]));
-            }
-        }
+        said.extend(
+            library.map(|(field, word)| resp::encode(&[client, b"SETINFO", field.as_bytes(), word.as_bytes()])),
+        );
         said
     }
 
@@ -157,8 +155,8 @@ impl Session {
         // The HELLO proves anew that the session may be that.
         let key = node.own.clone();
         let own = node.own.login.attempts().into_iter().next().flatten();
-        let reset = ask(&connection, &resp::own(&["RESET"]));
-        let hello = ask(&connection, &handshake::hello(node, own.as_ref(), false, ""));
+        let reset = ask(&connection, &resp::encode(&["RESET"]));
+        let hello = ask(&connection, &handshake::hello(node, own.as_ref(), false, "", 0));
         Some(Step::Stall(Stall::For(Box::pin(async move {
             let (reset, hello) = (reset.await, hello.await);
             if hello.starts_with(b"-") {

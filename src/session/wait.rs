@@ -34,7 +34,7 @@ const REFUSED: &str = "nearside: WAIT here would not count writes of this sessio
 /// SPUBLISH on this process's own channel. (Always the same: ACL LOG tells refusals of one channel only once a minute.)
 static MARK: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let channel = format!("nearside:wait:{:016x}", crate::chance::uniform().to_bits());
-    resp::own(&["SPUBLISH", &channel, ""])
+    resp::encode(&["SPUBLISH", &channel, ""])
 });
 
 /// The command that makes the next WAIT on its connection count every write so far, where one is needed.

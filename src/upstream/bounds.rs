@@ -79,8 +79,8 @@ fn limits_normal(classes: &str) -> bool {
 /// Asks the server and takes in what it says. False: our user may not ask.
 pub async fn ask(wire: &mut Wire, bounds: &Bounds) -> io::Result<bool> {
     wire.quiet().await?;
-    let mut questions = resp::own(&["CONFIG", "GET", "proto-max-bulk-len"]);
-    questions.extend(resp::own(&["CONFIG", "GET", "*client*"]));
+    let mut questions = resp::encode(&["CONFIG", "GET", "proto-max-bulk-len"]);
+    questions.extend(resp::encode(&["CONFIG", "GET", "*client*"]));
     wire.send(&questions).await?;
     let mut settings = Vec::new();
     let mut told = true;

@@ -42,7 +42,7 @@ use super::handshake::{self, Opened, Refusal, Wire};
 use super::lanes::{Berth, Lanes};
 use super::login::SHUT_OUT;
 use super::rights::{self, Rights};
-use super::{ConnectionKey, Node, panicking};
+use super::{ConnectionKey, Node, monitor, panicking};
 use crate::buffer::{LARGE, OutBuf};
 use crate::bypass::Bypass;
 use crate::cache::Cache;
@@ -56,8 +56,11 @@ use crate::sabotage::{self, Rule};
 use crate::time::Time;
 use crate::transport::Stream;
 
-/// Spelled as [`resp::own`] does.
-const PING: &[u8] = b"*1\r\n$4\r\npING\r\n";
+/// With an argument that no client gives it ([`monitor::MARK`]), and the answer.
+const PING: [&[u8]; 2] = [b"*2\r\n$4\r\nPING\r\n$8\r\nnearside\r\n", b"$8\r\nnearside\r\n"];
+/// The same before a question about the fields of a hash ([`monitor::QUESTION`]).
+const PING_AND_ASK: [&[u8]; 2] = [b"*2\r\n$4\r\nPING\r\n$17\r\nnearside:question\r\n", b"$17\r\nnearside:question\r\n"];
+/// What some servers answer whatever the argument is.
 const PONG: &[u8] = b"+PONG\r\n";
 /// For how long reads of a session go alone of which one was on a lane that the server has ended.
 const SUSPECTED: Duration = Duration::from_secs(60);
@@ -110,8 +113,8 @@ pub enum Raw {
     /// besides whether the server has done one, and flushes if it has.
     Swapping,
     /// MONITOR: the server lets such a connection touch no key. (A barrier's own PING would show up in it, and want a
-    /// barrier, without end.) What proxies say for themselves is left out. Once the session has said what changes rights, a
-    /// reply waits for a look, and what comes behind it waits too.
+    /// barrier, without end.) What proxies say for themselves is left out ([`monitor`]). Once the session has said what changes
+    /// rights, a reply waits for a look, and what comes behind it waits too.
     Watching,
 }
 
@@ -142,8 +145,8 @@ pub enum Expect {
         /// Filled with the verdict.
         place: Place,
     },
-    /// A lane's own PING.
-    Ping,
+    /// A lane's own PING, which has this answer.
+    Ping(&'static [u8]),
     /// CLIENT TRACKING for this generation of the link.
     Arm(u64),
 }
@@ -218,6 +221,8 @@ struct Shared {
     /// Everything that comes is passed on as it is (MONITOR, CLIENT REPLY …).
     raw: Option<Raw>,
     raw_sent: Time,
+    /// MONITOR: what is known of those whose commands are shown.
+    lines: Option<Box<monitor::Lines>>,
     raw_queue: VecDeque<(Time, Bytes)>,
     /// The session has said what changes rights though it watches.
     heeds: bool,
@@ -273,6 +278,7 @@ impl Connection {
             confirms: 0,
             raw: None,
             raw_sent: Time::ZERO,
+            lines: None,
             raw_queue: VecDeque::new(),
             heeds: false,
             raw_waiting: 0,
@@ -576,7 +582,7 @@ impl Shared {
 
     /// Nothing but what it has asked for itself.
     fn awaits_nothing(&self) -> bool {
-        self.awaited.iter().all(|item| matches!(item.expect, Expect::Ping | Expect::Arm(_)))
+        self.awaited.iter().all(|item| matches!(item.expect, Expect::Ping(_) | Expect::Arm(_)))
     }
 
     /// Bytes handed to the socket so far.
@@ -604,7 +610,7 @@ fn fail(expect: Expect, error: &Bytes, sent: bool, node: &Node, now: Time) {
         }
         Expect::Fill(mut fill) => fill.place.take(),
         Expect::Confirm { place, .. } | Expect::Monitor { place } => Some(place),
-        Expect::Ping | Expect::Arm(_) => None,
+        Expect::Ping(_) | Expect::Arm(_) => None,
     };
     match place {
         Some(place) if error == SHUT_OUT => place.sever(),
@@ -878,8 +884,12 @@ impl Connection {
         ticks: &mut tokio::time::Interval,
     ) -> io::Result<()> {
         self.attend(cx);
+        let told = self.shared.borrow_mut().lines.as_mut().is_some_and(|lines| lines.go_on());
+        if told && let Some(e) = self.take_replies(input, cutter) {
+            return Err(e);
+        }
         let mut reads = 0;
-        while self.shared.borrow().raw_waiting <= RAW_SOFT {
+        while self.takes_more() {
             match stream.poll_more(cx, input, cutter.need()) {
                 Poll::Pending => break,
                 Poll::Ready(Ok(0)) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the server")),
@@ -919,6 +929,17 @@ impl Connection {
         Ok(())
     }
 
+    /// Whether more is read; what waits for long waits at the server.
+    fn takes_more(&self) -> bool {
+        let shared = self.shared.borrow();
+        shared.raw_waiting <= RAW_SOFT && shared.lines.as_ref().is_none_or(|lines| !lines.wait())
+    }
+
+    /// Whether the server's lines wait until it is known whose are to be left out.
+    fn lines_wait(&self) -> bool {
+        self.shared.borrow().lines.as_ref().is_some_and(|lines| lines.wait())
+    }
+
     /// Registers to be woken, and sends the PING that somebody waits for.
     fn attend(&self, cx: &mut Context<'_>) {
         let mut shared = self.shared.borrow_mut();
@@ -930,7 +951,7 @@ impl Connection {
             self.node.coherence.register_lane(stamp, cx.waker());
             let wanted = self.node.coherence.cache.clocks.lane_wanted(stamp);
             if wanted > shared.last_ping && shared.pings < PINGS {
-                shared.ping();
+                shared.ping(PING);
                 // Sessions of other threads are answered from what it has filled.
                 self.touch(wanted);
             }
@@ -952,7 +973,7 @@ impl Connection {
             // What was never armed has filled nothing that would want a clock, and its user perhaps may not say PING.
             let quiet = now.since(self.used()) > QUIET_AFTER && !self.is_home();
             if shared.armed != 0 && shared.pings == 0 && !quiet {
-                shared.ping();
+                shared.ping(PING);
             }
             if !shared.arming {
                 self.arm(&mut shared, now);
@@ -996,9 +1017,13 @@ impl Connection {
             (0..AHEAD.min(input.len() / SHORTEST_REPLY)).for_each(|n| shared.prefetch(n, &self.node.coherence.cache));
             shared.raw
         };
-        if raw.is_some_and(|raw| raw != Raw::Watching) {
-            self.pass_on(input.split().freeze(), now);
-            return None;
+        match raw {
+            Some(Raw::Watching) if self.lines_wait() => return None,
+            None | Some(Raw::Watching) => {}
+            Some(_) => {
+                self.pass_on(input.split().freeze(), now);
+                return None;
+            }
         }
         let mut answered = None;
         let mut done = 0;
@@ -1014,6 +1039,8 @@ impl Connection {
                     };
                     match told {
                         Ok(sent) => answered = sent.or(answered),
+                        // What is behind it waits.
+                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => break None,
                         Err(e) => break Some(e),
                     }
                 }
@@ -1033,7 +1060,8 @@ impl Connection {
         let bytes = frame.as_slice();
         let mut shared = self.shared.borrow_mut();
         if shared.raw == Some(Raw::Watching) {
-            if let Some(session) = shared.session.clone().filter(|_| !resp::is_own(bytes)) {
+            let hidden = shared.lines.as_mut().is_some_and(|lines| lines.hide(bytes, &self.node.table.load()));
+            if let Some(session) = shared.session.clone().filter(|_| !hidden) {
                 let waits = shared.heeds && (!is_told(bytes) || !shared.raw_queue.is_empty());
                 drop(shared);
                 if waits { self.pass_on(frame.into_bytes(), now) } else { session.push(frame) }
@@ -1084,6 +1112,7 @@ impl Connection {
                 let item = shared.awaited.pop_front();
                 shared.prefetch(AHEAD - 1, &self.node.coherence.cache);
                 if let (Then::Ask(question), Some(item)) = (then, item) {
+                    shared.ping(PING_AND_ASK);
                     shared.own(&question, item.expect, now);
                 }
             }
@@ -1103,18 +1132,37 @@ impl Connection {
                 place.deliver(frame, now);
             }
             Expect::Monitor { place } => {
-                if bytes == b"+OK\r\n" {
+                let watching = bytes == b"+OK\r\n";
+                if watching {
                     shared.raw = Some(Raw::Watching);
+                    shared.lines = Some(Box::default());
                 }
                 drop(shared);
                 place.deliver(frame, now);
+                if watching {
+                    self.learn_proxies();
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
             }
-            Expect::Ping => shared.note_ping(bytes),
+            Expect::Ping(_) => shared.note_ping(bytes),
             Expect::Arm(generation) => shared.note_arming(generation, bytes),
             // dealt with above
             Expect::Fill(_) => {}
         }
         Ok(proven)
+    }
+
+    /// MONITOR has begun: CLIENT LIST is asked whose lines are to be left out. Until then they wait.
+    fn learn_proxies(self: &Rc<Self>) {
+        let connection = self.clone();
+        panicking::beside(self, async move {
+            let list = monitor::list(&connection.node).await;
+            let mut shared = connection.shared.borrow_mut();
+            if let Some(lines) = &mut shared.lines {
+                lines.know(list);
+            }
+            shared.wake();
+        });
     }
 
     /// Rule 2: first the cache, then the client.
@@ -1208,7 +1256,11 @@ impl Expect {
             Expect::Fill(fill) => fill.allows(bytes),
             Expect::Confirm { .. } => is_error(bytes),
             // A server has other words for why it does not answer PING.
-            Expect::Ping => bytes == PONG || is_error(bytes) && (!bytes.starts_with(b"-ERR ") || is_unknown(bytes)),
+            Expect::Ping(pong) => {
+                bytes == *pong
+                    || bytes == PONG
+                    || is_error(bytes) && (!bytes.starts_with(b"-ERR ") || is_unknown(bytes))
+            }
             Expect::Arm(_) => bytes == b"+OK\r\n" || is_error(bytes),
         }
     }
@@ -1218,7 +1270,7 @@ impl Expect {
     fn is_prompt(&self) -> bool {
         match self {
             Expect::Reply { effect, .. } => !effect.may_write(),
-            Expect::Fill(_) | Expect::Ping | Expect::Arm(_) => true,
+            Expect::Fill(_) | Expect::Ping(_) | Expect::Arm(_) => true,
             Expect::Confirm { .. } | Expect::Monitor { .. } => false,
         }
     }
@@ -1292,11 +1344,11 @@ impl Shared {
         self.heed_refusal(pong);
     }
 
-    fn ping(&mut self) {
+    fn ping(&mut self, [ping, pong]: [&'static [u8]; 2]) {
         let now = Time::now();
         self.pings += 1;
         self.last_ping = now;
-        self.own(PING, Expect::Ping, now);
+        self.own(ping, Expect::Ping(pong), now);
     }
 
     /// Tells the pushes that came behind so many held replies, in their order.

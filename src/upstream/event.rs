@@ -1,5 +1,6 @@
 //! The messages of the link: which keys have changed, and which PING is answered.
 
+use super::monitor::MARK;
 use super::probe::CHANNEL;
 use crate::resp;
 use crate::time::Time;
@@ -58,7 +59,8 @@ impl Event<'_> {
     }
 
     fn pong(payload: &[u8]) -> Option<Event<'static>> {
-        Some(Event::Pong(Time(u64::try_from(resp::parse_i64(payload)?).ok()?)))
+        let sent = payload.strip_prefix(MARK.as_bytes())?.strip_prefix(b":")?;
+        Some(Event::Pong(Time(u64::try_from(resp::parse_i64(sent)?).ok()?)))
     }
 
     fn payload(payload: &[u8]) -> Event<'_> {
@@ -100,19 +102,32 @@ mod tests {
             Some(Event::Keys(b"$1\r\nx\r\n")),
             "published by anybody"
         );
-        assert_eq!(Event::parse(b"*2\r\n$4\r\npong\r\n$2\r\n17\r\n"), Some(Event::Pong(Time(17))));
+        assert_eq!(Event::parse(b"*2\r\n$4\r\npong\r\n$11\r\nnearside:17\r\n"), Some(Event::Pong(Time(17))));
         assert_eq!(Event::parse(b"-BUSY Redis is busy\r\n"), Some(Event::NoPong));
         assert_eq!(Event::parse(b"+PONG\r\n"), None, "which PING this answers, nobody can tell");
     }
 
     #[test]
     fn a_pong_carries_what_was_sent_in_every_shape() {
-        let shapes =
-            ["*2\r\n$4\r\npong\r\n$2\r\n17\r\n", "$2\r\n17\r\n", "+17\r\n", ">2\r\n$4\r\nPONG\r\n$2\r\n17\r\n"];
+        let shapes = [
+            "*2\r\n$4\r\npong\r\n$11\r\nnearside:17\r\n",
+            "$11\r\nnearside:17\r\n",
+            "+nearside:17\r\n",
+            ">2\r\n$4\r\nPONG\r\n$11\r\nnearside:17\r\n",
+        ];
         for shape in shapes {
             assert_eq!(Event::parse(shape.as_bytes()), Some(Event::Pong(Time(17))), "{shape:?}");
         }
-        for nothing in ["*2\r\n$4\r\npong\r\n$0\r\n\r\n", "+\r\n", "$-1\r\n", "+OK\r\n", ":17\r\n"] {
+        for nothing in [
+            "*2\r\n$4\r\npong\r\n$0\r\n\r\n",
+            "+\r\n",
+            "$-1\r\n",
+            "+OK\r\n",
+            ":17\r\n",
+            "+17\r\n",
+            "+nearside:\r\n",
+            "+nearside17\r\n",
+        ] {
             assert_eq!(Event::parse(nothing.as_bytes()), None, "{nothing:?}");
         }
     }
@@ -126,7 +141,7 @@ mod tests {
         };
         assert_eq!(parse(&push("*1\r\n$1\r\na\r\n")), "$1\r\na\r\n");
         assert_eq!(parse(&push("_\r\n")), "Some(Everything)");
-        assert_eq!(parse("$2\r\n17\r\n"), "Some(Pong(Time(17)))");
+        assert_eq!(parse("$11\r\nnearside:17\r\n"), "Some(Pong(Time(17)))");
         assert_eq!(parse("!4\r\nBUSY\r\n"), "Some(NoPong)");
         assert_eq!(parse("+OK\r\n"), "None");
     }

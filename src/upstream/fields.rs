@@ -43,7 +43,7 @@ pub fn next(request: &[u8], key: &[u8], reply: &[u8]) -> Next {
         return Next::TooMany;
     }
     if each == 1 && !name.eq_ignore_ascii_case(b"HKEYS") {
-        return Next::Names(resp::own(&[&b"HKEYS"[..], key]), count);
+        return Next::Names(resp::encode(&[&b"HKEYS"[..], key]), count);
     }
     ends(key, reply, count, each).map_or(Next::Unclear, |question| Next::Ends(question, count))
 }
@@ -60,7 +60,7 @@ pub fn ends(key: &[u8], reply: &[u8], count: usize, each: usize) -> Option<Vec<u
         }
         rest = next;
     }
-    (args.len() == 4 + count).then(|| resp::own(&args))
+    (args.len() == 4 + count).then(|| resp::encode(&args))
 }
 
 /// The question when the fields end that the request itself names.
@@ -68,7 +68,7 @@ pub fn named(request: &[u8], key: &Range<usize>, fields: &[Range<usize>]) -> Vec
     let count = fields.len().to_string();
     let mut args = vec![b"HPEXPIRETIME".as_slice(), &request[key.clone()], b"FIELDS", count.as_bytes()];
     args.extend(fields.iter().map(|r| &request[r.clone()]));
-    resp::own(&args)
+    resp::encode(&args)
 }
 
 fn count(reply: &[u8]) -> Option<usize> {
@@ -146,20 +146,20 @@ mod tests {
         let asked = |command: &str, reply: &[u8]| next(&resp::encode(&[command, "h"]), b"h", reply);
         let ends_of = |fields: &[&str]| {
             let count = fields.len().to_string();
-            resp::own(&[&["HPEXPIRETIME", "h", "FIELDS", &count], fields].concat())
+            resp::encode(&[&["HPEXPIRETIME", "h", "FIELDS", &count], fields].concat())
         };
         let two = b"*2\r\n$1\r\na\r\n$1\r\nb\r\n";
         assert_eq!(asked("HKEYS", two), Next::Ends(ends_of(&["a", "b"]), 2));
         assert_eq!(asked("hgetall", two), Next::Ends(ends_of(&["a"]), 1));
         assert_eq!(asked("HGETALL", b"%1\r\n$1\r\na\r\n$1\r\nb\r\n"), Next::Ends(ends_of(&["a"]), 1), "RESP3");
-        assert_eq!(asked("HVALS", two), Next::Names(resp::own(&["HKEYS", "h"]), 2));
-        assert_eq!(asked("HLEN", b":2\r\n"), Next::Names(resp::own(&["HKEYS", "h"]), 2));
+        assert_eq!(asked("HVALS", two), Next::Names(resp::encode(&["HKEYS", "h"]), 2));
+        assert_eq!(asked("HLEN", b":2\r\n"), Next::Names(resp::encode(&["HKEYS", "h"]), 2));
         assert_eq!(ends(b"h", two, 2, 1), Some(ends_of(&["a", "b"])));
         assert_eq!(ends(b"h", two, 3, 1), None, "one has ended, or counted though it had");
         for empty in [("HLEN", &b":0\r\n"[..]), ("HGETALL", b"*0\r\n"), ("HGETALL", b"%0\r\n")] {
             assert_eq!(asked(empty.0, empty.1), Next::Nothing);
         }
-        assert_eq!(asked("HLEN", b":256\r\n"), Next::Names(resp::own(&["HKEYS", "h"]), MAX_FIELDS));
+        assert_eq!(asked("HLEN", b":256\r\n"), Next::Names(resp::encode(&["HKEYS", "h"]), MAX_FIELDS));
         assert_eq!(asked("HLEN", b":257\r\n"), Next::TooMany);
         assert_eq!(asked("HLEN", b":-5\r\n"), Next::Unclear);
         assert_eq!(asked("HKEYS", b"*1\r\n:1\r\n"), Next::Unclear);

@@ -21,10 +21,10 @@ use crate::resp;
 use crate::sabotage::{self, Rule};
 use crate::time::Time;
 
-// Spelled as `resp::own` does.
-const CACHING: &[u8] = b"*3\r\n$6\r\ncLIENT\r\n$7\r\nCACHING\r\n$3\r\nYES\r\n";
-const PTTL: &[u8] = b"*2\r\n$4\r\npTTL\r\n";
-const INFO_KEYSPACE: &[u8] = b"*2\r\n$4\r\niNFO\r\n$8\r\nkeyspace\r\n";
+const CACHING: &[u8] = b"*3\r\n$6\r\nCLIENT\r\n$7\r\nCACHING\r\n$3\r\nYES\r\n";
+const PTTL: &[u8] = b"*2\r\n$4\r\nPTTL\r\n";
+/// The section twice, as no client says it: MONITOR through a proxy shows those of clients ([`super::monitor`]).
+const INFO_KEYSPACE: &[u8] = b"*3\r\n$4\r\nINFO\r\n$8\r\nkeyspace\r\n$8\r\nkeyspace\r\n";
 
 /// One key of the read, and the right to store what is said of it.
 pub struct FillKey {

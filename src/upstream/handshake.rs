@@ -78,7 +78,7 @@ pub const NOAUTH: &[u8] = b"-NOAUTH Authentication required.\r\n";
 /// CLIENT TRACKING towards the link.
 pub fn track(client_id: i64) -> Vec<u8> {
     let id = client_id.to_string();
-    resp::own(&["CLIENT", "TRACKING", "ON", "REDIRECT", &id, "OPTIN"])
+    resp::encode(&["CLIENT", "TRACKING", "ON", "REDIRECT", &id, "OPTIN"])
 }
 
 /// Whether an error says that there is no answer now, or to nobody, whatever the question was.
@@ -96,16 +96,17 @@ fn is_without_hello(reply: &[u8], logs_in: bool) -> bool {
 
 /// HELLO, with AUTH if there are credentials, and the name that the server's CLIENT LIST shows. (To ask for the name by
 /// itself, or for the number that HELLO's reply gives, wants rights that a user may not have; and each refusal is noted in
-/// the server's ACL LOG.)
-pub fn hello(node: &Node, creds: Option<&(Vec<u8>, Vec<u8>)>, resp3: bool, name: &str) -> Vec<u8> {
+/// the server's ACL LOG.) `then`: how many SELECT and CLIENT SETINFO of the proxy's own follow at once, for [`super::monitor`].
+pub fn hello(node: &Node, creds: Option<&(Vec<u8>, Vec<u8>)>, resp3: bool, name: &str, then: usize) -> Vec<u8> {
     let table = node.table.load();
     let mut args: Vec<&[u8]> = vec![table.says("HELLO"), if resp3 { b"3" } else { b"2" }];
     if let Some((user, password)) = creds {
         args.extend([b"AUTH".as_slice(), user, password]);
     }
     // The server keeps the last name; a proxy passes all of them on.
-    args.extend([b"SETNAME".as_slice(), OWN_MARK.as_bytes(), b"SETNAME", name.as_bytes()]);
-    resp::own(&args)
+    let mark = if then == 0 { OWN_MARK.clone() } else { format!("{}+{then}", *OWN_MARK) };
+    args.extend([b"SETNAME".as_slice(), mark.as_bytes(), b"SETNAME", name.as_bytes()]);
+    resp::encode(&args)
 }
 
 /// By which this process knows its own handshakes when they come back to it.
@@ -114,6 +115,18 @@ static OWN_MARK: LazyLock<String> = LazyLock::new(|| {
     format!("{MARK}{:016x}{:016x}", random(), random())
 });
 const MARK: &str = "nearside:";
+const MARK_DIGITS: usize = 32;
+
+/// Whether this is the mark of any proxy: how many commands it announces.
+pub fn announced(name: &[u8]) -> Option<u32> {
+    let (digits, then) = name.strip_prefix(MARK.as_bytes())?.split_at_checked(MARK_DIGITS)?;
+    digits.iter().all(u8::is_ascii_hexdigit).then_some(())?;
+    match then {
+        [] => Some(0),
+        [b'+', number @ ..] => u32::try_from(resp::parse_i64(number)?).ok(),
+        _ => None,
+    }
+}
 
 /// How the reply to such a handshake begins.
 const RING: &str = "-ERR nearside: a ring of proxies: ";
@@ -217,11 +230,11 @@ async fn greet(
     wire.stream.give_up_after(node.upstream_timeout)?;
     let asked = Time::now();
     if let Some(login) = selector {
-        wire.log_in(node, login, false, role.name()).await?;
+        wire.log_in(node, login, false, role.name(), 1).await?;
         wire.select(node, key.db).await?;
     }
-    let hello = wire.log_in(node, &key.login, key.resp3, role.name()).await?;
     let db = if selector.is_some() { 0 } else { key.db };
+    let hello = wire.log_in(node, &key.login, key.resp3, role.name(), usize::from(db != 0)).await?;
     arm(node, wire, hello, rights, db, asked).await
 }
 
@@ -236,7 +249,7 @@ pub async fn take_over(
     let rights = if role == Role::Lane { rights::of(node, key).await } else { Rights::NONE };
     wire.stream.give_up_after(node.upstream_timeout)?;
     let asked = Time::now();
-    let hello = wire.introduce(node, None, key.resp3, role.name()).await?;
+    let hello = wire.introduce(node, None, key.resp3, role.name(), usize::from(db != key.db)).await?;
     if !is_hello(&hello) {
         // It is not what it was: RESET, or a server that has changed.
         return Err(out_of_turn(&hello).into());
@@ -298,7 +311,7 @@ fn accepted(reply: &[u8]) -> io::Result<bool> {
 }
 
 fn selecting(node: &Node, db: u32) -> Vec<u8> {
-    resp::own(&[node.table.load().says("SELECT"), db.to_string().as_bytes()])
+    resp::encode(&[node.table.load().says("SELECT"), db.to_string().as_bytes()])
 }
 
 /// A socket used one question at a time, before (or instead of) being shared.
@@ -319,7 +332,7 @@ impl Wire {
     /// Says who we are, whatever comes of it; the reply to HELLO, or what stands for it.
     pub async fn greet(&mut self, node: &Node, key: &ConnectionKey, name: &str) -> io::Result<Bytes> {
         let attempts = key.login.attempts();
-        let reply = self.introduce(node, attempts.first().and_then(Option::as_ref), key.resp3, name).await?;
+        let reply = self.introduce(node, attempts.first().and_then(Option::as_ref), key.resp3, name, 0).await?;
         if reply[0] == b'-' || is_hello(&reply) { Ok(reply) } else { Err(out_of_turn(&reply)) }
     }
 
@@ -331,9 +344,10 @@ impl Wire {
         creds: Option<&(Vec<u8>, Vec<u8>)>,
         resp3: bool,
         name: &str,
+        then: usize,
     ) -> io::Result<Bytes> {
         if resp3 || !node.without_hello.load(Ordering::Relaxed) {
-            self.send(&hello(node, creds, resp3, name)).await?;
+            self.send(&hello(node, creds, resp3, name, then)).await?;
             let reply = self.reply().await?;
             if resp3 || !is_without_hello(&reply, creds.is_some()) {
                 return Ok(reply);
@@ -377,11 +391,18 @@ impl Wire {
     }
 
     /// Becomes this login, by whichever of its passwords the server takes. Nothing else is sent with it: Redis 7.2 to 8.x may
-    /// leave a refused login without a reply if other commands stand behind it (redis#15640).
-    pub async fn log_in(&mut self, node: &Node, login: &Login, resp3: bool, name: &str) -> Result<Bytes, Refusal> {
+    /// leave a refused login without a reply if other commands stand behind it (redis#15640). `then`: see [`hello`].
+    pub async fn log_in(
+        &mut self,
+        node: &Node,
+        login: &Login,
+        resp3: bool,
+        name: &str,
+        then: usize,
+    ) -> Result<Bytes, Refusal> {
         let mut refusal = Bytes::from_static(NOAUTH);
         for creds in login.attempts() {
-            let reply = self.introduce(node, creds.as_ref(), resp3, name).await?;
+            let reply = self.introduce(node, creds.as_ref(), resp3, name, then).await?;
             if is_hello(&reply) {
                 if let Some((_, password)) = &creds {
                     login.accepted(password);
@@ -432,7 +453,7 @@ impl Wire {
 
     /// Asks one question of the proxy's own.
     pub async fn ask<A: AsRef<[u8]>>(&mut self, args: &[A]) -> io::Result<Bytes> {
-        self.send(&resp::own(args)).await?;
+        self.send(&resp::encode(args)).await?;
         self.reply().await
     }
 }

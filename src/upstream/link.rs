@@ -19,6 +19,7 @@ use std::time::Duration;
 use super::acl::Seen;
 use super::event::Event;
 use super::handshake::{Refusal, Wire, id_of, is_ring};
+use super::monitor::MARK;
 use super::probe::{self, CHANNEL, Ears};
 use super::{Node, names, watch};
 use crate::buffer::OutBuf;
@@ -419,7 +420,7 @@ impl Link {
     fn ping(&mut self) {
         let now = Time::now();
         self.pings.send(now);
-        self.out.push(&resp::own(&["PING", &now.0.to_string()]));
+        self.out.push(&resp::encode(&["PING", &format!("{MARK}:{}", now.0)]));
     }
 
     /// Applies what has come, in order.

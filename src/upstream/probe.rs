@@ -5,14 +5,15 @@
 use bytes::Bytes;
 
 use super::Node;
-use super::handshake::{Refusal, Wire, is_passing};
+use super::handshake::{self, Refusal, Wire, is_passing};
 use crate::coherence::standing::Mode;
 use crate::config::Invalidation;
 use crate::resp;
 
 /// Where RESP2 connections hear of changed keys.
 pub const CHANNEL: &str = "__redis__:invalidate";
-const NOTIFICATIONS: &str = "__keyspace@*__:*";
+/// What is told of changed keys where the server is configured to notify.
+pub const NOTIFICATIONS: &str = "__keyspace@*__:*";
 /// Without one of these in `notify-keyspace-events`, some changes are not told of; `A` stands for all of them.
 const NEEDED: &str = "g$lshzxet";
 
@@ -33,11 +34,11 @@ pub async fn listen(node: &Node, wire: &mut Wire, id: i64) -> Verdict<Ears> {
     Ok(match node.invalidation {
         Invalidation::Off => Err("invalidation = \"off\"".into()),
         Invalidation::Tracked => tracked(wire, id).await?,
-        Invalidation::Broadcast => broadcast(wire, id, &node.prefixes).await?,
+        Invalidation::Broadcast => broadcast(node, wire, id).await?,
         Invalidation::Keyspace => keyspace(wire).await?,
         Invalidation::Auto => match tracked(wire, id).await? {
             Ok(ears) => Ok(ears),
-            Err(why) => broadcast(wire, id, &node.prefixes).await?.map_err(|other| format!("{why}; {other}")),
+            Err(why) => broadcast(node, wire, id).await?.map_err(|other| format!("{why}; {other}")),
         },
     })
 }
@@ -61,7 +62,7 @@ async fn tracked(wire: &mut Wire, id: i64) -> Verdict<Ears> {
 }
 
 /// By messages to itself, so that the server's limit for subscribers holds; else by pushes, for servers without REDIRECT.
-async fn broadcast(wire: &mut Wire, id: i64, prefixes: &[String]) -> Verdict<Ears> {
+async fn broadcast(node: &Node, wire: &mut Wire, id: i64) -> Verdict<Ears> {
     let number = id.to_string();
     let command = |redirect: bool| {
         let mut words = vec!["CLIENT", "TRACKING", "ON"];
@@ -69,7 +70,7 @@ async fn broadcast(wire: &mut Wire, id: i64, prefixes: &[String]) -> Verdict<Ear
             words.extend(["REDIRECT", &number]);
         }
         words.push("BCAST");
-        prefixes.iter().for_each(|p| words.extend(["PREFIX", p]));
+        node.prefixes.iter().for_each(|p| words.extend(["PREFIX", p]));
         resp::encode(&words)
     };
     wire.send(&command(true)).await?;
@@ -80,7 +81,8 @@ async fn broadcast(wire: &mut Wire, id: i64, prefixes: &[String]) -> Verdict<Ear
         },
         Err(why) => why,
     };
-    if accepted(wire, &["HELLO", "3"]).await?.is_ok() {
+    wire.send(&handshake::hello(node, None, true, "nearside-link", 0)).await?;
+    if judge("HELLO 3", &wire.reply().await?)?.is_ok() {
         wire.send(&command(false)).await?;
         if judge("CLIENT TRACKING ON BCAST", &wire.reply().await?)?.is_ok() {
             return Ok(Ok(Ears { mode: Mode::Broadcast }));

@@ -91,7 +91,7 @@ async fn ask(node: &Node, user: &[u8], mode: Mode) -> std::io::Result<[bool; 4]>
     let mut request = Vec::new();
     for command in fill.iter().chain(fields) {
         let dryrun = [b"ACL".as_slice(), b"DRYRUN", user].into_iter();
-        request.extend(resp::own(&dryrun.chain(command.iter().map(|arg| arg.as_bytes())).collect::<Vec<_>>()));
+        request.extend(resp::encode(&dryrun.chain(command.iter().map(|arg| arg.as_bytes())).collect::<Vec<_>>()));
     }
     wire.send(&request).await?;
     let mut may = [true; 4];

@@ -264,14 +264,14 @@ async fn watch(node: &Node, last: &mut Option<Look>, bounds: &mut Asked, failure
 /// One look, on a connection that is not subscribed. Refused if the server cannot answer now: half a look is none.
 pub async fn look(wire: &mut Wire, node: &Node) -> Result<Look, Refusal> {
     let keyspace = node.invalidation == Invalidation::Keyspace;
-    let mut questions = resp::own(&["INFO", "commandstats"]);
-    questions.extend(resp::own(&["INFO", "replication"]));
-    questions.extend(resp::own(&["ACL", "LIST"]));
-    questions.extend(resp::own(&["TIME"]));
+    let mut questions = resp::encode(&["INFO", "commandstats"]);
+    questions.extend(resp::encode(&["INFO", "replication"]));
+    questions.extend(resp::encode(&["ACL", "LIST"]));
+    questions.extend(resp::encode(&["TIME"]));
     if keyspace {
-        questions.extend(resp::own(&["CONFIG", "GET", "notify-keyspace-events"]));
+        questions.extend(resp::encode(&["CONFIG", "GET", "notify-keyspace-events"]));
     }
-    questions.extend(resp::own(&["INFO", "memory"]));
+    questions.extend(resp::encode(&["INFO", "memory"]));
     wire.quiet().await?;
     let sent = Time::now();
     wire.send(&questions).await?;

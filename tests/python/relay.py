@@ -9,7 +9,8 @@ import time
 import contextlib
 
 CHUNK = 65536
-ROLES = {b"nearside-link": "link", b"nearside-lane": "lane", b"nearside-watch": "watch", b"nearside-rights": "rights", b"nearside-names": "names", b"nearside-dedicated": "dedicated"}
+NAMES = ("link", "lane", "watch", "rights", "names", "dedicated", "monitor")
+ROLES = {f"nearside-{role}".encode(): role for role in NAMES}
 
 
 class Weather:
