@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::cache::entry::Node;
+use crate::cache::entry::CachedReply;
 use crate::cache::{Cache, Lookup, Need};
 use crate::coherence::Coherence;
 use crate::config::Level;
@@ -63,7 +63,7 @@ pub struct Before {
 
 /// What a hit has told of one key.
 pub struct Told {
-    node: Node,
+    node: CachedReply,
     /// Known before anything is read again: then a reply that differs is no newer one.
     broken: Option<&'static str>,
 }
@@ -185,7 +185,7 @@ impl Audit {
 
 impl Told {
     /// To be called right after the hit, with what [`Audit::before`] said before it.
-    pub fn new(node: Node, before: &Before, cache: &Cache) -> Told {
+    pub fn new(node: CachedReply, before: &Before, cache: &Cache) -> Told {
         let broken = broken_rule(&node, before, cache);
         Told { node, broken }
     }
@@ -199,7 +199,7 @@ impl Told {
             return Err(());
         }
         let (variant, cache) = (self.node.variant(), &coherence.cache);
-        Ok(match cache.lookup(cache.hash(variant.key), &variant, Time::now(), read, Node::seq) {
+        Ok(match cache.lookup(cache.hash(variant.key), &variant, Time::now(), read, CachedReply::seq) {
             Lookup::Hit(seq) if seq == self.node.seq() => Some("no change was reported"),
             _ => None,
         })
@@ -207,7 +207,7 @@ impl Told {
 }
 
 /// The rule that a hit has broken, if that can be seen right after it.
-fn broken_rule(node: &Node, before: &Before, cache: &Cache) -> Option<&'static str> {
+fn broken_rule(node: &CachedReply, before: &Before, cache: &Cache) -> Option<&'static str> {
     let overtaken = |begun: u32| begun.wrapping_sub(node.seq()).cast_signed() > 0;
     if before.written.is_some_and(overtaken) {
         return Some("a write through this proxy was acknowledged before");
@@ -345,7 +345,7 @@ mod tests {
         fn told(&self, watermark: Time, meanwhile: impl FnOnce()) -> Told {
             let cache = &self.coherence.cache;
             let before = self.audit.before(cache, cache.hash(b"k"), watermark);
-            let found = cache.lookup(cache.hash(b"k"), &GET, Time::now(), Time::ZERO, Node::clone);
+            let found = cache.lookup(cache.hash(b"k"), &GET, Time::now(), Time::ZERO, CachedReply::clone);
             let Lookup::Hit(node) = found else { panic!("it is cached") };
             meanwhile();
             Told::new(node, &before, cache)

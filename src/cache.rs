@@ -11,114 +11,46 @@
 //!    past the cache, a fill that could not be stored, a reply that was evicted) leaves its time in *told*: entries
 //!    there, and fills sent before it, must then be proven fresh as of that time.
 //!
-//! Revisions and told times are kept in fixed tables by hash. A collision revokes a fill that was innocent, or makes a
-//! hit wait for a PING: it costs time, never truth.
+//! Files: [`entry`] (the replies of one key), [`table`] (where entries stand), `doubt` (revisions and told times), `budget`, [`eviction`] and
+//! [`fifo`] (which replies go), [`flight`] (who waits for a read), [`events`] and `stats` (what happened).
 
+mod budget;
+mod doubt;
 pub mod entry;
 pub mod events;
 pub mod eviction;
 pub mod fifo;
 pub mod flight;
+mod stats;
 #[cfg_attr(feature = "shuttle", path = "cache/table/explored.rs")]
 pub mod table;
 
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
-use crate::bypass::Bypasses;
 use crate::clock::{Clocks, LaneStamp};
-use crate::numbers::{at_least_zero, difference, index, low_half};
+use crate::numbers::{at_least_zero, low_half};
 use crate::sabotage::{self, Rule};
-use crate::sync::atomic::{AtomicI64, AtomicU32, AtomicU64 as SharedU64, Ordering};
-use crate::sync::{self, DashMap, Mutex, MutexGuard, size};
+use crate::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use crate::sync::{self, DashMap, size};
 use crate::time::Time;
-use entry::{Entry, Hashes, IdentityState, Node, Replies, Stamp, Variant};
+use budget::Share;
+use doubt::Doubt;
+use entry::{CachedReply, Entry, Hashes, IdentityState, Replies, Stamp, Variant};
 use events::{Event, Events};
-use eviction::{Item, Probe, Queues};
+use eviction::Item;
 use flight::Flight;
+pub use stats::{FLUSH_CAUSES, FlushCause, Stats};
 use table::{Cursor, Place, Reading, Table};
 
 const SHARDS: usize = size(64, 2);
-/// A cache whose shares would have fewer bytes has fewer of them: so it evicts nearly what one queue for all would evict.
-const SHARE_MIN: u64 = 256 << 10;
-const REVISIONS: usize = size(1 << 16, 4);
 /// A cache smaller than this is in the processor's own: asking ahead would cost more than it hides.
 const FAR: u64 = 4 << 20;
-
-/// Why everything was flushed; label of a metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FlushCause {
-    /// The invalidation link was lost.
-    LinkLost,
-    /// The server reported that everything changed (FLUSHALL, FLUSHDB …).
-    Invalidated,
-    /// A command through this proxy changed everything.
-    Command,
-    /// An operator said NEARSIDE FLUSH.
-    Admin,
-    /// Somebody swapped databases behind our back.
-    SwapDb,
-    /// Users or their rights have changed.
-    Acl,
-    /// The server has become a replica or a master.
-    Role,
-    /// The server's wall clock has been set forward, so that keys end sooner than was said.
-    Clock,
-    /// A task has panicked, perhaps with an effect on the cache half done.
-    Panic,
-}
-
-/// Every cause, in the order of [`Stats::flushes`].
-pub const FLUSH_CAUSES: [(FlushCause, &str); 9] = [
-    (FlushCause::LinkLost, "link_lost"),
-    (FlushCause::Invalidated, "invalidated"),
-    (FlushCause::Command, "command"),
-    (FlushCause::Admin, "admin"),
-    (FlushCause::SwapDb, "swapdb"),
-    (FlushCause::Acl, "acl"),
-    (FlushCause::Role, "role"),
-    (FlushCause::Clock, "clock"),
-    (FlushCause::Panic, "panic"),
-];
-
-impl FlushCause {
-    /// Its word.
-    pub fn name(self) -> &'static str {
-        FLUSH_CAUSES[self as usize].1
-    }
-}
-
-/// Counters; all of them only grow.
-#[derive(Default, Debug)]
-pub struct Stats {
-    /// Reads answered from here.
-    pub hits: AtomicU64,
-    /// Cacheable reads that went upstream.
-    pub misses: AtomicU64,
-    /// Reads in which the cache took no part, by reason.
-    pub bypasses: Bypasses,
-    /// Reads that waited for a flight, or shared the reply of one of their own session's.
-    pub joined: AtomicU64,
-    /// Replies stored.
-    pub fills: AtomicU64,
-    /// Replies not stored because their token was no longer valid.
-    pub revoked: AtomicU64,
-    /// Keys the server reported.
-    pub invalidations: AtomicU64,
-    /// Keys dropped because they were written through this proxy.
-    pub dropped: AtomicU64,
-    /// Replies thrown out to keep the budget.
-    pub evictions: AtomicU64,
-    /// Flushes by cause.
-    pub flushes: [AtomicU64; FLUSH_CAUSES.len()],
-}
 
 /// The cache.
 pub struct Cache {
     table: Table,
     flights: DashMap<u64, Arc<InFlight>, IdentityState>,
-    revisions: Box<[AtomicU32]>,
-    told: Box<[SharedU64]>,
+    doubt: Doubt,
     epoch: AtomicU32,
     seq: AtomicU32,
     /// By hash.
@@ -133,29 +65,6 @@ pub struct Cache {
     pub stats: Stats,
     /// What happened lately, key by key.
     pub events: Events,
-}
-
-/// A part of the cache with an eviction of its own.
-#[derive(Default)]
-struct Share {
-    queues: Mutex<Queues>,
-    replies: AtomicI64,
-    bytes: AtomicI64,
-}
-
-impl Share {
-    fn queues(&self) -> MutexGuard<'_, Queues> {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn replies(&self) -> u64 {
-        at_least_zero(self.replies.load(Ordering::Relaxed))
-    }
-}
-
-/// How many there are: a power of two.
-fn shares(budget: u64) -> usize {
-    1 << (budget / SHARE_MIN).clamp(1, SHARDS as u64).ilog2()
 }
 
 /// A flight, and the state of the key when it started.
@@ -212,7 +121,7 @@ impl FillToken {
     /// Asks the memory for what storing the reply will touch.
     pub fn prefetch(&self) {
         self.cache.prefetch_drop(self.hash);
-        prefetch((&raw const self.cache.told[index(self.hash) % REVISIONS]).cast());
+        prefetch(self.cache.doubt.address_of_told(self.hash));
     }
 }
 
@@ -250,11 +159,10 @@ impl Cache {
         Cache {
             table: Table::new(hasher.clone(), SHARDS),
             flights: DashMap::with_hasher_and_shard_amount(IdentityState::default(), SHARDS),
-            revisions: (0..REVISIONS).map(|_| AtomicU32::new(0)).collect(),
-            told: (0..REVISIONS).map(|_| SharedU64::new(0)).collect(),
+            doubt: Doubt::new(),
             epoch: AtomicU32::new(1),
             seq: AtomicU32::new(1),
-            shares: (0..shares(budget)).map(|_| Share::default()).collect(),
+            shares: budget::shares(budget, SHARDS),
             used: AtomicI64::new(0),
             budget,
             // an entry notes the lengths of its parts in 32 bits
@@ -285,7 +193,7 @@ impl Cache {
         v: &Variant<'_>,
         now: Time,
         watermark: Time,
-        hit: impl FnOnce(&Node) -> R,
+        hit: impl FnOnce(&CachedReply) -> R,
     ) -> Lookup<R> {
         let shard = self.table.read(hash);
         let Some(found) = self.find(&shard, v) else { return Lookup::Miss };
@@ -311,7 +219,7 @@ impl Cache {
 
     /// Asks the memory for the key's revision, which a miss reads and a drop raises.
     pub fn prefetch_revision(&self, hash: u64) {
-        prefetch((&raw const *self.revision(hash)).cast());
+        prefetch(self.doubt.address_of_revision(hash));
     }
 
     /// Asks the memory for what dropping the key will touch.
@@ -323,7 +231,7 @@ impl Cache {
     /// The reply to `v`, and the time as of which it must be fresh. Comparing the replies themselves finds the entry: none
     /// but the key's holds such a reply.
     #[inline(always)]
-    fn find<'s>(&self, shard: &'s Reading<'_>, v: &Variant<'_>) -> Option<(&'s Node, Time)> {
+    fn find<'s>(&self, shard: &'s Reading<'_>, v: &Variant<'_>) -> Option<(&'s CachedReply, Time)> {
         match shard.first()?.replies() {
             Replies::One(node) if node.is(v) => Some((node, node.floor())),
             // In parts: who finds it at once need not have the whole in memory.
@@ -340,13 +248,18 @@ impl Cache {
         id: u16,
         key: &[u8],
         tail: &[u8],
-    ) -> Option<(&'s Node, Time)> {
+    ) -> Option<(&'s CachedReply, Time)> {
         let v = Variant { view, id, key, tail };
         shard.candidates().find_map(|entry| entry.find(&v, || self.variant_hash(&v)))
     }
 
     #[inline(always)]
-    fn judge<'e>(&self, (node, floor): (&'e Node, Time), now: Time, watermark: Time) -> Result<&'e Node, Absence> {
+    fn judge<'e>(
+        &self,
+        (node, floor): (&'e CachedReply, Time),
+        now: Time,
+        watermark: Time,
+    ) -> Result<&'e CachedReply, Absence> {
         // what cannot change first: behind the loads below it would be loaded anew
         let (stamp, epoch, deadline) = (node.lane(), node.epoch(), node.deadline());
         // The clocks before the epoch: the link applies a flush before the PONG behind it, so a clock that has passed
@@ -382,7 +295,7 @@ impl Cache {
     /// Announces a read that is about to go upstream.
     pub fn begin(self: &Arc<Self>, hash: u64, v: &Variant<'_>) -> Begin {
         let variant = self.variant_hash(v);
-        let revision = self.revision(hash).load(Ordering::Acquire);
+        let revision = self.doubt.revision(hash);
         let epoch = self.epoch.load(Ordering::Acquire);
         let lead = || Arc::new(InFlight { flight: Flight::default(), revision, epoch });
         let flight = match self.flights.entry(flight_key(hash, variant)) {
@@ -410,7 +323,7 @@ impl Cache {
         }
         let stamp =
             Stamp { deadline: times.deadline, stored: times.stored, lane, epoch: token.flight.epoch, seq: token.seq };
-        let node = Node::new(v, reply, stamp);
+        let node = CachedReply::new(v, reply, stamp);
         let weight = node.weight();
         let item = Item { hash: token.hash, variant: token.variant, seq: token.seq };
         if !self.store(&token, v, node, times.sent) {
@@ -425,17 +338,17 @@ impl Cache {
     }
 
     /// Invariant 1: the revision is looked at while the shard is locked.
-    fn store(&self, token: &FillToken, v: &Variant<'_>, node: Node, sent: Time) -> bool {
+    fn store(&self, token: &FillToken, v: &Variant<'_>, node: CachedReply, sent: Time) -> bool {
         let weight = node.weight();
         let place = self.table.place(token.hash);
         if !self.valid(token) {
             return false;
         }
-        let told = self.told(token.hash);
+        let told = self.doubt.told(token.hash);
         if told >= sent {
             node.raise_floor(told);
         }
-        let removed: Vec<Node> = match place {
+        let removed: Vec<CachedReply> = match place {
             Place::Vacant(place) => {
                 place.insert(Entry::of(node));
                 Vec::new()
@@ -462,27 +375,15 @@ impl Cache {
         if sabotage::on(Rule::Tokens) {
             return true;
         }
-        self.revision(token.hash).load(Ordering::Acquire) == token.flight.revision
+        self.doubt.revision(token.hash) == token.flight.revision
             && self.epoch.load(Ordering::Acquire) == token.flight.epoch
-    }
-
-    fn told(&self, hash: u64) -> Time {
-        Time(self.told[index(hash) % REVISIONS].load(Ordering::Acquire))
-    }
-
-    fn tell(&self, hash: u64, t: Time) {
-        self.told[index(hash) % REVISIONS].fetch_max(t.0, Ordering::AcqRel);
-    }
-
-    fn revision(&self, hash: u64) -> &AtomicU32 {
-        &self.revisions[index(hash) % REVISIONS]
     }
 
     /// The key has changed: its entry goes, its tokens are revoked. True if something was cached.
     pub fn drop_key(&self, hash: u64) -> bool {
-        self.revision(hash).fetch_add(1, Ordering::AcqRel);
+        self.doubt.raise(hash);
         let Some(entry) = self.table.remove(hash) else { return false };
-        let nodes: Vec<Node> = entry.nodes().cloned().collect();
+        let nodes: Vec<CachedReply> = entry.nodes().cloned().collect();
         self.forget(hash, &nodes);
         true
     }
@@ -496,7 +397,7 @@ impl Cache {
     /// here on (invariant 4). To be called before it is told. The time is noted first and the entry second, so a fill
     /// in between either sees the time or is raised with the entry.
     pub fn observe(&self, hash: u64, t: Time) {
-        self.tell(hash, t);
+        self.doubt.tell(hash, t);
         if let Place::Occupied(mut place) = self.table.place(hash) {
             place.get_mut().observe(t);
         }
@@ -513,113 +414,10 @@ impl Cache {
         self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
-    fn account(&self, hash: u64, bytes: i64, replies: i64) {
-        self.used.fetch_add(bytes, Ordering::Relaxed);
-        let share = self.share(hash);
-        share.bytes.fetch_add(bytes, Ordering::Relaxed);
-        share.replies.fetch_add(replies, Ordering::Relaxed);
-    }
-
-    fn share(&self, n: u64) -> &Share {
-        &self.shares[self.number(n)]
-    }
-
-    fn number(&self, n: u64) -> usize {
-        index(n) & (self.shares.len() - 1)
-    }
-
-    fn forget(&self, hash: u64, nodes: &[Node]) {
-        if !nodes.is_empty() {
-            let bytes: u64 = nodes.iter().map(Node::weight).sum();
-            self.account(hash, -bytes.cast_signed(), -difference(nodes.len()));
-        }
-    }
-
-    /// Queues the new reply for eviction and evicts until the budget is kept. Lock order: queue, then shard.
-    fn make_room(&self, item: Item, weight: u64) {
-        let own = self.share(item.hash);
-        {
-            let mut queues = own.queues();
-            queues.push(item, weight);
-            queues.compact(index(own.replies()), |i| self.probe(i, false));
-        }
-        let first = self.fuller(&item);
-        for share in self.shares[first..].iter().chain(&self.shares[..first]) {
-            if !self.is_over() {
-                return;
-            }
-            while self.is_over() && self.evict_from(share) {}
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        self.used.load(Ordering::Relaxed) > self.budget.cast_signed()
-    }
-
-    /// Whichever holds more: the item's own share, or one that takes turns with all others. If each made room in its own, a
-    /// share whose keys are written often would lose, at each write, one place to whoever fills next, and in the end all.
-    fn fuller(&self, item: &Item) -> usize {
-        let (own, other) = (self.number(item.hash), self.number(u64::from(item.seq)));
-        let bytes = |n: usize| self.shares[n].bytes.load(Ordering::Relaxed);
-        if bytes(other) > bytes(own) { other } else { own }
-    }
-
-    fn evict_from(&self, share: &Share) -> bool {
-        let mut queues = share.queues();
-        let Some(victim) = queues.victim(|i| self.probe(i, true)) else { return false };
-        if let Place::Occupied(mut place) = self.table.place(victim.hash)
-            && place.get().by_seq(victim.variant, victim.seq).is_some()
-        {
-            let told = place.get().latest();
-            let (node, empty) = place.get_mut().remove(victim.variant);
-            if empty {
-                self.tell(victim.hash, told);
-                place.remove();
-            }
-            self.forget(victim.hash, node.as_slice());
-            self.stats.evictions.fetch_add(1, Ordering::Relaxed);
-        }
-        true
-    }
-
-    fn probe(&self, item: &Item, cool: bool) -> Probe {
-        let shard = self.table.read(item.hash);
-        let its = |node: &&Node| self.hash(node.key()) == item.hash;
-        match shard.candidates().find_map(|entry| entry.by_seq(item.variant, item.seq).filter(its)) {
-            None => Probe::Gone,
-            // What a flush or a lane's death has made void goes first.
-            Some(node) if !self.alive(node) => Probe::Live { weight: node.weight(), hits: 0 },
-            Some(node) => Probe::Live { weight: node.weight(), hits: if cool { node.cool() } else { 0 } },
-        }
-    }
-
-    fn alive(&self, node: &Node) -> bool {
-        node.epoch() == self.epoch.load(Ordering::Acquire) && self.clocks.lane(node.lane()).is_some()
-    }
-
-    /// Gives back the memory of what can never be served again. Locks one shard at a time; meant for a thread of its own.
-    pub fn sweep(&self, now: Time) {
-        self.table.retain(|entry| {
-            let told = entry.latest();
-            let (removed, empty) = entry.retain(|node| self.alive(node) && now < node.deadline());
-            if let Some(first) = removed.first() {
-                let hash = self.hash(first.key());
-                if empty {
-                    self.tell(hash, told);
-                }
-                self.forget(hash, &removed);
-            }
-            !empty
-        });
-        for share in &self.shares {
-            share.queues().compact(index(share.replies()), |i| self.probe(i, false));
-        }
-    }
-
     /// Shows the replies that were served since this was last called for them, among those in the next `places` places of the
     /// table. True: all have been looked at, and the cursor begins anew. `see` runs under a shard's lock.
-    pub fn take_used(&self, cursor: &mut Cursor, places: usize, mut see: impl FnMut(&Node)) -> bool {
-        let mut look = |node: &Node| {
+    pub fn take_used(&self, cursor: &mut Cursor, places: usize, mut see: impl FnMut(&CachedReply)) -> bool {
+        let mut look = |node: &CachedReply| {
             if node.take_used() {
                 see(node);
             }

@@ -12,7 +12,7 @@ pub mod cache {
 
     /// See `src/cache/entry.rs`.
     pub mod entry {
-        pub use crate::cache::entry::{Node, Variant};
+        pub use crate::cache::entry::{CachedReply, Variant};
     }
 }
 

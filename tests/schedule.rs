@@ -9,7 +9,7 @@
 use std::future::poll_fn;
 use std::sync::Arc;
 
-use nearside::test_support::cache::entry::{Node, Variant};
+use nearside::test_support::cache::entry::{CachedReply, Variant};
 use nearside::test_support::cache::{Begin, Cache, FillTimes, FillToken, FlushCause, Lookup};
 use nearside::test_support::clock::LaneStamp;
 use nearside::test_support::time::Time;
@@ -77,7 +77,7 @@ impl World {
 
     /// What a hit as of `watermark` shows.
     fn hit(&self, v: &Variant<'_>, watermark: Time) -> Option<u64> {
-        let value = |node: &Node| u64::from_be_bytes(node.reply().try_into().expect("eight bytes"));
+        let value = |node: &CachedReply| u64::from_be_bytes(node.reply().try_into().expect("eight bytes"));
         match self.cache.lookup(self.hash, v, Time(0), watermark, value) {
             Lookup::Hit(value) => Some(value),
             _ => None,

@@ -64,7 +64,7 @@ struct Header {
     key_len: u32,
     tail_len: u32,
     id: u16,
-    /// Hits since the eviction last looked, up to [`Node::FREQ_MAX`]; and [`USED`].
+    /// Hits since the eviction last looked, up to [`CachedReply::FREQ_MAX`]; and [`USED`].
     freq: AtomicU8,
 }
 
@@ -99,12 +99,12 @@ pub struct Stamp {
 /// would pin all of it).
 #[derive(Clone)]
 #[repr(transparent)]
-pub struct Node(ThinArc<Header, u8>);
+pub struct CachedReply(ThinArc<Header, u8>);
 
-/// Beside the hits: there was one since [`Node::take_used`] last looked. Above the count, so that a hit finds both as they are to be
+/// Beside the hits: there was one since [`CachedReply::take_used`] last looked. Above the count, so that a hit finds both as they are to be
 /// by one comparison.
-const USED: u8 = Node::FREQ_MAX + 1;
-const SATURATED: u8 = USED | Node::FREQ_MAX;
+const USED: u8 = CachedReply::FREQ_MAX + 1;
+const SATURATED: u8 = USED | CachedReply::FREQ_MAX;
 
 /// What mimalloc gives for `n` bytes: four sizes for each doubling.
 fn allocated(n: usize) -> usize {
@@ -118,13 +118,13 @@ const SLOT: usize = 2 * 9;
 /// A place in an eviction queue, and half of one among those it remembers.
 const QUEUED: usize = 24;
 
-impl Node {
+impl CachedReply {
     /// Hits beyond this many make no difference to the eviction.
     pub const FREQ_MAX: u8 = 3;
 
     /// Copies everything into place.
     #[expect(clippy::cast_possible_truncation, reason = "`Cache::new` keeps entries below 4 GiB")]
-    pub fn new(variant: &Variant<'_>, reply: &[u8], stamp: Stamp) -> Node {
+    pub fn new(variant: &Variant<'_>, reply: &[u8], stamp: Stamp) -> CachedReply {
         let header = Header {
             stored: stamp.stored,
             floor: AtomicU64::new(0),
@@ -144,7 +144,7 @@ impl Node {
         JOINED.with_borrow_mut(|joined| {
             joined.clear();
             [variant.key, variant.tail, reply].into_iter().for_each(|part| joined.extend_from_slice(part));
-            let node = Node(ThinArc::from_header_and_slice(header, joined));
+            let node = CachedReply(ThinArc::from_header_and_slice(header, joined));
             joined.shrink_to(JOINED_MAX);
             node
         })
@@ -167,7 +167,7 @@ impl Node {
 
     /// The reply without a copy: it stays alive for as long as the bytes do.
     pub fn reply_bytes(&self) -> Bytes {
-        struct Reply(Node);
+        struct Reply(CachedReply);
         impl AsRef<[u8]> for Reply {
             fn as_ref(&self) -> &[u8] {
                 self.0.reply()
@@ -275,19 +275,21 @@ pub struct Entry(NonNull<u8>);
 /// What an entry points to.
 pub enum Replies<'a> {
     /// Nearly every key is read by one command.
-    One(&'a Node),
+    One(&'a CachedReply),
     /// Several commands, users, databases or protocols.
     Many(&'a Many),
 }
 
 const MANY: usize = 1;
 
-// The pointer's lowest bit is free in both cases, and a `Node` is nothing but the pointer: `replies` relies on it.
+// The pointer's lowest bit is free in both cases, and a `CachedReply` is nothing but the pointer: `replies` relies on it.
 const _: () = assert!(align_of::<Many>() > 1 && align_of::<Header>() > 1);
-const _: () = assert!(size_of::<Node>() == size_of::<NonNull<u8>>() && align_of::<Node>() == align_of::<NonNull<u8>>());
-const _: () = assert!(size_of::<Option<Node>>() == size_of::<Node>(), "a Node is never null");
+const _: () = assert!(
+    size_of::<CachedReply>() == size_of::<NonNull<u8>>() && align_of::<CachedReply>() == align_of::<NonNull<u8>>()
+);
+const _: () = assert!(size_of::<Option<CachedReply>>() == size_of::<CachedReply>(), "a CachedReply is never null");
 
-// SAFETY: it is a `Node` or a `Box<Many>`, and both may go to other threads.
+// SAFETY: it is a `CachedReply` or a `Box<Many>`, and both may go to other threads.
 unsafe impl Send for Entry {}
 // SAFETY: as above.
 unsafe impl Sync for Entry {}
@@ -306,7 +308,7 @@ impl Drop for Entry {
 
 impl Entry {
     /// Of one reply.
-    pub fn of(node: Node) -> Entry {
+    pub fn of(node: CachedReply) -> Entry {
         let at = ThinArc::into_raw(node.0).cast_mut().cast();
         // SAFETY: an `Arc` is never null.
         Entry(unsafe { NonNull::new_unchecked(at) })
@@ -332,8 +334,8 @@ impl Entry {
             // SAFETY: it came from a box and lives as long as the entry.
             Replies::Many(unsafe { &*self.many_ptr() })
         } else {
-            // SAFETY: `Node` is nothing but a `ThinArc`, which is nothing but this pointer.
-            Replies::One(unsafe { &*(&raw const self.0).cast::<Node>() })
+            // SAFETY: `CachedReply` is nothing but a `ThinArc`, which is nothing but this pointer.
+            Replies::One(unsafe { &*(&raw const self.0).cast::<CachedReply>() })
         }
     }
 
@@ -346,7 +348,7 @@ impl Entry {
 /// Several replies about one key.
 pub struct Many {
     /// By the hash of their identity behind the key. A collision replaces, it never answers.
-    nodes: HashMap<u32, Node, IdentityState>,
+    nodes: HashMap<u32, CachedReply, IdentityState>,
     /// When something about this key last arrived; every reply but that very one must be fresh as of then.
     latest: Time,
     latest_seq: Option<u32>,
@@ -354,7 +356,7 @@ pub struct Many {
 
 impl Entry {
     /// The reply to `variant`, and the time as of which it must be fresh.
-    pub fn find(&self, variant: &Variant<'_>, variant_hash: impl FnOnce() -> u32) -> Option<(&Node, Time)> {
+    pub fn find(&self, variant: &Variant<'_>, variant_hash: impl FnOnce() -> u32) -> Option<(&CachedReply, Time)> {
         match self.replies() {
             Replies::One(node) => node.is(variant).then(|| (node, node.floor())),
             Replies::Many(many) => {
@@ -378,7 +380,7 @@ impl Entry {
     pub fn key(&self) -> &[u8] {
         match self.replies() {
             Replies::One(node) => node.key(),
-            Replies::Many(many) => many.nodes.values().next().map_or(&[], Node::key),
+            Replies::Many(many) => many.nodes.values().next().map_or(&[], CachedReply::key),
         }
     }
 
@@ -388,7 +390,7 @@ impl Entry {
     }
 
     /// Every reply.
-    pub fn nodes(&self) -> Box<dyn Iterator<Item = &Node> + '_> {
+    pub fn nodes(&self) -> Box<dyn Iterator<Item = &CachedReply> + '_> {
         match self.replies() {
             Replies::One(node) => Box::new(std::iter::once(node)),
             Replies::Many(many) => Box::new(many.nodes.values()),
@@ -396,7 +398,7 @@ impl Entry {
     }
 
     /// The node numbered `seq`.
-    pub fn by_seq(&self, variant_hash: u32, seq: u32) -> Option<&Node> {
+    pub fn by_seq(&self, variant_hash: u32, seq: u32) -> Option<&CachedReply> {
         let node = match self.replies() {
             Replies::One(node) => Some(node),
             Replies::Many(many) => many.nodes.get(&variant_hash),
@@ -408,7 +410,7 @@ impl Entry {
     pub fn latest(&self) -> Time {
         match self.replies() {
             Replies::One(node) => node.stored().max(node.floor()),
-            Replies::Many(many) => many.nodes.values().map(Node::floor).fold(many.latest, Time::max),
+            Replies::Many(many) => many.nodes.values().map(CachedReply::floor).fold(many.latest, Time::max),
         }
     }
 
@@ -427,7 +429,13 @@ impl Entry {
     ///
     /// Replies of one key must not contradict each other in time: the new one may be older than what arrived while it
     /// was on its way (its floor), and whatever was there may be older than the new one (`latest`).
-    pub fn insert(&mut self, hashes: Hashes, variant: &Variant<'_>, node: Node, sent: Time) -> Option<Node> {
+    pub fn insert(
+        &mut self,
+        hashes: Hashes,
+        variant: &Variant<'_>,
+        node: CachedReply,
+        sent: Time,
+    ) -> Option<CachedReply> {
         if let Replies::One(old) = self.replies() {
             let old = old.clone();
             if old.is(variant) {
@@ -449,7 +457,7 @@ impl Entry {
     }
 
     /// Removes one reply. True if none is left.
-    pub fn remove(&mut self, variant_hash: u32) -> (Option<Node>, bool) {
+    pub fn remove(&mut self, variant_hash: u32) -> (Option<CachedReply>, bool) {
         match self.many_mut() {
             None => (self.nodes().next().cloned(), true),
             Some(many) => (many.nodes.remove(&variant_hash), many.nodes.is_empty()),
@@ -457,10 +465,10 @@ impl Entry {
     }
 
     /// Keeps what `keep` says; returns the removed replies and whether none is left.
-    pub fn retain(&mut self, keep: impl Fn(&Node) -> bool) -> (Vec<Node>, bool) {
+    pub fn retain(&mut self, keep: impl Fn(&CachedReply) -> bool) -> (Vec<CachedReply>, bool) {
         match self.many_mut() {
             None => {
-                let dead: Vec<Node> = self.nodes().filter(|n| !keep(n)).cloned().collect();
+                let dead: Vec<CachedReply> = self.nodes().filter(|n| !keep(n)).cloned().collect();
                 let empty = !dead.is_empty();
                 (dead, empty)
             }
@@ -482,7 +490,7 @@ pub struct Hashes {
     pub old: u32,
 }
 
-impl Node {
+impl CachedReply {
     /// Its identity, to be hashed again when a second reply joins it.
     pub fn variant(&self) -> Variant<'_> {
         let h = self.header();

@@ -1,3 +1,5 @@
+use std::sync::atomic::AtomicU64;
+
 use super::*;
 use std::collections::HashSet;
 use std::time::Duration;
@@ -43,7 +45,7 @@ impl Bench {
     }
 
     fn read(&self, v: &Variant<'_>, watermark: u64) -> Result<String, &'static str> {
-        let text = |node: &Node| String::from_utf8_lossy(node.reply()).into_owned();
+        let text = |node: &CachedReply| String::from_utf8_lossy(node.reply()).into_owned();
         match self.cache.lookup(self.cache.hash(v.key), v, Time(50), Time(watermark), text) {
             Lookup::Hit(reply) => Ok(reply),
             Lookup::Behind(_) => Err("behind"),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Session;
 use super::local::ask_again;
 use crate::audit::{Before, Sample, Told, Verdict, says_nothing};
-use crate::cache::entry::Node;
+use crate::cache::entry::CachedReply;
 use crate::command::Request;
 use crate::sabotage;
 use crate::shared::Shared;
@@ -21,7 +21,7 @@ impl Session {
     }
 
     /// A hit was told. `nodes`: what it showed, if [`Session::before_hit`] wanted to know.
-    pub(super) fn after_hit(&mut self, before: Option<Vec<Before>>, nodes: Vec<Node>, request: &Request<'_>) {
+    pub(super) fn after_hit(&mut self, before: Option<Vec<Before>>, nodes: Vec<CachedReply>, request: &Request<'_>) {
         match before {
             Some(before) => self.audit(&before, nodes, request),
             None if !self.sampler.due() => self.sampler.pass(1),
@@ -30,7 +30,7 @@ impl Session {
     }
 
     /// The rest goes on behind the session's back.
-    fn audit(&mut self, before: &[Before], nodes: Vec<Node>, request: &Request<'_>) {
+    fn audit(&mut self, before: &[Before], nodes: Vec<CachedReply>, request: &Request<'_>) {
         self.sampler = self.shared.audit.sampler();
         let told = nodes.into_iter().zip(before).map(|(node, before)| Told::new(node, before, &self.cache));
         let sample = Sample { told: told.collect(), command: request.arg(0).to_vec(), level: self.level };

@@ -13,7 +13,7 @@ use super::input::Input;
 use super::outstanding::Read;
 use super::{After, Session, Stall, Step};
 use crate::bypass::{Bypass, MGET_MAX};
-use crate::cache::entry::{Node, Variant};
+use crate::cache::entry::{CachedReply, Variant};
 use crate::cache::{InFlight, Lookup, Need};
 use crate::command::{self, CacheRead, FieldTtl, GET_ID, Plan, Request};
 use crate::config::Level;
@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const BY_REFERENCE: usize = crate::buffer::LARGE;
 
 /// The reply, by reference where that is cheaper than a copy.
-fn reply_of(node: &Node) -> Piece<'_> {
+fn reply_of(node: &CachedReply) -> Piece<'_> {
     let reply = node.reply();
     if reply.len() < BY_REFERENCE { Piece::Slice(reply) } else { Piece::Bytes(node.reply_bytes()) }
 }
@@ -400,7 +400,12 @@ impl Session {
 
     /// All of MGET's keys as of one instant: every entry was filled before the time that link and lanes prove, so all
     /// of them held then. With the reply, if it is `sampled`, what it was made of.
-    fn snapshot(&mut self, request: &Request<'_>, hashes: &[u64], sampled: bool) -> Lookup<(Vec<u8>, Vec<Node>)> {
+    fn snapshot(
+        &mut self,
+        request: &Request<'_>,
+        hashes: &[u64],
+        sampled: bool,
+    ) -> Lookup<(Vec<u8>, Vec<CachedReply>)> {
         // Read first: whatever is found afterwards has survived everything acknowledged before this time.
         let mut proven = self.cache.clocks.link();
         let watermark = self.watermark();

@@ -20,7 +20,7 @@ use super::Node;
 use super::fill::is_nil;
 use super::handshake::Wire;
 use super::login::is_login_refusal;
-use crate::cache::entry::Node as Reply;
+use crate::cache::entry::CachedReply;
 use crate::cache::table::Cursor;
 use crate::numbers::difference;
 use crate::resp;
@@ -187,7 +187,7 @@ impl<'n> Toucher<'n> {
             let (used, count, databases) = (&mut self.used, &mut self.count, &mut self.databases);
             let allowance = &mut self.allowance;
             let cache = &self.node.coherence.cache;
-            self.over = cache.take_used(&mut self.cursor, PLACES_AT_ONCE, |reply: &Reply| {
+            self.over = cache.take_used(&mut self.cursor, PLACES_AT_ONCE, |reply: &CachedReply| {
                 if is_nil(reply.reply()) || (volatile && reply.deadline() == Time::NEVER) {
                     return;
                 }

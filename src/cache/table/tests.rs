@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
-use super::super::entry::{Identity, Node, Stamp, Variant};
+use super::super::entry::{CachedReply, Identity, Stamp, Variant};
 use super::*;
 use crate::clock::Clocks;
 use crate::time::Time;
@@ -16,7 +16,7 @@ fn get(key: &[u8]) -> Variant<'_> {
 fn entry(key: &[u8], reply: &[u8]) -> Entry {
     let lane = Clocks::default().open_lane(Time(1)).expect("a lane");
     let stamp = Stamp { deadline: Time::NEVER, stored: Time(1), lane, epoch: 1, seq: 1 };
-    Entry::of(Node::new(&get(key), reply, stamp))
+    Entry::of(CachedReply::new(&get(key), reply, stamp))
 }
 
 impl<S: BuildHasher + Clone> Table<S> {
