@@ -123,6 +123,7 @@ struct Become {
 /// Why a session ended; a word for the log.
 type Why = &'static str;
 
+const BROKE: Why = "its connection broke";
 const SHUT_OUT: Why = "its user cannot log in any more";
 
 /// One client connection.
@@ -303,6 +304,15 @@ impl Session {
             return Poll::Ready("killed");
         }
         let mut now = None;
+        // Mostly there is a request to be read and nothing else to do: reading comes first.
+        let mut silent = false;
+        if self.stall.is_none() && input.left() == 0 {
+            match self.poll_read(cx, input) {
+                Poll::Pending => silent = true,
+                Poll::Ready(Ok(more)) => now = self.has_read(more),
+                Poll::Ready(Err(_)) => return Poll::Ready(BROKE),
+            }
+        }
         for _ in 0..TURNS {
             self.poll_stall(cx, input);
             if self.stall.is_none() {
@@ -324,18 +334,24 @@ impl Session {
             if self.held_back && !self.holds_back(input) {
                 continue;
             }
-            match self.poll_read(cx, input) {
+            let read = if silent { Poll::Pending } else { self.poll_read(cx, input) };
+            match read {
                 Poll::Pending => {
                     self.outbox.rest();
                     return Poll::Pending;
                 }
-                Poll::Ready(Ok(true)) => now = Some(self.arrived),
-                Poll::Ready(Ok(false)) => self.eof = true,
-                Poll::Ready(Err(_)) => return Poll::Ready("its connection broke"),
+                Poll::Ready(Ok(more)) => now = self.has_read(more),
+                Poll::Ready(Err(_)) => return Poll::Ready(BROKE),
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Notes the end of what the client sends; when what it has sent arrived.
+    fn has_read(&mut self, more: bool) -> Option<Time> {
+        self.eof |= !more;
+        more.then_some(self.arrived)
     }
 
     /// Whether and why the session ends now.

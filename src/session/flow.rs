@@ -23,7 +23,7 @@ use crate::upstream::connection::Connection;
 
 /// Commands of one session that may be unanswered at once; the rest of its pipeline waits in its input.
 const MAX_WAITING: usize = 1024;
-/// Replies a session may owe before it reads ahead rather than owe more; and what one look at its hits may add.
+/// Replies a session may owe before it reads ahead rather than owe more. With more, one look at its hits adds no second large one.
 pub(super) const OUTPUT_SOFT: usize = 1 << 20;
 /// Input read ahead of a request that waits.
 const READ_AHEAD: usize = 1 << 20;

@@ -98,7 +98,7 @@ impl Session {
         let (mut watermark, mut shown, mut served) = (self.watermark(), self.shown, 0);
         let causal = self.level == Level::Causal;
         let Some(mut out) = self.outbox.direct() else { return false };
-        let (enough, mut large) = (out.bytes() + OUTPUT_SOFT, false);
+        let mut large = false;
         for (key, hash) in input.gets(self.sampler.left()) {
             if !alone && self.outstanding.contains(hash) {
                 break;
@@ -117,7 +117,7 @@ impl Session {
             }
             served += 1;
             // Those that are looked at at once are few, so small replies are not too much.
-            if large && out.bytes() > enough {
+            if large && out.bytes() > OUTPUT_SOFT {
                 break;
             }
         }
