@@ -204,7 +204,7 @@ pub fn read_to_explain(shared: &Shared, command: &[u8]) -> Option<Vec<u8>> {
     scanner.scan(command, usize::MAX).ok()?;
     let request = Request { buf: command, args: scanner.args(), hash: None };
     if request.len() == 1 {
-        return Some(resp::encode(&[b"GET", request.arg(0)]));
+        return Some(resp::encode(&[&b"GET"[..], request.arg(0)]));
     }
     let route = shared.node.table.load().plan(&request, &mut Keys::default()).route;
     matches!(route, Route::Cache(_)).then(|| command.to_vec())

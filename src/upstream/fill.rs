@@ -431,7 +431,7 @@ mod tests {
     #[test]
     fn a_key_is_asked_about_in_the_bytes_the_client_sent() {
         for key in [&b"k"[..], b"", b"a$9\r\n$1", &[b'x'; 300]] {
-            let request = resp::encode(&[b"HGET", key, b"$field"]);
+            let request = resp::encode(&[&b"HGET"[..], key, b"$field"]);
             let start = b"*3\r\n$4\r\nHGET\r\n".len();
             let of_key = resp::encode(&[key])[b"*1\r\n".len()..].to_vec();
             let end = start + of_key.len() - 2;
