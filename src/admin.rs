@@ -114,6 +114,12 @@ pub fn fields(shared: &Shared) -> Vec<(String, String)> {
     for (cause, name) in FLUSH_CAUSES {
         add(&format!("flushes_{name}"), &get(&stats.flushes[cause as usize]));
     }
+    add("logins_asked", &get(&node.logins.asked));
+    add("login_connections", &get(&node.logins.connected));
+    add("wrong_passwords", &get(&node.guesses.wrong));
+    add("logins_delayed", &get(&node.guesses.delayed));
+    add("logins_refused", &get(&node.guesses.refused));
+    add("guessing_addresses", &node.guesses.addresses());
     add("touch_commands", &get(&node.touches.commands));
     add("touched_keys", &get(&node.touches.keys));
     let audit = &shared.audit;

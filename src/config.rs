@@ -182,6 +182,8 @@ pub struct Config {
     pub lane_idle_timeout: Duration,
     /// Bytes on their way to the upstream on one lane before sessions must wait.
     pub lane_buffer_limit: usize,
+    /// Wrong passwords a second from one address, at the most; more of them wait. 0: no limit.
+    pub wrong_passwords_per_second: usize,
     /// One in so many hits is audited; 0: none.
     pub audit_one_in: usize,
     /// Audits a second at the most; 0: none.
@@ -231,6 +233,7 @@ impl Default for Config {
             max_lanes: 1024,
             lane_idle_timeout: Duration::from_secs(60),
             lane_buffer_limit: 64 << 20,
+            wrong_passwords_per_second: 100,
             audit_one_in: 10_000,
             audit_per_second: 10,
             touch_per_second: 10_000,

@@ -299,9 +299,7 @@ impl Session {
             self.client.wakes(cx.waker());
         }
         if self.client.killed() {
-            // It may be told already why, or that it has deleted its own user.
-            let _ = self.outbox.poll_write(cx, &mut self.stream);
-            return Poll::Ready("killed");
+            return Poll::Ready(self.killed(cx));
         }
         let mut now = None;
         // Mostly there is a request to be read and nothing else to do: reading comes first.
@@ -352,6 +350,13 @@ impl Session {
     fn has_read(&mut self, more: bool) -> Option<Time> {
         self.eof |= !more;
         more.then_some(self.arrived)
+    }
+
+    /// It ends at once, but for what it has been told already: that it has deleted its own user, for one.
+    #[cold]
+    fn killed(&mut self, cx: &mut Context<'_>) -> Why {
+        let _ = self.outbox.poll_write(cx, &mut self.stream);
+        "killed"
     }
 
     /// Whether and why the session ends now.

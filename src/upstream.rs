@@ -10,9 +10,11 @@ pub mod effect;
 pub mod event;
 pub mod fields;
 pub mod fill;
+pub mod guesses;
 pub mod guest;
 pub mod handshake;
 pub mod health;
+pub mod judge;
 pub mod kept;
 pub mod lanes;
 pub mod link;
@@ -96,6 +98,8 @@ pub struct Node {
     pub own: ConnectionKey,
     /// Who its connections speak as.
     pub logins: Logins,
+    /// How fast passwords are guessed.
+    pub guesses: guesses::Guesses,
     /// The sessions of this process, which end with their logins.
     pub clients: Arc<Clients>,
     /// Cache and clocks.
@@ -185,6 +189,7 @@ impl Node {
             address,
             own: ConnectionKey { login: logins.own().clone(), resp3: false, db: 0, via: None },
             logins,
+            guesses: guesses::Guesses::new(config.wrong_passwords_per_second),
             clients: Arc::default(),
             coherence,
             table: ArcSwap::from_pointee(Table::by_heart(config.script_keys)),
@@ -315,6 +320,8 @@ pub struct Pool {
     scripts: Rc<Cell<usize>>,
     /// By which strangers are answered.
     pub guest: guest::Guest,
+    /// By which known logins are judged.
+    pub judge: judge::Judge,
     /// What the connections do.
     tasks: LocalSet,
 }
@@ -340,6 +347,7 @@ impl Pool {
             node,
             scripts: Rc::default(),
             guest: guest::Guest::default(),
+            judge: judge::Judge::default(),
             tasks: LocalSet::new(),
         }
     }

@@ -64,6 +64,7 @@ const EVERY_SETTING: &str = r#"
     max_lanes = 9
     lane_idle_timeout = "10s"
     lane_buffer_limit = "4mb"
+    wrong_passwords_per_second = 11
     invalidation = "broadcast"
     broadcast_prefixes = ["a:", "b:"]
     max_ttl = "1h"
@@ -154,6 +155,7 @@ fn every_setting_is_taken() {
         max_lanes: 9,
         lane_idle_timeout: Duration::from_secs(10),
         lane_buffer_limit: 4 << 20,
+        wrong_passwords_per_second: 11,
         invalidation: Invalidation::Broadcast,
         broadcast_prefixes: vec!["a:".into(), "b:".into()],
         max_ttl: Duration::from_secs(3600),

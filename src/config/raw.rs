@@ -100,6 +100,7 @@ settings! {
     max_lanes: Count,
     lane_idle_timeout: Period,
     lane_buffer_limit: Size,
+    wrong_passwords_per_second: Count,
     audit_one_in: Count,
     audit_per_second: Count,
     touch_per_second: Count,

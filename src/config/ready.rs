@@ -93,6 +93,11 @@ pub(super) fn ready(raw: Raw, file: Option<Source<'_>>) -> Result<Config, Config
             Duration::ZERO..=DAY,
         )?,
         lane_buffer_limit: blame.bytes("lane_buffer_limit", raw.lane_buffer_limit, default.lane_buffer_limit, 1024)?,
+        wrong_passwords_per_second: blame.count_or_none(
+            "wrong_passwords_per_second",
+            raw.wrong_passwords_per_second,
+            default.wrong_passwords_per_second,
+        )?,
         audit_one_in: blame.count_or_none("audit_one_in", raw.audit_one_in, default.audit_one_in)?,
         audit_per_second: blame.count_or_none("audit_per_second", raw.audit_per_second, default.audit_per_second)?,
         touch_per_second: blame.count_or_none("touch_per_second", raw.touch_per_second, default.touch_per_second)?,

@@ -1,16 +1,19 @@
 //! Who the session is: strangers, AUTH, HELLO and RESET.
 
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use super::client::is_word;
 use super::local::{refused, set_id};
 use super::{After, Become, Input, Session, Stall, Step, Why};
 use crate::command::{Local, Need, Plan, Request, Route};
 use crate::outbox::Piece;
 use crate::upstream::connection::Role;
+use crate::upstream::guesses::{self, Address};
 use crate::upstream::guest::{self, Answer};
 use crate::upstream::handshake::{self, NOAUTH, Refusal, Wire};
 use crate::upstream::login::{self, Login};
@@ -124,8 +127,8 @@ impl Session {
         }))
     }
 
-    /// AUTH is put to the server as it is, on a connection of its own: a lane of that user proves nothing about the
-    /// password given here.
+    /// AUTH is put to the server as it is, on a connection that is no lane: a lane of that user proves nothing about the password
+    /// given here.
     pub(super) fn auth(&mut self, request: &Request<'_>) -> Step {
         let (user, password) = match request.len() {
             2 => (b"default".as_slice(), request.arg(1)),
@@ -135,14 +138,22 @@ impl Session {
         };
         let creds = Creds { user: user.to_vec(), password: password.to_vec() };
         let (pool, key, question) = (self.pool.clone(), self.key.clone(), request.buf.to_vec());
-        Step::Stall(Stall::For(Box::pin(async move {
-            match verified(&pool, creds, &question).await {
+        let from = Address::of(&self.client.addr);
+        Step::Stall(self.slowed(from, async move {
+            match verified(&pool, creds, &question, from).await {
                 Ok((login, reply)) => {
                     After::Become(Box::new(Become { key: key.authenticated(login), name: None, reply }))
                 }
                 Err(reply) => refused(reply),
             }
-        })))
+        }))
+    }
+
+    /// A login's wait. A client that goes while others' guesses keep its own from being judged gets no answer, so that nothing
+    /// is left of who guesses and goes.
+    fn slowed(&self, from: Address, wait: impl Future<Output = After> + 'static) -> Stall {
+        let free = self.shared.node.guesses.has_turn(from);
+        if free { Stall::For(Box::pin(wait)) } else { Stall::Blocked(Box::pin(wait)) }
     }
 
     pub(super) fn hello(&mut self, request: &Request<'_>) -> Step {
@@ -164,11 +175,19 @@ impl Session {
         let asked = HelloArgs::of(request);
         let old = self.key.clone();
         let same = ConnectionKey { resp3: asked.resp3, ..old.clone() };
-        let (pool, question) = (self.pool.clone(), request.buf.to_vec());
-        Step::Stall(Stall::For(Box::pin(async move {
+        let (pool, question, from) = (self.pool.clone(), request.buf.to_vec(), Address::of(&self.client.addr));
+        // A ring of proxies is found by a handshake that goes round.
+        let without_hello = self.shared.node.without_hello.load(Ordering::Relaxed);
+        if asked.sound && asked.creds.is_none() && !without_hello && !handshake::is_marked(&question) {
+            return self.move_to(same, asked.name, with_id);
+        }
+        let logs_in = asked.creds.is_some();
+        let wait = async move {
             // AUTH and HELLO leave the database as it is.
             let answer = match asked.creds {
-                Some(creds) => verified(&pool, creds, &question).await.map(|(login, r)| (same.authenticated(login), r)),
+                Some(creds) => {
+                    verified(&pool, creds, &question, from).await.map(|(login, r)| (same.authenticated(login), r))
+                }
                 None => put(&pool.node, Some(&old.login), &question).await.map(|(_, reply)| (same, reply)),
             };
             match answer {
@@ -178,7 +197,28 @@ impl Session {
                 }
                 Err(reply) => refused(reply),
             }
-        })))
+        };
+        Step::Stall(if logs_in { self.slowed(from, wait) } else { Stall::For(Box::pin(wait)) })
+    }
+
+    /// What passes unlooked at may be a guess, whose verdict nobody reads: it waits for a turn, and keeps it.
+    pub(super) fn guess(&self, request: &Request<'_>, plan: Plan) -> Option<Stall> {
+        let guesses = match plan.route {
+            Route::Local(Local::Auth) => true,
+            Route::Local(Local::Hello) => HelloArgs::of(request).creds.is_some(),
+            _ => false,
+        };
+        if !guesses || self.bypass {
+            return None;
+        }
+        let (node, from) = (self.shared.node.clone(), Address::of(&self.client.addr));
+        Some(self.slowed(from, async move {
+            match node.guesses.turn(from).await {
+                // A turn that is neither kept nor given back has its time.
+                Some(_) => After::Upstream,
+                None => After::Farewell(Bytes::from_static(TOO_MANY), "too many wrong passwords come from its address"),
+            }
+        }))
     }
 
     /// What a new connection is. A database that the upstream's address names is left as well.
@@ -242,6 +282,8 @@ struct HelloArgs {
     resp3: bool,
     creds: Option<Creds>,
     name: Option<String>,
+    /// The server has nothing to object to, the password left aside.
+    sound: bool,
 }
 
 impl HelloArgs {
@@ -250,7 +292,9 @@ impl HelloArgs {
     }
 
     fn parse(args: &[&[u8]]) -> HelloArgs {
-        let mut asked = HelloArgs { resp3: args.first() == Some(&b"3".as_slice()), creds: None, name: None };
+        let resp3 = args.first() == Some(&b"3".as_slice());
+        let sound = resp3 || args.first() == Some(&b"2".as_slice());
+        let mut asked = HelloArgs { resp3, creds: None, name: None, sound };
         let mut rest = args.get(1..).unwrap_or_default();
         loop {
             rest = match rest {
@@ -260,13 +304,21 @@ impl HelloArgs {
                 }
                 [word, name, tail @ ..] if word.eq_ignore_ascii_case(b"SETNAME") => {
                     asked.name = Some(String::from_utf8_lossy(name).into_owned());
+                    asked.sound &= is_word(name);
                     tail
                 }
-                _ => return asked,
+                rest => {
+                    asked.sound &= rest.is_empty();
+                    return asked;
+                }
             };
         }
     }
 }
+
+/// Told whoever has waited in vain for a turn.
+const TOO_MANY: &[u8] =
+    b"-ERR nearside: too many wrong passwords come from this address (wrong_passwords_per_second)\r\n";
 
 /// Why the session of a proxy ends that asks itself.
 const RING: Why = "a handshake of a proxy that has come back to it";
@@ -280,16 +332,50 @@ async fn passed_on(node: &Node, hello: &[u8]) -> Option<Bytes> {
     handshake::is_ring(&reply).then_some(reply)
 }
 
-/// Puts AUTH, or HELLO with AUTH, to the server: the login it leads to. `Err`: it leads to none.
-async fn verified(pool: &Rc<Pool>, creds: Creds, question: &[u8]) -> Result<(Arc<Login>, Bytes), Bytes> {
+/// Puts AUTH, or HELLO with AUTH, to the server when it is its turn: the login it leads to. `Err`: it leads to none.
+async fn verified(pool: &Rc<Pool>, creds: Creds, question: &[u8], from: Address) -> Result<(Arc<Login>, Bytes), Bytes> {
+    let known = pool.node.logins.known(&creds.user, &creds.password);
+    if known.is_some() {
+        // Perhaps it is wrong by now, but no guess.
+        return judged(pool, creds, question, known).await;
+    }
+    let Some(turn) = pool.node.guesses.turn(from).await else {
+        return Err(Bytes::from_static(TOO_MANY));
+    };
+    let verdict = judged(pool, creds, question, None).await;
+    match &verdict {
+        Err(reply) if guesses::is_wrong(reply) => turn.keep(),
+        _ => turn.give_back(),
+    }
+    verdict
+}
+
+/// `known`: the password was right before. If the thread has too few connections on which the server has accepted this login
+/// (its sessions need them once the password is replaced), it is judged on one more.
+async fn judged(
+    pool: &Rc<Pool>,
+    creds: Creds,
+    question: &[u8],
+    known: Option<Arc<Login>>,
+) -> Result<(Arc<Login>, Bytes), Bytes> {
     let logins = &pool.node.logins;
+    let shares = known.is_some_and(|login| pool.has_spares(&login));
     for _ in 0..VERDICTS {
         let ends = logins.ends();
-        let (wire, reply) = put(&pool.node, None, question).await?;
+        logins.asked.fetch_add(1, Ordering::Relaxed);
+        let (wire, reply) = match shares {
+            true => (None, within_limit(&pool.node, question, pool.judge.ask(&pool.node, question)).await?),
+            false => {
+                logins.connected.fetch_add(1, Ordering::Relaxed);
+                let (wire, reply) = put(&pool.node, None, question).await?;
+                (Some(wire), reply)
+            }
+        };
         if reply.starts_with(b"-") {
             return Err(reply);
         }
         if let Some(login) = logins.enter(&creds.user, &creds.password, ends) {
+            let Some(wire) = wire else { return Ok((login, reply)) };
             let resp3 = handshake::is_hello(&reply) && reply.starts_with(b"%");
             let key = ConnectionKey { login: login.clone(), resp3, db: 0, via: None };
             tokio::task::spawn_local(keep(pool.clone(), key, wire));
@@ -310,10 +396,6 @@ async fn keep(pool: Rc<Pool>, key: ConnectionKey, wire: Wire) {
 
 /// Puts one question to the server on a fresh connection, as this login if there is one. `Err`: it could not be put.
 async fn put(node: &Node, login: Option<&Login>, question: &[u8]) -> Result<(Wire, Bytes), Bytes> {
-    // What bears no mark would go round in a ring without end.
-    if node.ring.load(Ordering::Acquire) && !handshake::is_marked(question) {
-        return Err(handshake::ring());
-    }
     let work = async {
         let mut wire = Wire::connect(node).await?;
         if let Some(login) = login {
@@ -323,8 +405,21 @@ async fn put(node: &Node, login: Option<&Login>, question: &[u8]) -> Result<(Wir
         let reply = wire.reply().await?;
         Ok::<_, Refusal>((wire, reply))
     };
+    within_limit(node, question, work).await
+}
+
+/// What comes of a question that is put so. `Err`: nothing within `connect_timeout`.
+async fn within_limit<T, E: Into<Refusal>>(
+    node: &Node,
+    question: &[u8],
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, Bytes> {
+    // What bears no mark would go round in a ring without end.
+    if node.ring.load(Ordering::Acquire) && !handshake::is_marked(question) {
+        return Err(handshake::ring());
+    }
     match tokio::time::timeout(node.connect_timeout, work).await {
-        Ok(answer) => answer.map_err(|refusal| refusal.reply(node)),
+        Ok(answer) => answer.map_err(|refusal| refusal.into().reply(node)),
         Err(_) => Err(node.error(&format!("no answer within {:?}", node.connect_timeout))),
     }
 }

@@ -188,6 +188,9 @@ impl Session {
                 return self.carry_out(step, input);
             }
             self.swaps |= matches!(plan.effect, command::Effect::Flush | command::Effect::Rights);
+            if let Some(turn) = self.guess(&input.request(), plan) {
+                return self.carry_out(Step::Stall(turn), input);
+            }
             let unmarked = self.lent.as_ref().is_some_and(|lent| lent.unmarked.get());
             if unmarked && !self.replaced && plan.route == Route::Dedicated(Need::Wait) {
                 self.replaced = true;

@@ -29,7 +29,10 @@ const READY: usize = 4;
 /// With fewer left than this, none is opened before it is needed.
 const SPARED: usize = 64;
 /// How often a thread looks for idle connections whose time is over: at most, and at least.
-const LOOKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(15));
+const LOOKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+/// How long a connection that no session has had is kept for a login that no session of the thread has: by the next that
+/// comes so soon, it is judged without a new connection.
+const KEPT: Duration = Duration::from_secs(5);
 /// [`Shelf::oldest`] of a thread without idle connections.
 const NONE: u64 = u64::MAX;
 
@@ -279,14 +282,34 @@ impl IdleSet {
         })
     }
 
-    /// Closes those of this login that no session has had.
-    pub(super) fn forget_unused(&self, login: &Arc<Login>) {
-        let unused = self.change(|waiting| {
-            let is_of = |idle: &Idle| idle.unused && idle.loan.key.login == *login;
-            let found: Vec<u64> = waiting.all.iter().filter(|(_, idle)| is_of(idle)).map(|(n, _)| *n).collect();
-            found.into_iter().filter_map(|number| waiting.remove(number)).collect::<Vec<_>>()
+    /// Connections of this login that [`spare`](Self::spare) could take, counted up to `enough`.
+    fn spares(&self, login: &Arc<Login>, enough: usize) -> usize {
+        let waiting = self.waiting.borrow();
+        let keys = waiting.of.iter().filter(|(key, _)| key.login == *login);
+        let idle = keys.flat_map(|(_, same)| same).filter_map(|number| waiting.all.get(number));
+        idle.filter(|idle| idle.loan.is_clean()).take(enough).count()
+    }
+
+    /// The thread's last session of this login has gone: of those that no session has had, one is kept for the next.
+    pub(super) fn leave_one(&self, login: &Arc<Login>) {
+        let of_it = |idle: &Idle| idle.unused && idle.loan.key.login == *login;
+        self.forget(of_it, 1);
+    }
+
+    /// Closes those kept so long enough.
+    fn forget_left(&self, now: Time) {
+        let holds = self.holds.borrow();
+        let is_left = |idle: &Idle| idle.unused && !holds.contains_key(&idle.loan.key.login.number());
+        self.forget(|idle| is_left(idle) && now.since(idle.since) >= KEPT, 0);
+    }
+
+    /// Closes all of these but so many.
+    fn forget(&self, which: impl Fn(&Idle) -> bool, but: usize) {
+        let closed = self.change(|waiting| {
+            let found: Vec<u64> = waiting.all.iter().filter(|(_, idle)| which(idle)).map(|(n, _)| *n).collect();
+            found.into_iter().skip(but).filter_map(|number| waiting.remove(number)).collect::<Vec<_>>()
         });
-        drop(unused);
+        drop(closed);
     }
 
     /// The server has ended a connection, or never taken it.
@@ -299,11 +322,11 @@ impl IdleSet {
     /// Closes what other threads ask for, and what has been idle for too long. Runs as long as the thread.
     pub(super) async fn tend(&self) {
         let limit = self.node.places.idle_timeout;
-        let look = (limit / 4).clamp(LOOKS.0, LOOKS.1);
+        let look = if limit.is_zero() { LOOKS.1 } else { (limit / 4).clamp(LOOKS.0, LOOKS.1) };
         loop {
             tokio::select! {
                 () = self.shelf.asked.notified() => {}
-                () = tokio::time::sleep(look), if !limit.is_zero() => {}
+                () = tokio::time::sleep(look) => {}
             }
             let wanted = self.shelf.wanted.swap(0, Ordering::AcqRel);
             if !(0..wanted).all(|_| self.give_up()) {
@@ -315,6 +338,7 @@ impl IdleSet {
             while self.waiting.borrow().oldest().is_some_and(is_over) {
                 drop(self.change(Waiting::pop_oldest));
             }
+            self.forget_left(now);
         }
     }
 }
@@ -398,12 +422,22 @@ impl Pool {
         Some(Loan { connection, _seat: seat })
     }
 
+    /// Whether the thread has connections enough of this login for one more session, in case no other can be had.
+    pub fn has_spares(&self, login: &Arc<Login>) -> bool {
+        let sessions = self.idle.holds.borrow().get(&login.number()).copied().unwrap_or(0);
+        let enough = (sessions + 1).min(READY);
+        self.idle.spares(login, enough) >= enough
+    }
+
     /// Keeps a connection that was opened for another reason, if there is room for one more idle one.
     pub fn adopt(&self, key: &ConnectionKey, opened: Opened) {
         let places = &self.node.places;
-        // A session that begins gets the proxy's own login with the connection that proves it.
+        // A session that begins gets the proxy's own login with the connection that proves it; one that has gone leaves one.
         let held = key.login == self.node.own.login || self.idle.holds.borrow().contains_key(&key.login.number());
-        if !held || self.idle.waiting.borrow().count(key) >= IDLE || places.taken() + SPARED > places.max {
+        if !held && self.idle.spares(&key.login, 1) > 0
+            || self.idle.waiting.borrow().count(key) >= IDLE
+            || places.taken() + SPARED > places.max
+        {
             return;
         }
         let Some(seat) = Places::take(&self.node) else { return };

@@ -1,6 +1,7 @@
 //! Connections on which the server has accepted a login, kept idle for the sessions that have the login: for their next
-//! transaction, and because no other can be had once the password is replaced. One that nobody has used goes with the
-//! thread's last session of the login, so that users who come and go leave nothing behind.
+//! transaction, and because no other can be had once the password is replaced. Those that nobody has used go with the
+//! thread's last session of the login, but for one that stays a few seconds, so that users who come and go leave nothing behind
+//! and who comes again so soon is judged without a new connection ([`Pool::has_spares`]).
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -35,7 +36,7 @@ impl Drop for Hold {
         if *count == 0 {
             holds.remove(&self.login.number());
             drop(holds);
-            self.idle.forget_unused(&self.login);
+            self.idle.leave_one(&self.login);
         }
     }
 }

@@ -2,7 +2,7 @@
 //! sessions share lanes and dedicated connections, whichever of the user's passwords each of them gave.
 //!
 //! Invariants:
-//! * A session gets a user's login only by a fresh connection on which the server has accepted its AUTH ([`Logins::enter`]),
+//! * A session gets a user's login only by a connection on which the server has just accepted its AUTH ([`Logins::enter`]),
 //!   and the proxy's own login only while the server accepts a new connection that says what the upstream's address says
 //!   ([`prove`]). Until then a session is a [stranger](Login::is_stranger), for whom no connection is ever opened.
 //! * A login ends when its user is deleted ([`Logins::end`]): its sessions are closed, and whoever logs in by the same name
@@ -131,6 +131,17 @@ impl Login {
         }
     }
 
+    /// Whether the server has accepted this password lately, and perhaps still does: who says it does not guess. Compared in a
+    /// time that does not tell how much of it is right.
+    fn knows(&self, text: &[u8]) -> bool {
+        let is = |known: &Vec<u8>| {
+            let differs = |i: usize, byte: u8| byte ^ known.get(i).copied().unwrap_or(!byte);
+            let all = text.iter().enumerate().fold(0, |all, (i, byte)| std::hint::black_box(all | differs(i, *byte)));
+            all == 0 && known.len() == text.len()
+        };
+        lock(&self.passwords).iter().fold(false, |found, known| is(known) | found)
+    }
+
     /// The server has just accepted this password.
     pub fn accepted(&self, password: &[u8]) {
         let mut passwords = lock(&self.passwords);
@@ -169,6 +180,10 @@ pub struct Logins {
     ends: AtomicU64,
     /// How often it has become doubtful whether the server still takes new connections of `own`.
     doubts: AtomicU64,
+    /// AUTHs and HELLOs with a password that the server was asked about, and how many of them on a new connection.
+    pub asked: AtomicU64,
+    /// See `asked`.
+    pub connected: AtomicU64,
     proven: Mutex<Proven>,
     /// One asks the server, the others wait for what it says.
     proving: tokio::sync::Mutex<()>,
@@ -189,6 +204,8 @@ impl Logins {
             next: AtomicU64::new(2),
             ends: AtomicU64::new(0),
             doubts: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
+            connected: AtomicU64::new(0),
             proven: Mutex::default(),
             proving: tokio::sync::Mutex::default(),
         }
@@ -238,7 +255,7 @@ impl Logins {
         self.ends.load(Ordering::Acquire)
     }
 
-    /// The login of a user whose password the server has accepted on a fresh connection. `None`: a user was deleted
+    /// The login of a user whose password the server has accepted. `None`: a user was deleted
     /// meanwhile, perhaps this one, and the server is to be asked again.
     pub fn enter(&self, user: &[u8], password: &[u8], ends: u64) -> Option<Arc<Login>> {
         let mut users = lock(&self.users);
@@ -260,6 +277,13 @@ impl Logins {
         let login = Login::new(user, number, Kind::Named, Some(password));
         same.push(Arc::downgrade(&login));
         Some(login)
+    }
+
+    /// The login of a user who is known, by a password that was accepted before. That it still is, only the server can say.
+    pub fn known(&self, user: &[u8], password: &[u8]) -> Option<Arc<Login>> {
+        let users = lock(&self.users);
+        let mut same = users.get(user)?.iter().rev().filter_map(Weak::upgrade);
+        same.find(|login| !login.is_cut()).filter(|login| login.knows(password))
     }
 
     /// The users that have logins.
@@ -388,5 +412,18 @@ mod tests {
         assert!(!logins.first().is_stranger());
         logins.doubt();
         assert!(logins.first().is_stranger());
+    }
+
+    #[test]
+    fn a_known_password_is_known_as_a_whole() {
+        let logins = logins();
+        let bob = logins.enter(b"bob", b"pw", 0).expect("a login");
+        let known = |password: &[u8]| logins.known(b"bob", password).is_some();
+        assert!(known(b"pw") && !known(b"p") && !known(b"pwx") && !known(b"") && !known(b"qw"));
+        assert!(logins.known(b"eve", b"pw").is_none());
+        bob.cut();
+        assert!(!known(b"pw"), "perhaps bob is somebody else now");
+        drop(bob);
+        assert!(!known(b"pw"), "nobody is left");
     }
 }

@@ -1,0 +1,47 @@
+//! A connection on which the server judges logins whose password was right before: the verdict is the server's each time, and
+//! costs a round trip instead of a connection. The connection becomes one user after the other, and nothing else is said on it.
+//!
+//! A login that is not known yet is judged on a connection of its own, which is then kept for its sessions ([`kept`](super::kept)).
+//!
+//! Bounds: a thread has one, with one question on it at a time; whoever waits does so within its own limit of time.
+
+use std::io;
+
+use bytes::Bytes;
+
+use super::Node;
+use super::handshake::Wire;
+
+/// See the module.
+#[derive(Default)]
+pub struct Judge {
+    wire: tokio::sync::Mutex<Option<Wire>>,
+}
+
+impl Judge {
+    /// Puts AUTH, or HELLO with AUTH, to the server.
+    ///
+    /// # Errors
+    /// The server cannot be reached.
+    pub async fn ask(&self, node: &Node, question: &[u8]) -> io::Result<Bytes> {
+        let mut place = self.wire.lock().await;
+        // Taken out while it is used: a question that is given up leaves no verdict behind for the next.
+        if let Some(mut wire) = place.take()
+            && let Ok(verdict) = exchange(&mut wire, question).await
+        {
+            *place = Some(wire);
+            return Ok(verdict);
+        }
+        // The server may have closed it, because its last user was deleted or it was idle.
+        let mut wire = Wire::connect(node).await?;
+        let verdict = exchange(&mut wire, question).await?;
+        *place = Some(wire);
+        Ok(verdict)
+    }
+}
+
+async fn exchange(wire: &mut Wire, question: &[u8]) -> io::Result<Bytes> {
+    wire.quiet().await?;
+    wire.send(question).await?;
+    wire.reply().await
+}
