@@ -400,7 +400,7 @@ impl Session {
             After::Again => {}
             After::Upstream => self.bypass = true,
             After::Share => self.share_lane(),
-            After::Reply(reply) if reply == crate::upstream::login::SHUT_OUT => {
+            After::Reply(reply) | After::Farewell(reply, _) if reply == crate::upstream::login::SHUT_OUT => {
                 self.closing = Some(SHUT_OUT);
                 self.request_done(input);
             }

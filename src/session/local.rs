@@ -50,28 +50,43 @@ impl Session {
         }
     }
 
-    /// The server's verdict on the database is that of a lane that selects it; that on the user's right to select, which
-    /// may have brought nobody here yet, is that on selecting the present one once more.
+    /// The server's verdict is that on selecting the database once more on a lane that is there, which changes nothing on it: the
+    /// user may be without the right to select, or to that database, which may have brought nobody to the lane yet. If there
+    /// is no such database, whether the user may select at all comes first, as at the server.
     fn select(&mut self, request: &Request<'_>) -> Step {
-        if request.len() != 2 {
-            return self.say("-ERR wrong number of arguments for 'select' command");
-        }
-        let Some(db) = resp::parse_i64(request.arg(1)).filter(|n| i32::try_from(*n).is_ok()) else {
-            return self.say("-ERR value is not an integer or out of range");
+        let wanted = request.len() == 2;
+        let db = wanted.then(|| resp::parse_i64(request.arg(1)).filter(|n| i32::try_from(*n).is_ok())).flatten();
+        let key = match db.map(u32::try_from) {
+            _ if !wanted => return self.say("-ERR wrong number of arguments for 'select' command"),
+            None => Err("-ERR value is not an integer or out of range\r\n"),
+            Some(Err(_)) => Err("-ERR DB index is out of range\r\n"),
+            Some(Ok(db)) if db == self.key.db => Ok(self.key.clone()),
+            Some(Ok(db)) => Ok(ConnectionKey { db, via: None, ..self.key.clone() }),
         };
-        let Ok(db) = u32::try_from(db) else { return self.say("-ERR DB index is out of range") };
-        let right = ask_again(&self.lane, &resp::encode(&[request.arg(0), self.key.db.to_string().as_bytes()]));
-        let key = (db != self.key.db).then(|| ConnectionKey { db, via: None, ..self.key.clone() });
-        let moved = key.map(|key| self.moved_to(key, None, |ok| ok));
+        let again = |db: u32| resp::encode(&[request.arg(0), db.to_string().as_bytes()]);
+        let (here, present) = (self.lane.clone(), again(self.key.db));
+        let there = key.map(|key| (self.pool.lane(&key), again(key.db), key));
         Step::Stall(Stall::For(Box::pin(async move {
-            let ok: Bytes = right.await.into();
-            match moved {
-                Some(moved) if ok.starts_with(b"+") => match moved.await {
-                    After::Become(other) => After::Become(Box::new(Become { reply: ok, ..*other })),
-                    refused => refused,
+            let error = match there {
+                Ok((lane, question, key)) => match lane.ready().await {
+                    Ok(_) => {
+                        let reply: Bytes = ask_again(&lane, &question).await.into();
+                        let moved = reply.starts_with(b"+");
+                        return if moved {
+                            After::Become(Box::new(Become { key, name: None, reply }))
+                        } else {
+                            refused(reply)
+                        };
+                    }
+                    Err(error) => error,
                 },
-                _ => refused(ok),
+                Err(error) => Bytes::from_static(error.as_bytes()),
+            };
+            if Node::is_own_error(&error) || error == SHUT_OUT {
+                return refused(error);
             }
+            let right: Bytes = ask_again(&here, &present).await.into();
+            refused(if right.starts_with(b"+") { error } else { right })
         })))
     }
 

@@ -169,6 +169,8 @@ enum Phase {
     Down {
         error: Bytes,
         until: Time,
+        /// Or until rights have changed: the error may be about them.
+        as_of: u64,
     },
     /// It will not come back.
     Closed(Bytes),
@@ -370,7 +372,7 @@ impl Connection {
         self.touch(now);
         let mut shared = self.shared.borrow_mut();
         match &shared.phase {
-            Phase::Down { error, until } if now < *until => {
+            Phase::Down { error, until, as_of } if now < *until && self.has_rights_of(*as_of) => {
                 let error = error.clone();
                 drop(shared);
                 return fail(expect, &error, false, &self.node, now);
@@ -390,6 +392,11 @@ impl Connection {
         }
         shared.awaited.push_back(InFlight { expect, start, sent: now });
         shared.wake();
+    }
+
+    /// Whether rights are what they were then, as far as is known.
+    fn has_rights_of(&self, as_of: u64) -> bool {
+        self.node.acl_changes.load(Ordering::Acquire) == as_of
     }
 
     /// Bytes that wait to be sent.
@@ -423,7 +430,9 @@ impl Connection {
                 match &shared.phase {
                     Phase::Up => return Ok(shared.hello.clone()),
                     Phase::Closed(error) => return Err(error.clone()),
-                    Phase::Down { error, until } if Time::now() < *until => return Err(error.clone()),
+                    Phase::Down { error, until, as_of } if Time::now() < *until && self.has_rights_of(*as_of) => {
+                        return Err(error.clone());
+                    }
                     Phase::Down { .. } => shared.phase = Phase::Rest,
                     Phase::Rest | Phase::Opening => {}
                 }
@@ -755,7 +764,9 @@ impl Connection {
         let awaited = std::mem::take(&mut shared.awaited);
         shared.out.clear();
         shared.phase = match self.role {
-            Role::Lane => Phase::Down { error: error.clone(), until },
+            Role::Lane => {
+                Phase::Down { error: error.clone(), until, as_of: self.node.acl_changes.load(Ordering::Acquire) }
+            }
             Role::Dedicated => Phase::Closed(error.clone()),
         };
         let session = shared.session.clone();

@@ -158,6 +158,18 @@ class TestRights:
                 assert conn.call("GET", "k") == b"v"
                 assert outcome(conn, "MGET", "k") == "NOPERM"
 
+    def test_a_database_that_the_user_may_not_select(self, site, root):
+        """The right to SELECT, and where the server has it, that to the very database."""
+        rules = [("-select",), ("+select", "db=0,1")] if site.server.kind == "valkey" else [("-select",)]
+        for rule in rules:
+            root.call("ACL", "SETUSER", "bob", "reset", "on", ">secret", *FULL)
+            with logged_in(site.a.port) as conn, logged_in(site.server.port) as bare:
+                for db in (1, 2, 0):
+                    assert conn.call("SELECT", db) == bare.call("SELECT", db) == b"OK"
+                root.call("ACL", "SETUSER", "bob", *rule)
+                for words in [("SELECT", 2), ("DBSIZE",), ("SELECT", 1), ("SELECT", 99), ("SELECT", "x"), ("SELECT", -1), ("SELECT", 0), ("GET", "k")]:
+                    assert said(conn, *words) == said(bare, *words), (rule, words)
+
     def test_whatever_the_command_is_called(self, lab, site):
         server = lab.server(site.server.kind, options=["--rename-command", "ACL", "rights", "--rename-command", "CONFIG", "setting"])
         proxy = lab.proxy(server.port)
@@ -220,6 +232,17 @@ class TestLogins:
             with Connection(site.a.port) as conn:
                 assert outcome(conn, "AUTH", "bob", old) == "WRONGPASS"
                 assert conn.call("AUTH", "bob", new) == b"OK"
+
+    def test_a_session_that_has_become_somebody_else_unseen_goes_on(self, site, root):
+        """What passes unlooked at may be RESET: then the user that is deleted is not the session's any more."""
+        root.call("ACL", "SETUSER", "eve", "on", ">secret", *FULL)
+        with logged_in(site.a.port, "eve") as conn, logged_in(site.a.port, "eve") as other:
+            for each in (conn, other):
+                each.call("CLIENT", "NO-EVICT", "off")
+            assert conn.call("RESET") == b"RESET"
+            root.call("ACL", "DELUSER", "eve")
+            assert said(other, "GET", "k") == "closed"
+            assert conn.call("GET", "k") == b"v"
 
     @named(WAYS)
     def test_the_sessions_of_a_deleted_user_end(self, site, root, way):
