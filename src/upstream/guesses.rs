@@ -163,7 +163,7 @@ impl Turn<'_> {
     pub fn give_back(self) {
         let each = self.guesses.each;
         self.guesses.at(self.address, Time::now(), |slot| {
-            slot.spent = Time(slot.spent.0.saturating_sub(each.as_nanos() as u64));
+            slot.spent = slot.spent - each;
         });
     }
 
