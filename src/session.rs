@@ -158,6 +158,8 @@ pub struct Session {
     shares: bool,
     /// The first request was looked at: whether it is the handshake of a proxy.
     recognised: bool,
+    /// Its introduction was asked for because another client redirects to it.
+    introduced: bool,
     /// The server holds commands back, at a client's wish: each session waits on a connection of its own.
     paused: bool,
     /// The present request has been given another form already.
@@ -253,6 +255,7 @@ impl Session {
             bypass: false,
             shares: false,
             recognised: false,
+            introduced: false,
             paused: false,
             replaced: false,
             repeatable: false,

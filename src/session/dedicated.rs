@@ -262,13 +262,21 @@ impl Session {
         }))))
     }
 
-    /// Somebody wants to redirect to this session: from here on it has a connection of its own.
+    /// Somebody wants to redirect to this session: from here on it has a connection of its own. A session about which the server is
+    /// not asked yet (after RESET, in doubt) is introduced first, once: if the server refuses it, whoever redirects is told in time.
     pub(super) fn heed_wish(&mut self) {
-        if self.client.own_wanted()
-            && self.lent.is_none()
+        if !self.client.own_wanted() {
+            return;
+        }
+        if self.key.login.is_stranger() {
+            if !std::mem::replace(&mut self.introduced, true) {
+                self.stall = Some(self.introduction(None));
+            }
+        } else if self.lent.is_none()
             && self.outbox.waiting() == 0
             && let Some(connection) = self.pool.lend(&self.key)
         {
+            self.introduced = false;
             self.lend(connection).tracking = true;
             let Step::Stall(named) = self.make_known(true, false) else { return };
             self.stall = Some(named);

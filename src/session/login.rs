@@ -104,7 +104,7 @@ impl Session {
 
     /// Asks for the proof that the session may be what the upstream's address says; for a request of this route, if for any.
     /// If it may not, the server answers the request itself, or gets no such request and the answer is known.
-    fn introduction(&self, request: Option<(Route, Result<Vec<u8>, Bytes>)>) -> Stall {
+    pub(super) fn introduction(&self, request: Option<(Route, Result<Vec<u8>, Bytes>)>) -> Stall {
         let pool = self.pool.clone();
         Stall::For(Box::pin(async move {
             let (route, asked) = request.unzip();

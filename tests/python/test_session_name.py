@@ -131,6 +131,21 @@ def test_redirect_as_bare(place, case):
     assert outcome(proxy.port, REDIRECTS[case], 999_999) == expected
 
 
+def test_a_redirect_to_one_whose_user_is_in_doubt(place):
+    """A CONFIG SET brings it into doubt whether the server takes new connections, and RESET makes a session new."""
+    server, proxy = place
+    with Connection(proxy.port, 3) as tracker, Connection(proxy.port) as target:
+        number = target.call("CLIENT", "ID")
+        assert tracker.call("PING") == b"PONG"
+        for _ in range(2):
+            server.call("CONFIG", "SET", "timeout", 0)
+            looks = server.calls("time")
+            wait_until(lambda: server.calls("time") >= looks + 2, "the watch has looked")
+            target.call("RESET")
+            assert said(tracker, "CLIENT", "TRACKING", "ON", "REDIRECT", number, "BCAST") == b"OK"
+            assert target.call("PING") == b"PONG"
+
+
 @pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize("multi", [False, True])
 def test_overlapping_prefixes_as_bare(place, protocol, multi):
