@@ -26,7 +26,7 @@ use crate::time::Time;
 const AT_ONCE: u64 = 16;
 /// How long the clocks may take behind the second reply.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Of a key, for the log.
+/// Bytes of a key that the log shows.
 const KEY_SHOWN: usize = 128;
 
 /// Counts down to the next hit that is audited. The gaps are random and forget what came before, so a short session's
@@ -47,21 +47,21 @@ impl Sampler {
         self.left as usize
     }
 
-    /// So many hits were not.
+    /// Counts hits that were not sampled.
     #[expect(clippy::cast_possible_truncation, reason = "never more than are left, which is a u32")]
     pub fn pass(&mut self, hits: usize) {
         self.left -= hits as u32;
     }
 }
 
-/// What the cache looked like before a hit that is to be audited.
+/// The state of the cache before a hit that is to be audited.
 pub struct Before {
     written: Option<u32>,
     /// The time as of which the hit must be fresh. Taken before it, because the hit itself can raise it.
     watermark: Time,
 }
 
-/// What a hit has told of one key.
+/// The part of a hit about one key.
 pub struct Told {
     node: CachedReply,
     /// Known before anything is read again: then a reply that differs is no newer one.
@@ -70,7 +70,7 @@ pub struct Told {
 
 /// A hit that was told.
 pub struct Sample {
-    /// What it told: of one key, or of each of MGET's.
+    /// The reply: one part, or one for each key of an MGET.
     pub told: Vec<Told>,
     /// The command's name.
     pub command: Vec<u8>,
@@ -78,14 +78,14 @@ pub struct Sample {
     pub level: Level,
 }
 
-/// What an audit has found.
+/// The result of an audit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The upstream says the same.
     Same,
-    /// It says something else.
+    /// The server says something else.
     Stale(Violation),
-    /// It says something else: the key has changed meanwhile, as far as is known.
+    /// The server says something else, but the key has changed meanwhile, as far as is known.
     Undecided,
 }
 
@@ -107,7 +107,7 @@ pub struct Audit {
     running: AtomicU64,
     /// Hits whose answer was proven right or wrong.
     pub checked: AtomicU64,
-    /// Of these, wrong.
+    /// Checked hits that were wrong.
     pub stale: AtomicU64,
     /// Hits whose key changed meanwhile.
     pub undecided: AtomicU64,
@@ -240,7 +240,7 @@ impl Sample {
         verdict
     }
 
-    /// What a reply says of each key.
+    /// The part of a reply about each key.
     fn answers<'a>(&self, reply: &'a [u8]) -> Vec<&'a [u8]> {
         if !self.command.eq_ignore_ascii_case(b"MGET") {
             return vec![reply];
@@ -268,7 +268,7 @@ impl Sample {
     }
 }
 
-/// What is remembered of a key, the newest first.
+/// The events remembered of a key, the newest first.
 pub fn describe(cache: &Arc<Cache>, hash: u64, now: Time) -> impl Iterator<Item = String> {
     let ago = move |t: Time| now.since(t).as_micros() as f64 / 1000.0;
     cache.events.of(hash).into_iter().map(move |(t, event)| format!("{event} {:.1} ms ago", ago(t)))

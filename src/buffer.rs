@@ -21,7 +21,7 @@ pub const ROOM: usize = 16 * 1024;
 const STEP: usize = 4 * 1024;
 /// Buffers a thread keeps for whoever needs one next.
 const SPARES: usize = 32;
-/// What has grown beyond this is not kept.
+/// A buffer that has grown beyond this is not kept.
 const SPARE_MAX: usize = 8 * ROOM;
 
 thread_local! {
@@ -31,7 +31,7 @@ thread_local! {
 /// Room for so many pieces is kept by a queue that has become empty.
 const CHUNKS_KEPT: usize = 64;
 
-/// What is kept, in a buffer of its own, of something that has begun and of which no more comes for now.
+/// A partial request up to this size is moved to a small private buffer when a read would block, so that the pooled buffer can be reused.
 const KEPT_SMALL: usize = 1024;
 
 /// Makes sure that `buf` has a buffer of its own, and room for all of what has begun, if that `need`s no more than is handed round.
@@ -44,7 +44,7 @@ pub fn equip(buf: &mut BytesMut, need: usize) {
 }
 
 fn exchange(buf: &mut BytesMut, least: usize) {
-    // Of small ones the one given back last, which is still in the processor's cache.
+    // The small one given back last is still in the processor's cache.
     let spare = SPARE.with_borrow_mut(|spares| {
         let fits = spares.iter().rposition(|spare| spare.capacity() >= least)?;
         Some(spares.swap_remove(fits))
@@ -57,8 +57,7 @@ fn exchange(buf: &mut BytesMut, least: usize) {
     }
 }
 
-/// Nothing comes for now: who is silent holds no memory (the least that of something large which has gone on), and who has
-/// stopped in the middle of something little.
+/// Called when a read would block. An empty buffer goes back to the pool; a short remainder is copied into a buffer of its own size.
 pub fn rest(buf: &mut BytesMut) {
     if buf.len() <= KEPT_SMALL && buf.capacity() > KEPT_SMALL {
         let kept = if buf.is_empty() { BytesMut::new() } else { BytesMut::from(&buf[..]) };
@@ -115,7 +114,7 @@ impl OutBuf {
         self.push_full(bytes);
     }
 
-    /// What is full is not made larger, which would copy it: another follows.
+    /// A full buffer is not made larger, which would copy it: another follows.
     fn push_full(&mut self, bytes: &[u8]) {
         if self.tail.len() > KEPT_SMALL {
             self.seal();
@@ -160,7 +159,7 @@ impl OutBuf {
             }
             n -= step;
         }
-        // What is left of its buffer would keep all of it.
+        // The remainder of a buffer would keep all of it.
         if self.tail.is_empty() {
             self.tail = BytesMut::new();
         }
@@ -193,7 +192,7 @@ impl OutBuf {
         }
     }
 
-    /// What comes first, as much as goes into one call.
+    /// The first pieces, as many as go into one call.
     pub fn slices(&self) -> SmallVec<[IoSlice<'_>; SLICES]> {
         let tail = (!self.tail.is_empty()).then_some(&self.tail);
         let all = self.chunks.iter().map(|chunk| &chunk[..]).chain(tail.map(|tail| &tail[..]));

@@ -61,9 +61,9 @@ pub struct Cache {
     hasher: ahash::RandomState,
     /// The freshness clocks every hit is checked against.
     pub clocks: Clocks,
-    /// What happened so far.
+    /// Counters.
     pub stats: Stats,
-    /// What happened lately, key by key.
+    /// The last events, key by key.
     pub events: Events,
 }
 
@@ -75,15 +75,15 @@ pub struct InFlight {
 }
 
 impl InFlight {
-    /// See [`Flight::poll_landed`].
+    /// Ready once the flight has landed ([`Flight::poll_landed`]).
     pub fn poll_landed(&self, cx: &mut std::task::Context<'_>) -> std::task::Poll<()> {
         self.flight.poll_landed(cx)
     }
 }
 
-/// What a lookup found.
+/// The result of a lookup.
 pub enum Lookup<R> {
-    /// What the closure made of the reply.
+    /// A reply that may be served, as the closure made it.
     Hit(R),
     /// A reply is there, but not yet proven fresh enough.
     Behind(Need),
@@ -91,7 +91,7 @@ pub enum Lookup<R> {
     Miss,
 }
 
-/// What must be proven before a reply may be served.
+/// The proof that is missing before a reply may be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Need {
     /// Link and lane must have reached this time.

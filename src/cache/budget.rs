@@ -115,7 +115,7 @@ impl Cache {
         let its = |node: &&CachedReply| self.hash(node.key()) == item.hash;
         match shard.candidates().find_map(|entry| entry.by_seq(item.variant, item.seq).filter(its)) {
             None => Probe::Gone,
-            // What a flush or a lane's death has made void goes first.
+            // A reply that a flush or a lane's death has made void goes first.
             Some(node) if !self.alive(node) => Probe::Live { weight: node.weight(), hits: 0 },
             Some(node) => Probe::Live { weight: node.weight(), hits: if cool { node.cool() } else { 0 } },
         }

@@ -1,4 +1,4 @@
-//! What may have become doubtful, by hash: how often a key has changed, and the latest time at which a client was told something about a
+//! Doubts about what is cached, by hash: how often a key has changed, and the latest time at which a client was told something about a
 //! key without the reply being kept.
 //!
 //! Both stand in tables of fixed size. A collision revokes a fill that was innocent, or makes a hit wait for a PING: it costs time,
@@ -11,7 +11,7 @@ use crate::time::Time;
 
 const PLACES: usize = size(1 << 16, 4);
 
-/// See the module.
+/// The two tables.
 pub(super) struct Doubt {
     revisions: Box<[AtomicU32]>,
     told: Box<[AtomicU64]>,

@@ -1,4 +1,4 @@
-//! What is kept of one key: the replies to the commands that read it.
+//! The replies kept of one key, one for each command that reads it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -55,7 +55,7 @@ struct Header {
     stored: Time,
     /// A hit must be fresh as of this time: something newer about the key has been seen by somebody.
     floor: AtomicU64,
-    /// See [`after`].
+    /// When the reply ends: see [`after`].
     deadline: u32,
     lane: LaneStamp,
     epoch: u32,
@@ -80,7 +80,7 @@ fn after(stored: Time, deadline: Time) -> u32 {
     }
 }
 
-/// What a fill knows beside the bytes.
+/// Times and origin of a reply, which a fill knows beside the bytes.
 #[derive(Clone, Copy)]
 pub struct Stamp {
     /// From here on the key may be gone.
@@ -106,12 +106,12 @@ pub struct CachedReply(ThinArc<Header, u8>);
 const USED: u8 = CachedReply::FREQ_MAX + 1;
 const SATURATED: u8 = USED | CachedReply::FREQ_MAX;
 
-/// What mimalloc gives for `n` bytes: four sizes for each doubling.
+/// Bytes that mimalloc takes for `n` bytes: four sizes for each doubling.
 fn allocated(n: usize) -> usize {
     n.next_multiple_of(1 << ((n - 1).ilog2() - 2).max(3))
 }
 
-/// What a thread keeps of the room in which it puts a node's bytes together.
+/// Largest scratch buffer that a thread keeps between two calls of `CachedReply::new`.
 const JOINED_MAX: usize = 64 * 1024;
 /// A slot of the table: pointer and control byte, about half of the slots being empty.
 const SLOT: usize = 2 * 9;
@@ -272,7 +272,7 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 /// the slots of the table are empty, so a word less in each is two words less a key.)
 pub struct Entry(NonNull<u8>);
 
-/// What an entry points to.
+/// The replies that an entry points to.
 pub enum Replies<'a> {
     /// Nearly every key is read by one command.
     One(&'a CachedReply),
@@ -307,7 +307,7 @@ impl Drop for Entry {
 }
 
 impl Entry {
-    /// Of one reply.
+    /// An entry of one reply.
     pub fn of(node: CachedReply) -> Entry {
         let at = ThinArc::into_raw(node.0).cast_mut().cast();
         // SAFETY: an `Arc` is never null.
@@ -328,7 +328,7 @@ impl Entry {
         self.0.as_ptr().map_addr(|at| at & !MANY).cast()
     }
 
-    /// What it holds.
+    /// The replies that it holds.
     pub fn replies(&self) -> Replies<'_> {
         if self.is_many() {
             // SAFETY: it came from a box and lives as long as the entry.
@@ -484,9 +484,9 @@ impl Entry {
 /// The variant hashes [`Entry::insert`] needs: of the new reply, and of the single one that may be there.
 #[derive(Clone, Copy)]
 pub struct Hashes {
-    /// Of the reply to be added.
+    /// Hash of the reply to be added.
     pub new: u32,
-    /// Of the reply that is there alone.
+    /// Hash of the reply that is there alone.
     pub old: u32,
 }
 

@@ -1,5 +1,5 @@
-//! What last happened to keys, for who asks why (EXPLAIN, the auditor): a ring of fixed size for each shard, and one for
-//! flushes. What is old is overwritten. Hits leave nothing here.
+//! The last events of keys, for EXPLAIN and the auditor: a ring of fixed size for each shard, and one for
+//! flushes. Old events are overwritten. Hits leave nothing here.
 
 use std::sync::PoisonError;
 
@@ -110,7 +110,7 @@ impl Events {
         })
     }
 
-    /// What is remembered of the key, the newest first.
+    /// The events remembered of the key, the newest first.
     pub fn of(&self, hash: u64) -> Vec<(Time, Event)> {
         let told = |r: &Record| (r.time, r.event);
         let mut found: Vec<_> = self.shard(hash).iter().filter(|r| r.hash == hash).take(TOLD).map(told).collect();

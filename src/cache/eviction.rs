@@ -20,11 +20,11 @@ pub struct Item {
     pub seq: u32,
 }
 
-/// What the owner knows of an item.
+/// The owner's word on an item.
 pub enum Probe {
-    /// It was dropped, replaced or has expired.
+    /// The item was dropped, replaced or has expired.
     Gone,
-    /// It weighs this much and was hit this often since the last look.
+    /// The item weighs this much and was hit this often since the last look.
     Live {
         /// Bytes.
         weight: u64,
@@ -36,18 +36,18 @@ pub enum Probe {
 /// The small queue is shortened while it holds at least one in this many of all bytes. More costs loops and even popularity, less
 /// costs what is popular for a short while (docs/bench/RATIO.md has the traces).
 const SMALL: u64 = 20;
-/// So many items as live ones are remembered, divided by this. Longer memory lets a loop that does not fit push itself out.
+/// As many items are remembered as live ones, divided by this. Longer memory lets a loop that does not fit push itself out.
 const REMEMBERED: usize = 2;
-/// What weighs more than this many times the mean is not worth a place in the main queue for having come back once: so many
+/// An item that weighs more than this many times the mean is not worth a place in the main queue for having come back once: so many
 /// others would have to go for it.
 const HEAVY: u64 = 2;
-/// See [`Queues::renew`]. Fewer adapt sooner, and cost popular keys their places.
+/// One in so many newcomers replaces a stale item of the main queue ([`Queues::renew`]). Fewer adapt sooner, and cost popular keys their places.
 const RENEWAL: u8 = 16;
 
 #[derive(Default)]
 struct Queue {
     items: Fifo<Item>,
-    /// What they weigh, nearly: see [`Queue::lost`].
+    /// Their weight, nearly: see [`Queue::lost`].
     bytes: u64,
 }
 
@@ -207,7 +207,7 @@ mod tests {
         Item { hash: n, variant: 0, seq: n as u32 }
     }
 
-    /// Of a cache that has no room left.
+    /// The queues of a cache that has no room left.
     fn full() -> Queues {
         let mut queues = Queues::default();
         assert!(queues.victim(|_| Probe::Gone).is_none());
@@ -290,7 +290,7 @@ mod tests {
         assert_eq!((queues.small.items.len(), queues.main.items.len()), (9, 0));
     }
 
-    /// What was invalidated weighs nothing any more: else the small queue seemed ever larger, and newcomers went at once
+    /// An invalidated item weighs nothing any more: else the small queue seemed ever larger, and newcomers went at once
     /// while the main queue kept what nobody reads.
     #[test]
     fn what_is_gone_leaves_no_weight_behind() {

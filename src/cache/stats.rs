@@ -1,4 +1,4 @@
-//! What happened so far: counters, and the causes of flushes.
+//! Counters of the cache, and the causes of flushes.
 
 use std::sync::atomic::AtomicU64;
 

@@ -21,9 +21,9 @@ use crate::numbers::index;
 type Slot = (Entry, SharedValue<()>);
 type Slots = RawTable<Slot>;
 
-/// So many entries are asked for at a time when a shard grows: more than a processor fetches at once.
+/// Entries asked of the memory at a time when a shard grows: more than a processor fetches at once.
 const AHEAD: usize = 32;
-/// So many entries are asked for by one hash. Its seven bits are those of another one in eight lookups or fewer, and of two
+/// Entries asked of the memory for one hash. Its seven bits are those of another one in eight lookups or fewer, and of two
 /// others hardly ever.
 const CANDIDATES: usize = 2;
 
@@ -170,7 +170,7 @@ pub struct Reading<'t> {
 }
 
 impl Reading<'_> {
-    /// What may be the entry of the hash, and nearly always is: it shares seven bits with it and is near to its place.
+    /// The candidate that nearly always is the entry of the hash: it shares seven bits with it and is near to its place.
     #[inline(always)]
     pub fn first(&self) -> Option<&Entry> {
         self.slots.get(self.hash, |_| true).map(|(entry, _)| entry)
@@ -185,9 +185,9 @@ impl Reading<'_> {
 
 /// Where an entry is, or could be.
 pub enum Place<'t, S = ahash::RandomState> {
-    /// It is there.
+    /// The hash has an entry.
     Occupied(Occupied<'t>),
-    /// It is not.
+    /// The hash has no entry.
     Vacant(Vacant<'t, S>),
 }
 

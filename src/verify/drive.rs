@@ -28,10 +28,10 @@ const TAINTED: u64 = 300;
 /// How often objects are written, against each other: some all the time, some so rarely that a bound can pass.
 const WEIGHTS: [f64; 3] = [10.0, 1.0, 0.1];
 
-/// What clients do most.
+/// The proportions of the clients' steps.
 #[derive(Clone, Debug)]
 pub struct Mix {
-    /// What objects are, in turn.
+    /// The kinds of the objects, in turn.
     pub kinds: Vec<Kind>,
     /// How many of all steps write.
     pub writes: f64,
@@ -65,7 +65,7 @@ struct Slot {
     until: Cell<Time>,
 }
 
-/// What all clients share.
+/// The part of a run that all clients share.
 pub struct Site {
     /// The ways; the first goes past all proxies.
     pub ways: Vec<Way>,
@@ -79,7 +79,7 @@ pub struct Site {
     sessions: RefCell<Vec<usize>>,
     /// When the clients are to stop.
     deadline: Cell<Time>,
-    /// What clients were told, and how often.
+    /// Errors that clients were told, and how often each.
     pub errors: RefCell<BTreeMap<String, u64>>,
     /// Requests without an answer in time.
     pub unanswered: Cell<u64>,
@@ -376,7 +376,7 @@ fn object_of((kind, name): &(Kind, String)) -> Object {
     Object { name: name.clone(), keys: work::keys(*kind, name).len() }
 }
 
-/// What is not known was not answered.
+/// The change without the answer, which is unknown.
 fn unanswered(change: Change) -> Change {
     match change {
         Change::Increment(_) => Change::Increment(None),

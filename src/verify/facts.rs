@@ -1,4 +1,4 @@
-//! What a history says for certain about each object: which writes a value may come from, which write is known to have
+//! The certain facts of a history about each object: which writes a value may come from, which write is known to have
 //! taken effect by when, how long a value may live.
 
 use std::time::Duration;
@@ -12,10 +12,10 @@ use crate::time::Time;
 /// Length of every value and token. They are no numbers; the sums of counters are.
 pub const TOKEN: usize = 8;
 
-/// What made a state of an object.
+/// The event that made a state of an object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
-    /// It was so at first.
+    /// The object's state at the start of the run.
     #[default]
     Start,
     /// This operation.
@@ -27,7 +27,7 @@ pub enum Cause {
 /// A write that is known to be in effect.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Floor {
-    /// It was executed after this: whatever had been acknowledged by then is older.
+    /// The write was executed after this time: whatever had been acknowledged by then is older.
     pub at: Time,
     /// Which write.
     pub cause: Cause,
@@ -66,7 +66,7 @@ impl Acks {
     }
 }
 
-/// What is known of one object.
+/// The facts about one object.
 #[derive(Default)]
 struct Object {
     absent: Vec<Candidate>,
@@ -82,7 +82,7 @@ struct Object {
     limits: Vec<usize>,
 }
 
-/// What is known of all objects.
+/// The facts about all objects.
 pub struct Facts<'a> {
     history: &'a History,
     objects: Vec<Object>,
@@ -245,7 +245,7 @@ pub fn expiry(op: &Op, after: Duration) -> Span {
     Span { start: op.start + after - EXPIRY_EARLY, end }
 }
 
-/// What tells which write a value comes from: a sum, or the token that was added last.
+/// The part of a value that tells which write it comes from: a sum, or the token that was added last.
 fn mark(value: &Bytes) -> Bytes {
     if is_sum(value) { value.clone() } else { value.slice(value.len().saturating_sub(TOKEN)..) }
 }

@@ -1,4 +1,4 @@
-//! What was done, when, and what was seen: facts only, judged elsewhere.
+//! The record of a run: what was done, when, and what was seen. Facts only; they are judged elsewhere.
 //!
 //! All times are of one clock ([`Time`]). An operation lasts from just before its request was written to just after its
 //! reply was read, so every judgement errs on the side of the proxy.
@@ -37,11 +37,11 @@ impl Span {
 pub struct Route {
     /// As it was named on the command line.
     pub name: String,
-    /// What it promises; `None` for the way past all proxies.
+    /// The level it promises; `None` for the way past all proxies.
     pub level: Option<Level>,
 }
 
-/// What somebody did to one object.
+/// One operation of a client on one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Op {
     /// Which object, as an index of [`History::objects`].
@@ -54,7 +54,7 @@ pub struct Op {
     pub end: Option<Time>,
     /// The kind of command, for the report.
     pub command: &'static str,
-    /// What it was.
+    /// A read or a write.
     pub action: Action,
 }
 
@@ -68,13 +68,13 @@ impl Op {
 /// Reads see, writes change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Of these keys of the object, as bits.
+    /// A read of these keys of the object, as bits.
     Read(u8, Seen),
-    /// Of all keys of the object at once.
+    /// A write of all keys of the object at once.
     Write(Change),
 }
 
-/// What a read was told.
+/// The answer to a read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
     /// There is nothing.
@@ -85,7 +85,7 @@ pub enum Seen {
     Torn(String),
 }
 
-/// What a write does to the value. Every value or token is written once in a run, except for counters.
+/// The change that a write makes to the value. Every value or token is written once in a run, except for counters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// SET, HSET, MSET …
@@ -112,7 +112,7 @@ pub enum Change {
     },
 }
 
-/// What is written and read as one.
+/// Keys that are written and read as one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
     /// The key's name, or what its keys begin with.

@@ -1,6 +1,6 @@
 //! Holds a history against the promises of COHERENCE.md.
 //!
-//! Who has evidence of a write knows that it was executed after its start: a **floor**. A read is too old for a floor if
+//! A session that has evidence of a write knows that it was executed after its start: a **floor**. A read is too old for a floor if
 //! the write of the value it saw had been acknowledged before: then an evidently newer write stood in between. A read
 //! may fit several writes (many delete a key); it is wrong only if each of them is too old, or its time to live was over.
 //! Nothing else is inferred, so no order of operations that could have happened is called wrong.
@@ -24,24 +24,24 @@ use crate::time::Time;
 pub const SLACK: Duration = Duration::from_millis(5);
 /// Violations told in full; the others are counted.
 const TOLD: usize = 20;
-/// Of those, violations of the very same promises.
+/// Violations of the very same promises among those that are told in full.
 const TOLD_ALIKE: usize = 2;
 /// Operations told of what came before no order was left, and of what came after.
 const TOLD_BEFORE: usize = 12;
-/// See above.
+/// Operations told that came after no order was left.
 const TOLD_AFTER: usize = 4;
 
-/// What is staler counts as this: an hour.
+/// An hour: a longer staleness counts as this.
 const LONGEST_MICROS: u64 = 3_600_000_000;
 
-/// What is promised. The order is that of the report.
+/// A promise that can be broken. The order is that of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Promise {
     /// A read shows what somebody wrote, whole, and not before it was written.
     Values,
     /// A read is not older than the level allows.
     Age,
-    /// What was written through a proxy is read through it.
+    /// A value written through a proxy is read through it.
     OwnWrites,
     /// A session never sees one key go back.
     NoWayBack,
@@ -49,7 +49,7 @@ pub enum Promise {
     Expiry,
     /// A session never sees anything go back, across keys.
     Causal,
-    /// What one session has seen, every other sees.
+    /// A state that one session has seen, every other sees.
     Order,
     /// One order of all operations on a key explains every answer.
     Linearizable,
@@ -67,10 +67,10 @@ pub const PROMISES: [Promise; 8] = [
     Promise::Linearizable,
 ];
 
-/// What the judge goes by.
+/// The terms by which the judge decides.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// Of `bounded`.
+    /// The bound of level `bounded`.
     pub max_staleness: Duration,
     /// Configurations that the search may look at, for one key.
     pub budget: usize,
@@ -81,7 +81,7 @@ pub struct Rules {
 pub struct Violation {
     /// Which promises; never empty.
     pub promises: Vec<Promise>,
-    /// Of which object.
+    /// Name of the object.
     pub object: String,
     /// In words.
     pub what: String,
@@ -100,7 +100,7 @@ pub struct Line {
     pub span: Span,
 }
 
-/// What was found out.
+/// The outcome of the judgement.
 #[derive(Clone, Debug)]
 pub struct Findings {
     /// How often each promise was put to the test, by reads through proxies; the last by keys.
@@ -176,12 +176,12 @@ pub fn judge(history: &History, rules: Rules) -> Findings {
     judge.findings
 }
 
-/// What one session has evidence of.
+/// The evidence that one session has.
 #[derive(Clone, Copy, Default)]
 struct Evidence {
     /// About one key.
     key: Floor,
-    /// What told.
+    /// The operation that gave the evidence.
     by: Option<usize>,
 }
 
@@ -243,7 +243,7 @@ impl<'a> Judge<'a> {
         self.history.routes[self.history.route(op)].level.unwrap_or(Level::Linearizable)
     }
 
-    /// Who made a write has evidence of it.
+    /// The session that made a write has evidence of it.
     fn acked(&mut self, i: usize, op: &Op) {
         if is_certain(op) {
             let floor = Floor { at: op.start, cause: Cause::Op(i) };
@@ -303,7 +303,7 @@ impl<'a> Judge<'a> {
         self.believe(i, op, parts, Floor { at: oldest.span.start, cause: oldest.cause });
     }
 
-    /// What the read shows is evidence from now on.
+    /// The state that the read shows is evidence from now on.
     fn believe(&mut self, i: usize, op: &Op, parts: u8, floor: Floor) {
         let Some(end) = op.end.filter(|_| floor.at > Time::ZERO) else { return };
         self.note(i, op, parts, floor);
@@ -343,7 +343,7 @@ impl<'a> Judge<'a> {
             bounds.push(bound(Promise::Causal, self.facts.acked_before(object, seen), by));
         }
         if level == Level::Linearizable {
-            // What a proxy has shown is no evidence against the server.
+            // A state that a proxy has shown is no evidence against the server.
             let finished = if self.is_proxied(op) { &mut self.finished } else { &mut self.finished_past };
             let finished = finished[object].before(op.start);
             bounds.push(bound(Promise::Order, finished.key, finished.by));

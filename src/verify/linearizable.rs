@@ -39,7 +39,7 @@ impl Moment {
     }
 }
 
-/// What the search found.
+/// The result of the search.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// There is such an order.
@@ -168,7 +168,7 @@ impl Search<'_> {
         Configuration { done: reads.fold(c.done, |done, slot| done | 1 << slot), ..c }
     }
 
-    /// Of pending moments that are alike only the first needs to be tried.
+    /// Among pending moments that are alike only the first needs to be tried.
     fn is_shadowed(&self, c: Configuration, i: usize) -> bool {
         let moment = &self.moments[i];
         let earlier = |slot: usize, j: usize| {
@@ -181,7 +181,7 @@ impl Search<'_> {
         moment.is_pending() && (0..self.open.len()).any(|slot| self.open[slot].is_some_and(|j| earlier(slot, j)))
     }
 
-    /// What the key could have been.
+    /// The values that the key could have had.
     fn possible(&self, configurations: &AHashSet<Configuration>) -> Vec<String> {
         let mut values: Vec<String> = configurations.iter().map(|c| self.values.name(c.state.value)).collect();
         values.sort();

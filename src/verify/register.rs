@@ -10,20 +10,20 @@ pub type TtlId = u32;
 /// The state of one key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct State {
-    /// What is there.
+    /// Id of the value.
     pub value: ValueId,
-    /// Whose time to live runs.
+    /// Id of the write that set the key's time to live.
     pub ttl: TtlId,
-    /// Whose time to live of all its fields runs.
+    /// Id of the write that set the time to live of all its fields.
     pub fields_ttl: TtlId,
-    /// It may have been evicted; who looks next finds out.
+    /// The key may have been evicted; the next read finds out.
     pub doubtful: bool,
     /// All its fields have expired, but the key may still be there, and with it its own time to live: nobody sees it,
     /// PEXPIRE and HSET find it. It is removed at some time.
     pub husk: bool,
 }
 
-/// What happens to the key in one moment.
+/// A change of the key in one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Somebody sees this.
@@ -37,13 +37,13 @@ pub enum Step {
         /// Whether the time to live of the key goes on.
         keeps_ttl: bool,
     },
-    /// It is gone.
+    /// The key is removed.
     Delete,
     /// One is added; the sum that was answered, if anything was.
     Increment(Option<i64>),
     /// A text is added; the length that was answered, if anything was.
     Append(ValueId, Option<usize>),
-    /// What is there gets a time to live, of the key or of its fields.
+    /// The value gets a time to live, of the key or of its fields.
     Limit(TtlId, bool),
     /// That time to live ends.
     End(TtlId),

@@ -9,7 +9,7 @@ use super::history::{Action, History, Op};
 use super::judge::{Findings, Line, PROMISES, Promise, Violation, name};
 use crate::time::Time;
 
-/// What came of it.
+/// The verdict on the run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
@@ -27,7 +27,7 @@ pub enum Verdict {
 pub struct Party {
     /// Where it is.
     pub address: String,
-    /// What it says it is.
+    /// The version that it says it is.
     pub version: String,
     /// Which level its answers were held to; of a proxy.
     pub level: Option<String>,
@@ -38,9 +38,9 @@ pub struct Party {
 /// All of it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
-    /// Of this program.
+    /// Version of this program.
     pub version: &'static str,
-    /// What the clients' choices came from.
+    /// Seed of the clients' choices.
     pub seed: u64,
     /// How long.
     pub seconds: f64,
@@ -48,15 +48,15 @@ pub struct Report {
     pub clients: usize,
     /// How many at a time.
     pub keys: usize,
-    /// What every key began with.
+    /// Prefix of every key.
     pub prefix: String,
-    /// What could not be removed again.
+    /// Keys that could not be removed again.
     pub left_behind: usize,
     /// The server.
     pub upstream: Party,
     /// The proxies.
     pub proxies: Vec<Party>,
-    /// Of `bounded`, in seconds.
+    /// The bound of level `bounded`, in seconds.
     pub max_staleness: f64,
     /// By command.
     pub commands: BTreeMap<&'static str, u64>,
@@ -84,11 +84,11 @@ pub struct Report {
     pub undecided: u64,
     /// Reads older than what another session of the same proxy had been told.
     pub back_between_sessions: u64,
-    /// Of reads through proxies.
+    /// Staleness of reads through proxies.
     pub staleness: Staleness,
     /// The first of them, in full.
     pub violations: Vec<ViolationReport>,
-    /// What came of it.
+    /// The verdict on the run.
     pub verdict: Verdict,
     /// Why it is inconclusive.
     pub doubts: Vec<String>,
@@ -123,9 +123,9 @@ pub struct Staleness {
 /// One violation.
 #[derive(Clone, Debug, Serialize)]
 pub struct ViolationReport {
-    /// Of what.
+    /// The promises broken.
     pub promises: Vec<&'static str>,
-    /// Of which object.
+    /// Name of the object.
     pub object: String,
     /// In words.
     pub what: String,
@@ -146,7 +146,7 @@ pub struct LineReport {
     pub session: Option<usize>,
     /// The kind of command.
     pub command: &'static str,
-    /// What was written or seen.
+    /// The value written or seen.
     pub value: String,
     /// The part it plays.
     pub part: String,
@@ -155,7 +155,7 @@ pub struct LineReport {
 /// Counts and violations, added up round by round.
 pub struct Tally {
     began: Time,
-    /// What the judge found.
+    /// Findings of the judge.
     pub findings: Findings,
     violations: Vec<ViolationReport>,
     commands: BTreeMap<&'static str, u64>,
@@ -287,7 +287,7 @@ impl Report {
         self.doubts = doubts;
     }
 
-    /// What a program is told by the exit code.
+    /// The verdict as an exit code.
     pub fn exit_code(&self) -> u8 {
         match self.verdict {
             Verdict::Passed => 0,

@@ -1,4 +1,4 @@
-//! What happens to a deployment while it is driven: connections that are cut here, erasures and evictions by others.
+//! The disturbances of a deployment while it is driven: connections that are cut here, erasures and evictions by others.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -9,7 +9,7 @@ use super::history::Span;
 use super::wire::{Connection, Target, text};
 use crate::time::Time;
 
-/// What nearside calls its connections at the upstream, the link first: losing it is the hardest.
+/// Names of nearside's connections at the upstream, the link first: losing it is the hardest.
 const NAMES: [&str; 4] = ["nearside-link", "nearside-lane", "nearside-lane", "nearside-dedicated"];
 /// Milliseconds between two cuts.
 const PAUSES: std::ops::Range<u64> = 50..800;

@@ -1,4 +1,4 @@
-//! What clients do: kinds of objects, the ways to write them, the ways to read them.
+//! The work of clients: kinds of objects, the ways to write them, the ways to read them.
 //!
 //! Every value is written once in a run. A write of several keys or fields is one command, one script or one
 //! transaction, so that it happens in one moment; a read of several sees all of it or none.
@@ -18,7 +18,7 @@ const COUNTER_STEP: u64 = 100_000;
 /// APPEND and RPUSH begin anew after about so many.
 const LIST_LENGTH: u8 = 14;
 
-/// What an object is.
+/// The kind of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A string.
@@ -42,11 +42,11 @@ pub const KINDS: [Kind; 6] = [Kind::Text, Kind::Hash, Kind::Pair, Kind::Counter,
 pub struct Write {
     /// Its name, for the report.
     pub name: &'static str,
-    /// What is sent, at once.
+    /// The commands, sent at once.
     pub commands: Vec<Vec<u8>>,
     /// Whether MULTI goes before it and EXEC behind it.
     pub transaction: bool,
-    /// What it does.
+    /// The change that it makes.
     pub change: Change,
 }
 
@@ -54,7 +54,7 @@ pub struct Write {
 pub struct Read {
     /// Its name, for the report.
     pub name: &'static str,
-    /// What is sent.
+    /// The command.
     pub command: Vec<u8>,
     /// Which keys of the object it reads, as bits.
     pub parts: u8,
@@ -68,7 +68,7 @@ pub fn keys(kind: Kind, name: &str) -> Vec<String> {
     }
 }
 
-/// What a server can do with the time to live of a hash's fields.
+/// A server's commands for the time to live of a hash's fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FieldTtls {
     /// Nothing.
@@ -82,13 +82,13 @@ pub enum FieldTtls {
 
 /// Makes writes; `token` is new each time.
 pub struct Writer<'a> {
-    /// What the object is.
+    /// Kind of the object.
     pub kind: Kind,
     /// Its name.
     pub name: &'a str,
-    /// What no write has written before: a letter and a hexadecimal number.
+    /// A letter and a hexadecimal number that no write has written before.
     pub token: &'a str,
-    /// What the server can do.
+    /// The server's commands for fields.
     pub field_ttls: FieldTtls,
 }
 
@@ -296,7 +296,7 @@ pub fn read(kind: Kind, name: &str, rng: &mut fastrand::Rng) -> Read {
     }
 }
 
-/// What a read was told; `None` for an answer that is no value.
+/// The answer to a read; `None` if it is no value.
 pub fn seen(kind: Kind, read: &str, reply: Value) -> Option<Seen> {
     match (kind, reply) {
         (_, Value::ServerError(_)) => None,
@@ -339,9 +339,9 @@ fn same(values: Vec<Value>) -> Seen {
 /// How a write went.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It happened, and this is what it did.
+    /// The write happened, and made this change.
     Done(Change),
-    /// It has certainly not happened.
+    /// The write has certainly not happened.
     Refused,
     /// Nobody knows.
     Unknown,
@@ -363,7 +363,7 @@ const REFUSALS: [&str; 12] = [
     "WRONGTYPE",
 ];
 
-/// What the proxy says of a command that has not reached the server.
+/// Parts of the proxy's errors about a command that has not reached the server.
 const UNSENT: [&str; 3] = ["cannot be reached", "before this command was sent", "this connection was given up"];
 
 /// Whether an error says that nothing was done.
@@ -372,7 +372,7 @@ fn is_refusal(error: &redis::ServerError) -> bool {
     REFUSALS.contains(&error.code()) || error.details().is_some_and(unsent)
 }
 
-/// What the last reply of a write says about it.
+/// The outcome of a write, by its last reply.
 pub fn outcome(write: &Write, reply: &Value) -> Outcome {
     let answer = match reply {
         Value::ServerError(e) if is_refusal(e) => return Outcome::Refused,
@@ -432,7 +432,7 @@ mod tests {
         }
     }
 
-    /// What tells writes apart: only counters write something else than the token, and never the same twice.
+    /// The token tells writes apart: only counters write something else than the token, and never the same twice.
     #[test]
     fn every_write_is_told_by_its_token() {
         let mut rng = fastrand::Rng::with_seed(2);

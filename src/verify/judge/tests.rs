@@ -24,7 +24,7 @@ fn script(level: Level) -> Script {
     Script(History { routes, sessions: vec![0, 0, 1, 1, 2, 2], objects, ..History::default() })
 }
 
-/// So many milliseconds into the history.
+/// The moment `time` milliseconds into the history.
 fn ms(time: u64) -> Time {
     Time((1000 + time) * 1_000_000)
 }
