@@ -34,7 +34,7 @@ fn get(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
-/// What is known of the upstream and of the connections to it.
+/// The facts about the upstream and the connections to it.
 fn of_upstream(shared: &Shared, add: &mut impl FnMut(&str, &dyn std::fmt::Display)) {
     let node = &shared.node;
     let (down, age) = (node.health.down(), node.coherence.clock_age(Time::now()));

@@ -11,7 +11,7 @@ pub const REQUEST_MAX: usize = 64 * 1024;
 /// Keys of the largest MGET whose reply is kept: each key costs a PTTL of its own, on a lane that others wait for.
 pub const MGET_MAX: usize = 256;
 
-/// See the module.
+/// A reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Bypass {

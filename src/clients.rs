@@ -1,4 +1,4 @@
-//! Who is connected: the register behind `maxclients` and CLIENT LIST, INFO, KILL.
+//! The connected clients: the register behind `maxclients` and CLIENT LIST, INFO, KILL.
 
 pub mod listing;
 
@@ -33,7 +33,7 @@ pub struct Client {
     pub command: AtomicU32,
     /// Bytes that are held for it, as its session has last said.
     held: AtomicUsize,
-    /// It is being closed because of that: what is held is on its way back.
+    /// The client is being closed because of that: its memory is on its way back.
     evicted: AtomicBool,
     words: Mutex<Words>,
     killed: AtomicBool,
@@ -42,13 +42,13 @@ pub struct Client {
     own_wanted: AtomicBool,
     /// The server's number for the connection it has of its own, if it has one.
     lent: Mutex<Option<Arc<AtomicI64>>>,
-    /// Whom to wake when somebody wants something of it.
+    /// Wakes the session's task when another asks something of it.
     waker: Mutex<Option<Waker>>,
     /// Never has a permit; closed when the connection is.
     gone: Semaphore,
 }
 
-/// What the client says of itself.
+/// The words that a client has said about itself.
 #[derive(Default, Clone)]
 pub struct Words {
     /// CLIENT SETNAME.
@@ -86,7 +86,7 @@ impl Client {
         let _ = self.gone.acquire().await;
     }
 
-    /// It got a connection of its own, or gave it back.
+    /// Notes that the client got a connection of its own, or gave it back.
     pub fn lend(&self, client_id: Option<Arc<AtomicI64>>) {
         *lock(&self.lent) = client_id;
     }
@@ -129,7 +129,7 @@ impl Client {
         self.killed.load(Ordering::Acquire)
     }
 
-    /// Who is woken from here on when somebody kills it, or asks it for something; what was asked before is to be looked for.
+    /// Sets the task to wake when the client is killed or asked for something. A request made before must be looked for.
     pub fn wakes(&self, waker: &Waker) {
         *lock(&self.waker) = Some(waker.clone());
     }
@@ -188,7 +188,7 @@ impl Clients {
         Some(client)
     }
 
-    /// It has gone, and its connection is closed.
+    /// Notes that the client has gone and its connection is closed.
     pub fn leave(&self, client: &Client) {
         lock(&self.all).remove(&client.id);
         self.hold(client, 0);
@@ -200,7 +200,7 @@ impl Clients {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// So many bytes are held for this one now.
+    /// Notes the bytes now held for this client.
     pub fn hold(&self, client: &Client, bytes: usize) {
         self.replace(client, bytes);
         // Whoever evicts says so first and takes what was held second: of the two, the later one finds what is left.

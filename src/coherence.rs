@@ -35,7 +35,7 @@ pub struct LinkId {
 
 /// Shared by the link, the lanes and the sessions of every thread.
 pub struct Coherence {
-    /// What is kept coherent.
+    /// The cache kept coherent.
     pub cache: Arc<Cache>,
     max_staleness: Duration,
     /// Generation of the living link; 0 while it is down.
@@ -91,7 +91,7 @@ impl Coherence {
         self.standing.store(Arc::new(standing));
     }
 
-    /// See [`Standing`].
+    /// The present [`Standing`].
     pub fn standing(&self) -> Arc<Standing> {
         self.standing.load_full()
     }

@@ -126,14 +126,14 @@ pub enum Local {
     Nearside,
 }
 
-/// What the command does to the cache once its reply has come.
+/// The command's effect on the cache once its reply has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Nothing: no key is touched.
     None,
     /// Its keys are known: `Keys::writes` are dropped, `Keys::reads` observed.
     Keys,
-    /// It may have written anything: the keys it names are dropped and the reply waits for a barrier.
+    /// The command may have written anything: the keys it names are dropped and the reply waits for a barrier.
     Unknown,
     /// Everything may have changed (FLUSHALL, FLUSHDB, SWAPDB …).
     Flush,
@@ -160,15 +160,15 @@ impl Keys {
     }
 }
 
-/// What is to be done with one request.
+/// The way of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// Where it is answered.
     pub route: Route,
-    /// What it does to the cache.
+    /// Its effect on the cache.
     pub effect: Effect,
-    /// Of a cacheable read: a number for the command's name, however it is spelled and whichever server is asked. GET
-    /// is 1; MGET has its own, since it answers nil where GET answers WRONGTYPE. Of anything else: 0.
+    /// For a cacheable read, a number for the command's name, however it is spelled and whichever server is asked. GET
+    /// is 1; MGET has its own, since it answers nil where GET answers WRONGTYPE. Anything else has 0.
     pub id: u16,
     /// For [`Table::name`].
     pub name: u16,
@@ -203,7 +203,7 @@ const UNKNOWN: Plan = Plan {
     repeatable: false,
 };
 const UNLISTED: Plan = Plan { route: Route::Unlisted, ..UNKNOWN };
-/// Of a subcommand that a server may have which has listed none.
+/// The plan of a subcommand that a server may have which has listed none.
 const OWN_CONNECTION: Plan = Plan { route: Route::Dedicated(Need::Pin), ..UNKNOWN };
 
 /// Longest command name that is looked up, `container|sub` included. What is longer is unknown.
@@ -261,7 +261,7 @@ impl Table {
         table
     }
 
-    /// What is to be done with `request`. Clears and fills `keys`; they are complete for cached reads too.
+    /// The plan for `request`. Clears and fills `keys`; they are complete for cached reads too.
     pub fn plan(&self, request: &Request<'_>, keys: &mut Keys) -> Plan {
         keys.writes.clear();
         keys.reads.clear();

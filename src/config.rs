@@ -54,7 +54,7 @@ pub struct ListenTls {
     pub cert: PathBuf,
     /// The certificate's key.
     pub key: PathBuf,
-    /// Who signs clients' certificates.
+    /// The authority that signs clients' certificates.
     pub ca: Option<PathBuf>,
     /// Whether clients must have one.
     pub auth_clients: AuthClients,
@@ -74,7 +74,7 @@ pub enum AuthClients {
 /// TLS to the upstream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UpstreamTls {
-    /// Who signs its certificate; `None`: whom the system believes.
+    /// The authority that signs its certificate; `None`: those that the system believes.
     pub ca: Option<PathBuf>,
     /// The proxy's own certificate and its key, if the upstream asks for one.
     pub cert_and_key: Option<(PathBuf, PathBuf)>,
@@ -280,7 +280,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     text.parse::<units::Period>().map(|period| period.0)
 }
 
-/// What is wrong with a setting, where it was given, and what is allowed instead.
+/// A fault of a setting: what is wrong, where it was given, and what is allowed instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     /// The file's name, or the flag.

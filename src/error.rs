@@ -14,7 +14,7 @@ pub enum Error {
     Bind {
         /// The listener's address.
         address: Address,
-        /// What the kernel says.
+        /// The kernel's error.
         source: std::io::Error,
     },
     /// The private server does not start.

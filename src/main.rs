@@ -31,7 +31,7 @@ struct Cli {
     command: Option<Command>,
 }
 
-/// What else it does than to serve.
+/// Subcommands other than serving.
 #[derive(Subcommand)]
 enum Command {
     /// Check what a deployment promises: drive it with clients of its own, under keys of its own, and judge every answer.

@@ -68,11 +68,11 @@ impl<'a> Piece<'a> {
 
 /// A reply that is still to come.
 struct Gap {
-    /// What comes behind it in the session must not overtake it.
+    /// Later replies of the session must not overtake this one.
     follow: bool,
     /// Where it stands among all that was ever held.
     at: u64,
-    /// It has come, but one before it has not.
+    /// The reply, which has come while one before it has not.
     reply: Option<Bytes>,
     /// Memory that the reply takes: none if it is a twin's, by reference.
     early: usize,
@@ -94,7 +94,7 @@ struct Inner {
     gaps: VecDeque<Gap>,
     /// Number of the first gap.
     base: u64,
-    /// What was known at once, but behind a gap.
+    /// Replies known at once, but behind a gap.
     held: OutBuf,
     /// Bytes that were held and are not any more.
     released: u64,
@@ -110,7 +110,7 @@ struct Inner {
     gone: bool,
     broken: bool,
     severed: bool,
-    /// See [`Outbox::leave`].
+    /// The session leaves its connection: see [`Outbox::leave`].
     leaving: bool,
     unblocked: bool,
 }
@@ -119,7 +119,7 @@ struct Inner {
 #[derive(Default)]
 pub struct Outbox(RefCell<Inner>);
 
-/// What a session is told whose command's place was given up: whoever was to fill it has panicked.
+/// The reply to a command whose place was given up, because the task that was to fill it has panicked.
 const GIVEN_UP: &[u8] = b"-ERR nearside: an error of the proxy's own; the outcome of this command is unknown\r\n";
 
 /// The server's word to whoever was made to wait no longer by CLIENT UNBLOCK.
@@ -289,7 +289,7 @@ impl Outbox {
         self.0.borrow().waiting
     }
 
-    /// Of these, how many must not be overtaken.
+    /// The number of places waited for that must not be overtaken.
     pub fn followed(&self) -> usize {
         self.0.borrow().followed
     }
@@ -326,7 +326,7 @@ impl Outbox {
         self.0.borrow().suspected
     }
 
-    /// Who is woken when something arrives. True if it was somebody else so far.
+    /// Sets the task to wake when a reply arrives. True if it was another so far.
     pub fn register(&self, waker: &Waker) -> bool {
         let slot = &mut self.0.borrow_mut().waker;
         let other = slot.as_ref().is_none_or(|old| !old.will_wake(waker));
@@ -366,7 +366,7 @@ impl Outbox {
     }
 }
 
-/// See [`Outbox::direct`].
+/// The outbox's end, lent by [`Outbox::direct`].
 pub struct Direct<'a>(RefMut<'a, OutBuf>);
 
 impl Direct<'_> {

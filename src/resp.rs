@@ -25,7 +25,7 @@ impl ProtocolError {
     }
 }
 
-/// What the scanner found at the start of the bytes.
+/// The scanner's finding at the start of the bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Scan {
     /// A request of this many bytes; its arguments are in [`Scanner::args`].
@@ -47,7 +47,7 @@ pub struct Scanner {
     first: usize,
     remaining: usize,
     pos: usize,
-    /// See [`Scanner::guard`].
+    /// Set by [`Scanner::guard`].
     stranger: bool,
 }
 
@@ -88,7 +88,7 @@ impl Scanner {
         kept
     }
 
-    /// What [`Scanner::keep`] kept.
+    /// The arguments that [`Scanner::keep`] kept.
     pub fn kept(&self, args: &Range<usize>) -> &[Range<usize>] {
         &self.args[args.clone()]
     }
@@ -299,7 +299,7 @@ fn scan_inline(buf: &[u8]) -> Result<Scan, ProtocolError> {
     Ok(if blank { Scan::Nothing(newline + 1) } else { Scan::Inline(newline + 1) })
 }
 
-/// What a load balancer puts in front of a client's bytes: a line of version 1, or the third of the lines that the signature
+/// Whether the line is a load balancer's header in front of a client's bytes: a line of version 1, or the third of the lines that the signature
 /// of version 2 looks like. (No command has such a name; as commands, the rest of a header would be what its bytes happen to say.)
 fn is_proxy_header(line: &[u8]) -> bool {
     let version1 = |rest: &[u8]| [&b"TCP4"[..], b"TCP6", b"UNKNOWN"].iter().any(|word| rest.starts_with(word));

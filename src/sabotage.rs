@@ -20,9 +20,9 @@ pub enum Rule {
     Snapshot,
     /// In mode `broadcast`, only the second of two PONGs proves something.
     SecondPing,
-    /// What was read without CLIENT CACHING is not kept.
+    /// A reply read without CLIENT CACHING is not kept.
     Caching,
-    /// What a lane filled is void when its connection ends.
+    /// Entries that a lane filled are void when its connection ends.
     Lanes,
 }
 

@@ -44,7 +44,7 @@ struct Dealt {
     seat: Seat,
 }
 
-/// Whom connections are dealt to, in the acceptors' eyes.
+/// A worker thread, as the accept loops see it.
 struct Worker {
     dealer: mpsc::Sender<Dealt>,
     /// Connections that it has or is about to have.

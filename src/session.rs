@@ -69,15 +69,15 @@ use outstanding::Outstanding;
 /// Turns of the loop before other tasks of the thread get theirs.
 const TURNS: usize = 8;
 
-/// What became of one request.
+/// The outcome of one request.
 enum Step {
-    /// It is dealt with.
+    /// The request is dealt with.
     Done,
-    /// It goes down this connection.
+    /// The request goes down this connection.
     Send(Rc<Connection>, Effect),
-    /// It cannot go on yet.
+    /// The request cannot go on yet.
     Stall(Stall),
-    /// It is to be dealt with in this form instead.
+    /// The request is to be dealt with in this form instead.
     Replace(Vec<u8>),
     /// The session ends once its replies are written.
     Close,
@@ -101,15 +101,15 @@ enum After {
     Upstream,
     /// On the lane: there is no connection for it alone.
     Share,
-    /// It is answered.
+    /// The request is answered.
     Reply(Bytes),
-    /// It is answered, and the session ends.
+    /// The request is answered, and the session ends.
     Farewell(Bytes, Why),
     /// The session ends without an answer.
     Leave(Why),
     /// From the start, and the session has this login from here on.
     Begin(Arc<Login>),
-    /// It is answered, and the session is somebody else from here on.
+    /// The request is answered, and the session has another identity from here on.
     Become(Box<Become>),
 }
 
@@ -173,9 +173,9 @@ pub struct Session {
     outstanding: Outstanding,
     /// The last wait for a read of its own has brought no hit so far.
     waited_in_vain: bool,
-    /// Who holds no more than this is within every limit.
+    /// A client for which no more than this is held is within every limit.
     little: usize,
-    /// What [`crate::clients::Clients::hold`] was told last.
+    /// The bytes that [`crate::clients::Clients::hold`] was told last.
     counted: usize,
     /// Nothing more is read; what is owed is written.
     closing: Option<Why>,
@@ -185,9 +185,9 @@ pub struct Session {
     monitor_asked: bool,
     /// Input was left alone because too much is owed already.
     held_back: bool,
-    /// It has sent a command that the server passes on to its replicas: WAIT is about that.
+    /// The session has sent a command that the server passes on to its replicas: WAIT is about that.
     wrote: bool,
-    /// Whom CLIENT TRACKING redirects to: the server's number and ours.
+    /// The client to which CLIENT TRACKING redirects: the server's number and ours.
     redirected: (i64, u64),
     /// What passes unlooked at may hold a SWAPDB.
     swap_seen: pinned::SwapSeen,

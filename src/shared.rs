@@ -1,4 +1,4 @@
-//! What all threads share.
+//! The state that all threads share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,9 +40,9 @@ impl Drop for Presence {
 
 /// One process's state.
 pub struct Shared {
-    /// What was configured.
+    /// The settings.
     pub config: Config,
-    /// Who sessions are until they say AUTH, and where the upstream is.
+    /// The upstream's address, and the identity of sessions until they say AUTH.
     pub upstream: Upstream,
     /// The upstream.
     pub node: Arc<Node>,
@@ -50,7 +50,7 @@ pub struct Shared {
     pub cache: Arc<Cache>,
     /// Whether hits are true.
     pub audit: Audit,
-    /// Who is connected.
+    /// The connected clients.
     pub clients: Arc<Clients>,
     /// Numbers of (user, database, protocol).
     pub views: Views,
@@ -88,7 +88,7 @@ impl Shared {
         }
     }
 
-    /// What a session is that begins as this login.
+    /// The key of a session that begins as this login.
     pub fn first_key(&self, login: &Arc<Login>) -> ConnectionKey {
         ConnectionKey { login: login.clone(), db: self.upstream.db, ..self.node.own.clone() }
     }

@@ -1,113 +1,113 @@
 //! The parts of nearside that its tests, benches and examples reach into; the program itself uses none of this. Everything that
 //! is neither here nor public at the crate's root is private, so that the compiler finds code that nothing uses.
 
-/// See `src/buffer.rs`.
+/// From `src/buffer.rs`.
 pub mod buffer {
     pub use crate::buffer::OutBuf;
 }
 
-/// See `src/cache.rs`.
+/// From `src/cache.rs`.
 pub mod cache {
     pub use crate::cache::{Begin, Cache, FillTimes, FillToken, FlushCause, Lookup};
 
-    /// See `src/cache/entry.rs`.
+    /// From `src/cache/entry.rs`.
     pub mod entry {
         pub use crate::cache::entry::{CachedReply, Variant};
     }
 }
 
-/// See `src/clock.rs`.
+/// From `src/clock.rs`.
 pub mod clock {
     pub use crate::clock::LaneStamp;
 }
 
-/// See `src/coherence.rs`.
+/// From `src/coherence.rs`.
 pub mod coherence {
-    /// See `src/coherence/standing.rs`.
+    /// From `src/coherence/standing.rs`.
     pub mod standing {
         pub use crate::coherence::standing::Mode;
     }
 }
 
-/// See `src/command.rs`.
+/// From `src/command.rs`.
 pub mod command {
     pub use crate::command::{CacheRead, Effect, FieldTtl, GET_ID, Keys, Plan, Request, Route, Table};
 }
 
-/// See `src/resp.rs`.
+/// From `src/resp.rs`.
 pub mod resp {
     pub use crate::resp::{Cutter, Scan, Scanner, encode, inline_args, split_aggregate, split_bulk, value_len};
 }
 
-/// See `src/sabotage.rs`.
+/// From `src/sabotage.rs`.
 pub mod sabotage {
     pub use crate::sabotage::{Rule, in_this_thread};
 }
 
-/// See `src/session.rs`.
+/// From `src/session.rs`.
 pub mod session {
     pub use crate::session::run;
 }
 
-/// See `src/shared.rs`.
+/// From `src/shared.rs`.
 pub mod shared {
     pub use crate::shared::{Presence, Shared};
 }
 
-/// See `src/time.rs`.
+/// From `src/time.rs`.
 pub mod time {
     pub use crate::time::Time;
     pub use crate::time::begin_simulation;
 }
 
-/// See `src/transport.rs`.
+/// From `src/transport.rs`.
 pub mod transport {
     pub use crate::transport::{Endpoint, Stream};
 }
 
-/// See `src/upstream.rs`.
+/// From `src/upstream.rs`.
 pub mod upstream {
     pub use crate::upstream::Pool;
 
-    /// See `src/upstream/event.rs`.
+    /// From `src/upstream/event.rs`.
     pub mod event {
         pub use crate::upstream::event::Event;
     }
 
-    /// See `src/upstream/link.rs`.
+    /// From `src/upstream/link.rs`.
     pub mod link {
         pub use crate::upstream::link::run;
     }
 
-    /// See `src/upstream/watch.rs`.
+    /// From `src/upstream/watch.rs`.
     pub mod watch {
         pub use crate::upstream::watch::run;
     }
 }
 
-/// See `src/verify.rs`.
+/// From `src/verify.rs`.
 pub mod verify {
-    /// See `src/verify/drive.rs`.
+    /// From `src/verify/drive.rs`.
     pub mod drive {
         pub use crate::verify::drive::{Client, Mix, Site, Way};
     }
 
-    /// See `src/verify/history.rs`.
+    /// From `src/verify/history.rs`.
     pub mod history {
         pub use crate::verify::history::{History, Route, Span};
     }
 
-    /// See `src/verify/judge.rs`.
+    /// From `src/verify/judge.rs`.
     pub mod judge {
         pub use crate::verify::judge::{Findings, PROMISES, Rules, Violation, judge, name};
     }
 
-    /// See `src/verify/wire.rs`.
+    /// From `src/verify/wire.rs`.
     pub mod wire {
         pub use crate::verify::wire::Target;
     }
 
-    /// See `src/verify/work.rs`.
+    /// From `src/verify/work.rs`.
     pub mod work {
         pub use crate::verify::work::{FieldTtls, KINDS, Kind};
     }

@@ -32,7 +32,7 @@ impl Time {
     }
 }
 
-/// What the clock shows when a simulation begins.
+/// The clock's time when a simulation begins.
 const BEGIN: u64 = 1_000_000_000;
 
 thread_local! {

@@ -97,7 +97,7 @@ fn plain(e: &rustls::pki_types::pem::Error) -> String {
 
 // --- listeners ---
 
-/// What a listener's handshakes need; `None`: it speaks in the clear.
+/// The settings of a listener's handshakes; `None`: it speaks in the clear.
 pub fn acceptor(listen: &Listen) -> Result<Option<Arc<ServerConfig>>, ConfigError> {
     let Some(ListenTls { cert, key, ca, auth_clients }) = &listen.tls else { return Ok(None) };
     let origin = format!("listen {}", listen.address);
@@ -188,12 +188,12 @@ impl ClientCertVerifier for Clients {
 
 // --- the upstream ---
 
-/// What a handshake with the upstream needs.
+/// The settings of a handshake with the upstream.
 #[derive(Debug)]
 pub struct Connector {
     /// Certificates and whom to believe.
     pub config: Arc<ClientConfig>,
-    /// Who the upstream must be.
+    /// The name that the upstream must prove.
     pub name: ServerName<'static>,
 }
 
@@ -241,7 +241,7 @@ impl Verifier {
         if tls.insecure {
             return Ok(Verifier { strict: None, pinned: Vec::new(), any_name, provider });
         }
-        // Of the system's hundred some may always have expired: only of a file's own it is worth a word.
+        // Some of the system's hundred may always have expired: only those of a file of one's own are worth a word.
         let (cas, pinned, name) = match &tls.ca {
             Some(file) => (blame.cas("ca", file)?, blame.cas("ca", file)?, Some(file.display().to_string())),
             None => (system_cas(blame)?, Vec::new(), None),

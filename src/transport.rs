@@ -116,7 +116,7 @@ impl Drop for Tls {
     }
 }
 
-/// What TLS says, marked as such and with what it usually means.
+/// A TLS error, marked as such and with its usual meaning.
 fn explained(e: io::Error) -> io::Error {
     use tokio_rustls::rustls::{AlertDescription, Error, InvalidMessage};
     let Some(tls) = e.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else { return e };
@@ -197,7 +197,7 @@ impl Stream {
     /// something in it. `Ok(0)`: the peer is done.
     #[inline]
     pub fn poll_more(&mut self, cx: &mut Context<'_>, buf: &mut BytesMut, need: usize) -> Poll<io::Result<usize>> {
-        // What was read last is dealt with, and mostly nothing has come meanwhile: asking costs half of what a read does.
+        // The bytes read last are dealt with, and mostly nothing has come meanwhile: asking costs half of what a read does.
         if buf.is_empty() && buf.capacity() > 0 && self.poll_readable(cx).is_pending() {
             buffer::release(buf);
             return Poll::Pending;

@@ -254,7 +254,7 @@ async fn greet_proxy(way: &mut Way, prefix: &str) -> Result<Party, String> {
     Ok(Party { address: name, version, level: way.route.level.map(|level| level.to_string()), hits: stats.hits })
 }
 
-/// What a proxy tells of itself.
+/// A proxy's own counters.
 struct Stats {
     version: Option<String>,
     hits: Option<u64>,

@@ -9,9 +9,9 @@ use std::sync::atomic::Ordering;
 use super::Client;
 use crate::time::Time;
 
-/// What a line looks like if the server does not say.
+/// The form of a line if the server does not say.
 const TEMPLATE: &str = "id=0 addr= laddr= fd=-1 name= age=0 idle=0 flags=N db=0 sub=0 psub=0 ssub=0 multi=-1 qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 omem=0 tot-mem=0 events=r cmd=NULL user= redir=-1 resp=2";
-/// What a connection of our own is called while its session has not said another name to the server itself.
+/// Prefix of the names of the proxy's own connections, while its session has not said another name to the server itself.
 const OWN_NAMES: &str = "nearside-";
 
 /// One line of CLIENT LIST: names and values, in the server's order.
@@ -67,7 +67,7 @@ impl std::fmt::Display for Line {
     }
 }
 
-/// What the server said of its connections.
+/// The server's lines about its connections.
 pub struct Listing {
     lines: HashMap<i64, Line>,
     shared: Line,

@@ -15,7 +15,7 @@ const IN_HASH: Duration = Duration::from_secs(1);
 /// Hashes that share a place share a fate, for [`IN_HASH`]: that costs reads, never truth.
 const PLACES: usize = 4096;
 
-/// See the module.
+/// The notes about mortal fields.
 pub struct MortalFields {
     anywhere: AtomicU64,
     hashes: Box<[AtomicU64]>,

@@ -1,4 +1,4 @@
-//! What the server at the other end does for us, and so which levels can be kept. Decided by the link when it opens; a
+//! The server's help with coherence, and so the levels that can be kept. Decided by the link when it opens; a
 //! level that cannot be kept is refused, never pretended.
 
 use std::fmt;
@@ -8,9 +8,9 @@ use crate::config::Level;
 /// How the server tells what has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// It remembers which keys were read, and reports each once. Lanes say CLIENT TRACKING and CLIENT CACHING YES.
+    /// The server remembers which keys were read, and reports each once. Lanes say CLIENT TRACKING and CLIENT CACHING YES.
     Tracked,
-    /// It reports every change, of keys with certain prefixes. Lanes stay plain.
+    /// The server reports every change, of keys with certain prefixes. Lanes stay plain.
     Broadcast,
     /// Keyspace notifications: every change of a key, but not FLUSHALL and SWAPDB. Lanes stay plain.
     Keyspace,
@@ -26,7 +26,7 @@ impl fmt::Display for Mode {
     }
 }
 
-/// What can be kept with this server.
+/// The levels that can be kept with this server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// `Err`: nothing is cached, and why.

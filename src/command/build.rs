@@ -13,7 +13,7 @@ pub(super) type Specs = HashMap<Vec<u8>, Spec, ahash::RandomState>;
 pub(super) const NO_NAME: u16 = 0;
 pub(super) const GET_NAME: u16 = 1;
 
-/// What is known about one command.
+/// The facts about one command.
 #[derive(Clone)]
 pub(super) struct Spec {
     /// Its place among the names.
@@ -28,7 +28,7 @@ pub(super) struct Spec {
     pub subcommands: Subcommands,
     /// Where `touch` is `Server`.
     pub keys: Vec<KeySpec>,
-    /// It may touch more keys than `keys` finds.
+    /// The command may touch more keys than `keys` finds.
     pub unknown: bool,
     /// If no key is found, it may have touched any.
     pub unknown_without_keys: bool,
@@ -43,7 +43,7 @@ pub(super) struct Spec {
 /// Whether the second word is part of the name.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Subcommands {
-    /// It is an argument.
+    /// The second word is an argument.
     None,
     /// The table has some of them; the others are as the container.
     Some,

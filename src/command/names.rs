@@ -110,9 +110,9 @@ impl Word {
     }
 }
 
-/// What the server says of a name.
+/// The server's word on a name.
 pub enum Meaning {
-    /// It has no such command.
+    /// The server has no such command.
     NoCommand,
     /// The command is in this table now.
     Command(Box<Table>),
@@ -127,7 +127,7 @@ impl Table {
         let short = self.spoken.iter().filter_map(|(name, place)| Some((word(name)?, *place)));
         self.short = short.collect();
         self.get = self.spoken.get(&b"get"[..]).is_some_and(|place| self.places.get(&b"get"[..]) == Some(place));
-        // What is cached where GET means another command is not found by those who say GET.
+        // Replies cached where GET means another command are not found by clients that say GET.
         if let Some(get) = self.places.get(&b"get"[..]).map(|place| &mut self.specs[*place]).filter(|get| get.id != 0) {
             get.id = if self.get { GET_ID } else { RENAMED_GET_ID };
         }
@@ -166,7 +166,7 @@ impl Table {
         self.learned().all(|name| asked.contains(name))
     }
 
-    /// What to put to COMMAND INFO for [`heed`](Self::heed): every name in this table, and those that were learned for the one before.
+    /// The names to ask COMMAND INFO about for [`heed`](Self::heed): every name in this table, and those that were learned for the one before.
     pub fn names_to_ask(&self, before: &Table) -> Vec<Vec<u8>> {
         let all = self.spoken.keys().chain(before.learned());
         let mut names: Vec<_> = all.filter(|name| !OWN.contains(&&name[..])).cloned().collect();

@@ -5,7 +5,7 @@ use redis_protocol::resp2::types::OwnedFrame as Frame;
 
 use super::table::{Begin, Find};
 
-/// What the server says about one command.
+/// The server's description of one command.
 #[derive(Default)]
 pub(super) struct Entry {
     /// Lower case; a subcommand is `container|sub`.
@@ -55,7 +55,7 @@ pub(super) fn parse_info(reply: &[u8]) -> Result<Vec<Option<Entry>>, String> {
     }
 }
 
-/// What Redis 8.2 says of its commands: the server's own bytes, a line a command, a tab in the place of each end of a line.
+/// Redis 8.2's description of its commands: the server's own bytes, a line a command, a tab in the place of each end of a line.
 const BY_HEART: &str = include_str!("../../tests/commands/redis-8.2.txt");
 
 /// The entries of Redis' core.

@@ -52,9 +52,9 @@ pub(super) enum Shape {
 pub(super) enum Touch {
     /// By the server's key specs; the static specs stand in for a server that gives none (6.2, or no table at all).
     Server(&'static [StaticSpec]),
-    /// It touches no key, whatever its flags say.
+    /// The command touches no key, whatever its flags say.
     Nothing,
-    /// It may change everything.
+    /// The command may change everything.
     Everything,
     /// Users, their rights or their passwords.
     Rights,
@@ -161,9 +161,9 @@ use Shape::{AllFields, Fields, Mget, Plain, Single};
 
 /// All rows. The place among the reads is the command's cache id, GET's being 1.
 ///
-/// What is not here on purpose, though it only reads: what is random (SRANDMEMBER, SCAN …), what depends on the time or
-/// on the server's state (TTL, OBJECT, XINFO, XPENDING, DUMP, MEMORY), what does not register for tracking (BITFIELD,
-/// GETEX, SORT, GEORADIUS) and what reads several keys.
+/// Left out on purpose are reads that are random (SRANDMEMBER, SCAN …), depend on the time or on the server's
+/// state (TTL, OBJECT, XINFO, XPENDING, DUMP, MEMORY), do not register for tracking (BITFIELD, GETEX, SORT, GEORADIUS) or read
+/// several keys.
 ///
 /// EXISTS and TYPE need no field-TTL check: a hash whose fields have all expired exists until the server removes it,
 /// and every such removal is reported, lazy ones by HGET on Redis 8 included.

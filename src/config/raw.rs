@@ -18,7 +18,7 @@ pub struct Source<'a> {
     pub filename: &'a str,
 }
 
-/// What the command line says; each text means what it means in the file.
+/// The settings of the command line; each text means what it means in the file.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     /// `--listen`: replaces the file's listeners if there is one.
@@ -175,7 +175,7 @@ impl Source<'_> {
     }
 }
 
-/// What stands before the `=` of the line of byte `at`.
+/// The text before the `=` of the line of byte `at`.
 fn key_at(text: &str, at: usize) -> &str {
     let start = text.get(..at).and_then(|before| before.rfind('\n')).map_or(0, |newline| newline + 1);
     let line = text[start..].lines().next().unwrap_or_default();

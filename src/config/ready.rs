@@ -164,7 +164,7 @@ fn listeners(
     Ok(ready)
 }
 
-/// What was given and is not empty.
+/// The value, if one was given and it is not empty.
 fn filled(given: &Option<Given<Plain>>) -> Option<&Given<Plain>> {
     given.as_ref().filter(|given| !given.value.0.is_empty())
 }
@@ -370,7 +370,7 @@ impl Blame<'_> {
         }
     }
 
-    /// Of two settings that do not fit, the one that was given is to blame; of two given ones, the first.
+    /// Blames one of two settings that do not fit: the one that was given, or the first if both were.
     fn either(&self, key: &str, first: Option<At>, second: Option<At>, problem: &str) -> ConfigError {
         match (first, second) {
             // the flag's name must be its own key's, so a flag of the second is told without a line

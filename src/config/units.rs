@@ -28,9 +28,9 @@ pub(super) enum Threads {
 /// Bytes, or a part of `max_memory`: `25%`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Share {
-    /// So many bytes.
+    /// A number of bytes.
     Bytes(Size),
-    /// Of `max_memory`.
+    /// A share of `max_memory`.
     Percent(u64),
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::str::FromStr;
 use tracing_subscriber::EnvFilter;
 
-/// What a unix socket's path may be long (`sun_path` less its NUL).
+/// Longest path of a unix socket (`sun_path` less its NUL).
 const UNIX_PATH_MAX: usize = 107;
 
 impl FromStr for Level {

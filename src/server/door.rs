@@ -31,7 +31,7 @@ const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 1024;
 
-/// What a listener gives to its connections.
+/// The part of a listener that its connections get.
 pub(super) struct Door {
     address: Address,
     pub(super) level: Level,
@@ -117,7 +117,7 @@ struct Failures {
 impl Failures {
     fn report(&self, door: &Address, peer: &str, why: &io::Error) {
         tracing::debug!("TLS handshake on {door} with {peer} failed: {why}");
-        // Who only looks whether the port is open (a load balancer, say) is not worth a warning.
+        // A client that only looks whether the port is open (a load balancer, say) is not worth a warning.
         if why.kind() == io::ErrorKind::UnexpectedEof {
             return;
         }

@@ -27,7 +27,7 @@ const MAX_WAITING: usize = 1024;
 pub(super) const OUTPUT_SOFT: usize = 1 << 20;
 /// Input read ahead of a request that waits.
 const READ_AHEAD: usize = 1 << 20;
-/// What one client holds below this is not counted, and told to nobody: so hits need no counting.
+/// Bytes held for one client that are not counted: so hits need no counting.
 const LITTLE: usize = 16 * 1024;
 /// How often a session looks whether a full connection to the server has room again.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
@@ -77,7 +77,7 @@ impl Session {
             && (input.left() < READ_AHEAD || self.outbox.waiting() >= MAX_WAITING)
     }
 
-    /// What a request waits for if so much waits to be sent on its connection that nothing more may (`lane_buffer_limit`).
+    /// The wait of a request for whose connection so much is queued that nothing more may be (`lane_buffer_limit`).
     /// The server takes it whether clients read their replies or not, so none of them can make the others wait for good.
     pub(super) fn wait_for_room(&self, connection: &Rc<Connection>) -> Option<Stall> {
         let limit = self.shared.config.lane_buffer_limit;

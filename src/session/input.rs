@@ -1,4 +1,4 @@
-//! What a client has sent and is not dealt with yet: its bytes, and the requests found in them ahead of the one that is
+//! A client's input that is not dealt with yet: its bytes, and the requests found in them ahead of the one that is
 //! dealt with, so that the memory their answers lie in is asked for at once and its latencies overlap.
 //!
 //! Bounds: [`AHEAD`] requests found; bytes by what the session reads (`client_query_buffer_limit`).
@@ -31,9 +31,9 @@ struct Found {
 
 /// Where the arguments of a request stand, and the hash of argument 1.
 enum Args {
-    /// Of a GET.
+    /// Arguments of a GET.
     Get([Range<usize>; 2], u64),
-    /// Of any request: as the scanner keeps them. Argument 1 need not be there, and is not hashed if it is long.
+    /// Arguments of any request, as the scanner keeps them. Argument 1 need not be there, and is not hashed if it is long.
     Kept(Range<usize>, Option<u64>),
 }
 
@@ -46,7 +46,7 @@ impl Found {
     }
 }
 
-/// See the module.
+/// The input of one session.
 #[derive(Default)]
 pub(super) struct Input {
     buf: BytesMut,
@@ -58,9 +58,9 @@ pub(super) struct Input {
     found: Vec<Found>,
     /// The present one.
     next: usize,
-    /// See [`Scanner::guard`].
+    /// As told by [`Input::guard`].
     stranger: bool,
-    /// What is looked at next was an inline command: its words are not counted.
+    /// The request looked at next was an inline command: its words are not counted.
     rewritten: bool,
     /// Bytes the request that is not whole yet needs before another look makes sense.
     need: usize,
@@ -109,7 +109,7 @@ impl Input {
         self.left() + self.scanner.held()
     }
 
-    /// See [`Scanner::guard`].
+    /// Whether the bytes come from a client that has not logged in ([`Scanner::guard`]).
     #[inline]
     pub(super) fn guard(&mut self, stranger: bool) {
         self.stranger = stranger;
@@ -119,7 +119,7 @@ impl Input {
     /// Whether a whole request is there; it is then the present one.
     ///
     /// # Errors
-    /// What is next is no request.
+    /// The bytes that are next are no request.
     #[inline]
     pub(super) fn find(&mut self, cache: &Cache, max_bulk: usize) -> Result<bool, ProtocolError> {
         if self.next < self.found.len() {
@@ -143,7 +143,7 @@ impl Input {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(e) if self.found.is_empty() => return Err(e),
-                // What stands before it is dealt with first.
+                // Requests before it are dealt with first.
                 Err(_) => {
                     self.scanner.begin();
                     break;
@@ -320,14 +320,14 @@ impl Input {
         self.buf.split_to(len).freeze()
     }
 
-    /// What was found is dealt with; what the scanner has seen of the next request stays.
+    /// Forgets the requests found, which are dealt with. The scanner's place in the next request stays.
     fn forget_found(&mut self) {
         self.found.clear();
         self.next = 0;
         self.scanner.forget_kept();
     }
 
-    /// What was found is to be looked for again.
+    /// Forgets the requests found ahead; they are looked for again.
     pub(super) fn forget_ahead(&mut self) {
         self.found.clear();
         self.next = 0;

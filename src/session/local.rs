@@ -39,7 +39,7 @@ impl Session {
                 self.say("+OK");
                 Step::Close
             }
-            // What was sent as somebody else is answered first.
+            // Requests sent under the other identity are answered first.
             Local::Select | Local::Auth | Local::Hello | Local::Reset if self.outbox.waiting() > 0 => {
                 Step::Stall(Stall::Drain)
             }
@@ -130,7 +130,7 @@ impl Session {
             self.outbox.put(Piece::Slice(&info_without_server(&shared, &asked, resp3)));
             return Step::Done;
         }
-        // What is known without the server, too.
+        // These sections are known without the server, too.
         let told = |section: &Vec<u8>| matches!(&section[..], b"clients" | b"server");
         if !ours && !asked.iter().any(told) {
             return self.forward(self.lane.clone(), Effect::None);

@@ -25,7 +25,7 @@ use crate::resp;
 use crate::time::Time;
 use crate::upstream::{ConnectionKey, Node, Pool};
 
-/// What a command needs that the server cannot be asked about.
+/// The answer to a command for which the server cannot be asked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Unasked {
     Denied,
@@ -65,7 +65,7 @@ impl Session {
         Step::Done
     }
 
-    /// What the server says to this question. A server that is known not to answer is not waited for for long, nor is one
+    /// The server's answer to this question. A server that is known not to answer is not waited for for long, nor is one
     /// that stands still (it may be frozen) where the counters are told without its word: monitors need them then above all.
     fn verdict(&self, question: &[u8], unasked: Unasked) -> impl Future<Output = Vec<u8>> + use<> {
         let (reply, node) = (ask_again(&self.lane, question), self.shared.node.clone());

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use crate::time::Time;
 use crate::upstream::effect::Effect;
 
-/// See the module. Bound: what a session may have unanswered, times the keys of a command.
+/// The commands on their way. Bound: as many as a session may have unanswered, times the keys of a command.
 #[derive(Default)]
 pub(super) struct Outstanding {
     /// By place.
@@ -23,7 +23,7 @@ const SMALL: usize = 1024;
 struct Noted {
     /// In the session's order.
     place: u64,
-    /// Of the key.
+    /// Hash of the key.
     hash: u64,
     what: What,
 }

@@ -71,7 +71,7 @@ impl Session {
         })))
     }
 
-    /// What the session has said of itself, as commands. The name goes with HELLO, which every user may say.
+    /// The session's name and library, as commands. The name goes with HELLO, which every user may say.
     fn names(&self) -> Vec<Vec<u8>> {
         let words = self.client.words().clone();
         let (node, table) = (&self.shared.node, self.shared.node.table.load());
@@ -89,7 +89,7 @@ impl Session {
         said
     }
 
-    /// What was sent so far is answered first; then everything is passed on unlooked at.
+    /// Requests sent so far are answered first; then everything is passed on unlooked at.
     pub(super) fn go_raw(&mut self) -> Step {
         if self.outbox.waiting() > 0 {
             return Step::Stall(Stall::Drain);
@@ -102,7 +102,7 @@ impl Session {
             lent.unmarked.set(self.wrote && wait::mark(&self.shared.node).is_some());
             return Step::Stall(Stall::Drain);
         }
-        // Who tracks has told its name already; HELLO would end the tracking.
+        // A session that tracks has told its name already; HELLO would end the tracking.
         let name = !lent.is_tracking();
         self.make_known(name, true)
     }

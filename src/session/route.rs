@@ -41,7 +41,7 @@ impl Session {
     pub(super) fn route(&mut self) -> Result<Rc<Connection>, Step> {
         let reads = self.repeatable && self.shared.node.bounds.ends_for_replies();
         let cargo = if reads { Cargo::Reads } else { Cargo::Any };
-        // What goes down two connections may be executed in either order.
+        // Requests on two connections may be executed in either order.
         if self.outbox.waiting() > 0 && self.cargo != cargo {
             return Err(Step::Stall(Stall::Drain));
         }

@@ -45,7 +45,7 @@ pub(super) fn mark(node: &Node) -> Option<&'static [u8]> {
     (!any_command).then_some(&MARK[..])
 }
 
-/// What stands for a WAIT that cannot be answered truthfully: a command whose error tells why.
+/// The stand-in for a WAIT that cannot be answered truthfully: a command whose error tells why.
 pub(super) fn refused() -> Vec<u8> {
     resp::encode(&[REFUSED])
 }

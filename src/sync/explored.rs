@@ -1,4 +1,4 @@
-//! What the explorer can interrupt. The map locks as dashmap does: a shard at a time, shared for `get`, alone for the rest.
+//! Locks and atomics that the explorer can interrupt. The map locks as dashmap does: a shard at a time, shared for `get`, alone for the rest.
 
 #![expect(clippy::expect_used, reason = "no test goes on with a lock whose holder has panicked")]
 
@@ -45,9 +45,9 @@ type Alone<'a, K, V> = RwLockWriteGuard<'a, HashMap<K, V>>;
 
 /// Where a value is, or could be.
 pub enum Place<'a, K, V> {
-    /// It is there.
+    /// The key is there.
     Occupied(Occupied<'a, K, V>),
-    /// It is not.
+    /// The key is not there.
     Vacant(Vacant<'a, K, V>),
 }
 

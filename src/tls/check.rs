@@ -1,4 +1,4 @@
-//! What the settings name, read and looked at: `--check`, and the warnings of the start.
+//! The files that the settings name, read and looked at: `--check`, and the warnings of the start.
 
 use std::path::Path;
 use std::time::Duration;
@@ -59,7 +59,7 @@ fn chain(blame: &Blame<'_>, file: &Path, found: &mut Vec<Finding>) -> Result<(),
     Ok(())
 }
 
-/// Whom we believe: one that is good is enough, as when a CA is being replaced.
+/// The authorities believed: one that is good is enough, as when a CA is being replaced.
 fn cas(blame: &Blame<'_>, file: &Path, found: &mut Vec<Finding>) -> Result<(), ConfigError> {
     let states = states(blame, "ca", file)?;
     let none = !states.iter().any(|state| matches!(state, State::Good(_)));

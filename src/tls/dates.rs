@@ -15,11 +15,11 @@ pub struct Validity {
 /// How a certificate stands at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It is not good yet.
+    /// The certificate is not good yet.
     NotYet,
-    /// It is good, for this long.
+    /// The certificate is good, for this long.
     Good(Duration),
-    /// It is not good any more.
+    /// The certificate is not good any more.
     Expired,
 }
 

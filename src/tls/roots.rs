@@ -13,13 +13,13 @@ use super::dates::{State, Validity};
 /// Makes a verifier of some CAs.
 type Build<V> = Box<dyn Fn(RootCertStore) -> Result<V, VerifierBuilderError> + Send + Sync>;
 
-/// See the module.
+/// Authorities, with the verifier of those that are good now.
 pub struct Roots<V> {
     cas: Vec<(CertificateDer<'static>, Validity)>,
     /// Where they come from, for the log; `None`: one of them is nobody's concern.
     name: Option<String>,
     build: Build<V>,
-    /// Of all of them, good or not.
+    /// Verifier of all of them, good or not.
     all: V,
     /// Which of them were good at the last look, and the verifier of these, if there are any.
     good: Mutex<(Vec<bool>, Option<V>)>,
@@ -71,7 +71,7 @@ impl<V: Clone> Roots<V> {
         }
     }
 
-    /// Of the CAs that are good at `now`, if there are any.
+    /// A verifier of the CAs that are good at `now`, if there are any.
     fn verifier(&self, now: UnixTime) -> Result<Option<V>, Error> {
         let good = self.cas.iter().map(|(_, validity)| matches!(validity.at(now), State::Good(_)));
         let good: Vec<bool> = good.collect();
