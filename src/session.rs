@@ -189,7 +189,7 @@ pub struct Session {
     wrote: bool,
     /// The client to which CLIENT TRACKING redirects: the server's number and ours.
     redirected: (i64, u64),
-    /// What passes unlooked at may hold a SWAPDB.
+    /// Bytes that pass unlooked at may hold a SWAPDB.
     swap_seen: pinned::SwapSeen,
     swaps: bool,
     eof: bool,
@@ -483,7 +483,7 @@ impl Session {
             if self.serve_hits(input) {
                 continue;
             }
-            // What misses seldom misses alone.
+            // After one miss the next request usually misses too.
             if let Some(hash) = input.hash_behind() {
                 self.cache.prefetch_revision(hash);
             }
@@ -567,7 +567,7 @@ impl Session {
         request.hash.filter(|_| i == 1).unwrap_or_else(|| self.cache.hash(request.arg(i)))
     }
 
-    /// What the command does to the cache, by the hashes of its keys.
+    /// The command's effect on the cache, by the hashes of its keys.
     fn effect(&self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Effect {
         let hash = |positions: &[usize]| positions.iter().map(|i| self.hash(request, *i)).collect();
         let scripted = plan.route == Route::Dedicated(Need::Alone);

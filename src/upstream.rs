@@ -62,16 +62,16 @@ use login::{Login, Logins};
 /// How errors begin that the server has not said.
 const OWN_ERROR: &str = "-ERR nearside: upstream ";
 
-/// What makes two connections interchangeable.
+/// The properties that make two connections interchangeable.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ConnectionKey {
-    /// Whom it speaks as.
+    /// The login it speaks as.
     pub login: Arc<Login>,
     /// Protocol 3.
     pub resp3: bool,
     /// Database.
     pub db: u32,
-    /// Who the session was when it chose the database, if somebody else. Tried if the proxy's own user cannot log in: the
+    /// The session's login when it chose the database, if another. Tried if the proxy's own user cannot log in: the
     /// present user may have no right to select.
     pub via: Option<Arc<Login>>,
 }
@@ -96,7 +96,7 @@ pub struct Node {
     pub address: Endpoint,
     /// As whom the proxy itself speaks to it: the link, the watch, and whoever asks about users.
     pub own: ConnectionKey,
-    /// Who its connections speak as.
+    /// The logins of its connections.
     pub logins: Logins,
     /// How fast passwords are guessed.
     pub guesses: guesses::Guesses,
@@ -108,7 +108,7 @@ pub struct Node {
     pub table: ArcSwap<Table>,
     /// HELLO was refused as a command: connections say who they are by AUTH and CLIENT SETNAME.
     pub without_hello: AtomicBool,
-    /// What the server lacks that the proxy would use, in words; empty: nothing.
+    /// Abilities that the server lacks and the proxy would use, in words; empty: none.
     pub lacks: ArcSwap<String>,
     /// Names of commands that are not in the table.
     pub names: names::Names,
@@ -116,9 +116,9 @@ pub struct Node {
     pub version: ArcSwap<String>,
     /// Whether it answers.
     pub health: health::Health,
-    /// What is named to it as used.
+    /// Keys named to the server as used.
     pub touches: touch::Touches,
-    /// See [`Config`].
+    /// The setting of the same name ([`Config`]).
     pub touch_per_second: usize,
     /// When it last gave any sign of life ([`crate::time::Time`] in nanoseconds).
     pub seen: AtomicU64,
@@ -128,11 +128,11 @@ pub struct Node {
     berths: AtomicUsize,
     /// When a lane last found all berths taken ([`crate::time::Time`] in nanoseconds).
     berths_wanted: AtomicU64,
-    /// What makes the server end a connection.
+    /// The server's own bounds, beyond which it ends a connection.
     pub bounds: Bounds,
-    /// See [`Config`].
+    /// The setting of the same name ([`Config`]).
     max_lanes: usize,
-    /// See [`Config`].
+    /// The setting of the same name ([`Config`]).
     lane_idle_timeout: Duration,
     /// Lanes that came to rest.
     pub lanes_rested: AtomicU64,
@@ -142,23 +142,23 @@ pub struct Node {
     pub places: Places,
     /// Connections that ended because they were sent what cannot be: a reply that nobody asked for, or no RESP.
     pub out_of_turn: AtomicU64,
-    /// See [`Config`].
+    /// The setting of the same name ([`Config`]).
     pub connect_timeout: Duration,
-    /// See [`Config`].
+    /// The setting of the same name ([`Config`]).
     pub upstream_timeout: Duration,
-    /// See [`Config`].
+    /// The setting of the same name ([`Config`]).
     pub heartbeat: Duration,
-    /// See [`Config`].
+    /// The setting of the same name ([`Config`]).
     pub script_keys: ScriptKeys,
     /// Whether the server holds commands back.
     pub pauses: pauses::Pauses,
     /// Looks that the watch takes at once.
     pub looks: watch::Looks,
-    /// See [`Config`].
+    /// The setting of the same name ([`Config`]).
     pub invalidation: Invalidation,
-    /// See [`Config::broadcast_prefixes`].
+    /// The setting [`Config::broadcast_prefixes`].
     pub prefixes: Vec<String>,
-    /// See [`Config`].
+    /// The setting of the same name ([`Config`]).
     pub max_ttl: Duration,
     /// Levels that listeners are configured for.
     pub wanted: Vec<Level>,
@@ -170,7 +170,7 @@ pub struct Node {
     pub distrusted: AtomicBool,
     /// Its address leads back to this very process.
     pub ring: AtomicBool,
-    /// What the link saw when it opened; taken by the watch, whose own first look may come after something was cached.
+    /// The link's look at the server when it opened; taken by the watch, whose own first look may come after something was cached.
     pub first_look: ArcSwapOption<watch::Look>,
     /// How often [`watch`] looks.
     pub watch_interval: Duration,
@@ -279,7 +279,7 @@ impl Node {
         Bytes::from(format!("{OWN_ERROR}{}: {line}\r\n", self.address))
     }
 
-    /// What an error reply of [`Node::error`] says; `None`: it is the server's.
+    /// The text of an error reply made by [`Node::error`]; `None`: the error is the server's.
     pub fn own_error<'a>(&self, reply: &'a [u8]) -> Option<Cow<'a, str>> {
         let text = reply.strip_prefix(OWN_ERROR.as_bytes())?;
         let text = text.strip_prefix(format!("{}: ", self.address).as_bytes()).unwrap_or(text);
@@ -307,7 +307,7 @@ fn levels(config: &Config) -> Vec<Level> {
 /// Has a connection polled again after the sessions: woken at once it would be the next in its own line, and could bring
 /// more than a session may have before that is asked.
 pub fn wake_after_sessions(cx: &mut Context<'_>) {
-    // What it leaves behind is woken when the runtime next looks for events: the sessions have had their turn then.
+    // Polling a fresh `yield_now` puts this task on the runtime's deferred list: it is woken after the sessions now ready have run.
     let _ = pin!(tokio::task::yield_now()).poll(cx);
 }
 
@@ -322,7 +322,7 @@ pub struct Pool {
     pub guest: guest::Guest,
     /// By which known logins are judged.
     pub judge: judge::Judge,
-    /// What the connections do.
+    /// The connections' tasks.
     tasks: LocalSet,
 }
 

@@ -458,6 +458,33 @@ fn sentences_name_their_subject_first() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Comments whose subject comes late or never, for now. The number may only shrink.
+const SUBJECTLESS: usize = 25;
+
+/// A comment names its subject first, as a sentence of a page does.
+#[test]
+fn comments_name_their_subject_first() {
+    let late = ["What", "Who", "Whom", "Whose", "Of", "It", "See"];
+    let mut found = Vec::new();
+    for path in rust_files("src") {
+        let text = read(&path);
+        let comment = |line: &str| line.trim_start().starts_with("//");
+        let lines: Vec<&str> = text.lines().collect();
+        for (i, line) in lines.iter().enumerate().filter(|(_, line)| comment(line)) {
+            let said = line.trim_start().trim_start_matches(['/', '!']).trim_start();
+            let goes_on = i > 0 && comment(lines[i - 1]) && !lines[i - 1].ends_with(['.', ':', '/', '!']);
+            if !goes_on && (said.starts_with("So many") || late.iter().any(|word| first_word(said) == *word)) {
+                found.push(format!("{}:{}: {said}", path.display(), i + 1));
+            }
+        }
+    }
+    assert!(found.len() <= SUBJECTLESS, "{} comments, at most {SUBJECTLESS}:\n{}", found.len(), found.join("\n"));
+}
+
+fn first_word(text: &str) -> &str {
+    text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default()
+}
+
 /// The functions that a page names as `Type::function` exist: in a file of src that also has the type.
 #[test]
 fn documents_name_functions_that_exist() {

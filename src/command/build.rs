@@ -34,7 +34,7 @@ pub(super) struct Spec {
     pub unknown_without_keys: bool,
     /// The server says that it does not write, whatever its key specs say (PFCOUNT; modules).
     pub readonly: bool,
-    /// See [`Plan::repeatable`](super::Plan::repeatable).
+    /// As in [`Plan::repeatable`](super::Plan::repeatable).
     pub repeatable: bool,
     /// Ours, and the server's if it gave one.
     arity: [i64; 2],
@@ -186,7 +186,7 @@ fn has_static_subcommands(name: &[u8]) -> Subcommands {
 /// after all. A subcommand also if the server lists none of its container's (6.2; DEBUG).
 fn holds_unlisted(row: &Row, specs: &Specs, by_heart: bool) -> bool {
     let container = row.name.split_once('|').map(|(container, _)| container.as_bytes());
-    // What it lists of a container's subcommands is all there is (Redis 7.0 has no CLIENT SETINFO).
+    // The server lists all subcommands that a container has (Redis 7.0 has no CLIENT SETINFO).
     if !by_heart && container.is_some_and(|c| specs.get(c).is_some_and(|s| s.subcommands == Subcommands::All)) {
         return false;
     }

@@ -26,7 +26,7 @@ pub enum Word {
     PassedOn,
     /// SET, which with GET answers what was there.
     Set,
-    /// What may not be said again and may answer as much as there is: what it takes away or replaces, or a list of many things.
+    /// Commands that may not be said again and may answer as much as there is: with values that they take away or replace, or a list of many things.
     Lengthy,
     /// CLIENT TRACKING
     Tracking,
@@ -44,7 +44,7 @@ impl Word {
     /// The first words of confirmations.
     const KINDS: [&str; 6] = ["subscribe", "psubscribe", "ssubscribe", "unsubscribe", "punsubscribe", "sunsubscribe"];
 
-    /// See [`Word::Lengthy`].
+    /// The commands of [`Word::Lengthy`].
     const LENGTHY: [&str; 36] = [
         "getdel",
         "getset",

@@ -58,7 +58,7 @@ impl Session {
                 self.put_to_server(request.buf, |_| none.into())
             }
             (b"UNBLOCK", [id, how @ ..]) if how.len() < 2 => self.unblock(request, id, how),
-            // What comes behind them in the pipeline goes another way.
+            // Commands behind them in the pipeline go another way.
             (b"PAUSE" | b"UNPAUSE", _) => {
                 let word = if word == b"PAUSE" { Word::Pause } else { Word::Unpause };
                 let (node, effect) = (self.shared.node.clone(), pausing(request, word));
@@ -207,7 +207,7 @@ impl Session {
         Step::Stall(Stall::For(Box::pin(async move { After::Reply(reply.await.into()) })))
     }
 
-    /// What the server says of the session's own connection, with our number for the client that it redirects to: the one
+    /// The server's line about the session's own connection, with our number for the client that it redirects to: the one
     /// integer in either reply.
     fn own_tracking(&self, request: &Request<'_>) -> Step {
         let Some(lent) = &self.lent else { return Step::Done };
@@ -243,7 +243,7 @@ fn no_tracking(resp3: bool) -> String {
     format!("{map}\r\n$5\r\nflags\r\n{set}\r\n$3\r\noff\r\n$8\r\nredirect\r\n:-1\r\n$8\r\nprefixes\r\n{none}\r\n")
 }
 
-/// Who asks about clients.
+/// The client that asks about clients.
 struct Asker {
     /// CLIENT, as the server takes it.
     container: Vec<u8>,
@@ -301,7 +301,7 @@ impl Asker {
     }
 }
 
-/// See [`Session::put_to_server`].
+/// The answer to a command that was put to the server ([`Session::put_to_server`]).
 fn answered(reply: impl Future<Output = Vec<u8>> + 'static, answer: impl FnOnce(Vec<u8>) -> Bytes + 'static) -> Step {
     Step::Stall(Stall::For(Box::pin(async move {
         let reply = reply.await;

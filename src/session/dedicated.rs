@@ -35,17 +35,17 @@ pub(super) struct Lent {
     steps: bool,
     /// A blocking command is on its way.
     blocking: bool,
-    /// It is lent for one command that others should not wait behind; with its turn, if that is a script.
+    /// Lent for a single command that others should not wait behind. `Some(turn)`: the turn of a script.
     pub(super) alone: Option<Option<Turn>>,
     /// Until the session ends; bytes pass both ways unlooked at, and each piece of the server's waits for a barrier.
     pub(super) raw: bool,
-    /// It has said MONITOR.
+    /// The session has said MONITOR.
     pub(super) monitoring: bool,
-    /// It has said CLIENT TRACKING, or another client's is redirected to it: kept until the session ends.
+    /// The session has said CLIENT TRACKING, or another client's is redirected to it: kept until the session ends.
     pub(super) tracking: bool,
-    /// See [`Unmarked`].
+    /// Whether WAIT counts too little here: see [`Unmarked`].
     pub(super) unmarked: Unmarked,
-    /// What the session says of itself in the transaction: from there on the connection is not lent again.
+    /// Names that the session sets in the transaction: from there on the connection is not lent again.
     pub(super) named: Vec<Named>,
 }
 
@@ -106,12 +106,12 @@ impl Lent {
         self.blocking
     }
 
-    /// It has said MONITOR.
+    /// The session has said MONITOR.
     pub(super) fn is_monitoring(&self) -> bool {
         self.monitoring
     }
 
-    /// It waits for somebody else to do something, for as long as it takes.
+    /// Whether the session waits for another client to do something, for as long as it takes.
     pub(super) fn waits_for_others(&self) -> bool {
         self.blocking || self.listens()
     }
@@ -229,7 +229,7 @@ impl Session {
         let mut args: Vec<&[u8]> = (0..request.len()).map(|i| request.arg(i)).collect();
         let word = |i: usize, w: &[u8]| args.get(i).is_some_and(|a| a.eq_ignore_ascii_case(w));
         let at = (3..args.len()).find(|i| word(*i, b"REDIRECT"))? + 1;
-        // What is no number the server has a word about; of a number that is nobody's too.
+        // The server rejects a word that is no number. A number no client has is replaced by one no connection has, so that the error is the server's own.
         resp::parse_i64(args.get(at)?)?;
         let nobody = i64::MAX.to_string();
         let Some(target) = self.shared.clients.find(args[at]) else {
@@ -310,7 +310,7 @@ impl Session {
     /// Before the next request of a session with a connection of its own: whether it is to be looked at.
     pub(super) fn go_on_lent(&mut self, input: &mut Input) -> bool {
         self.settle_lent();
-        // What was meant for the connection that is lost is done nowhere.
+        // Commands meant for the connection that is lost are done nowhere.
         if self.closing.is_some() {
             return false;
         }

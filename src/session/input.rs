@@ -442,7 +442,7 @@ mod tests {
         while !input.find(&cache, MAX_BULK).expect("a request") {
             assert!(matches!(input.poll_read(cx, &mut stream), Poll::Ready(Ok(1..))));
         }
-        // What is not dealt with yet keeps its arguments.
+        // A request that is not dealt with yet keeps its arguments.
         assert!(input.poll_read(cx, &mut stream).is_pending());
         assert_eq!((input.request().len(), input.held() > request.len()), (20_000, true));
         input.consume();

@@ -1,4 +1,4 @@
-//! What the server's ACL LIST says about users, as far as hits must know it.
+//! Users' rules in the server's ACL LIST, as far as hits must know them.
 //!
 //! A hit obeys the rights of the very command. Replies are kept by user and command, so what a user has once been told by a
 //! command about a key, it may be told by that command again. Only GET and MGET answer for each other, and only for users
@@ -26,7 +26,7 @@ pub enum Acl {
 pub struct Seen {
     /// How often it had changed, as far as was known, when the server was asked. If that is more now, this look is too old.
     pub as_of: u64,
-    /// What the server said.
+    /// The server's list.
     pub acl: Acl,
 }
 
@@ -54,7 +54,7 @@ impl Acl {
     }
 }
 
-/// What stands behind `user NAME` in the list.
+/// The text behind `user NAME` in the list.
 fn rules_of<'a>(list: &'a [u8], user: &[u8]) -> Option<&'a [u8]> {
     let (_, mut rest) = resp::split_aggregate(list)?;
     while !rest.is_empty() {

@@ -22,7 +22,7 @@ const QUERY_SPARE: usize = 64 << 10;
 /// Arguments that Redis before 7.0 takes in one request.
 const ARGS: usize = 1 << 20;
 
-/// See the module.
+/// The bounds last read.
 pub struct Bounds {
     /// The largest argument that the proxy takes itself.
     own_bulk: usize,

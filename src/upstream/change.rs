@@ -1,4 +1,4 @@
-//! What a change of users, rights or passwords that is said through this proxy does here before it is acknowledged: no hit is
+//! The effect here of a change of users, rights or passwords that is said through this proxy, before it is acknowledged: no hit is
 //! served afterwards by the rights of before, no verdict on a login is believed any more, and the sessions of a deleted
 //! user end. A change said elsewhere is noticed by [`watch`](super::watch), with a lag.
 //!
@@ -10,7 +10,7 @@ use super::effect::Wait;
 use super::{Node, refusal};
 use crate::command::{Request, Word};
 
-/// See the module.
+/// A change of rights on its way.
 #[derive(Debug, Default)]
 pub struct Change {
     /// The users that it deletes, if it deletes any.
@@ -20,7 +20,7 @@ pub struct Change {
 }
 
 impl Change {
-    /// Of the request that says it.
+    /// The change that a request says.
     pub fn of(request: &Request<'_>, word: Word) -> Change {
         let deletes = word == Word::DelUser;
         let deleted = (2..request.len()).filter(|_| deletes).map(|i| request.arg(i).to_vec()).collect();
@@ -38,7 +38,7 @@ impl Change {
         if told {
             self.deleted.iter().for_each(|user| node.user_gone(user, false));
         }
-        // Who has gone, if the words do not tell, the server is asked.
+        // The server is asked which users have gone if the words do not tell.
         if self.any || !told { Wait::Look } else { Wait::No }
     }
 }

@@ -60,7 +60,7 @@ use crate::transport::Stream;
 const PING: [&[u8]; 2] = [b"*2\r\n$4\r\nPING\r\n$8\r\nnearside\r\n", b"$8\r\nnearside\r\n"];
 /// The same before a question about the fields of a hash ([`monitor::QUESTION`]).
 const PING_AND_ASK: [&[u8]; 2] = [b"*2\r\n$4\r\nPING\r\n$17\r\nnearside:question\r\n", b"$17\r\nnearside:question\r\n"];
-/// What some servers answer whatever the argument is.
+/// The answer that some servers give whatever the argument is.
 const PONG: &[u8] = b"+PONG\r\n";
 /// For how long reads of a session go alone of which one was on a lane that the server has ended.
 const SUSPECTED: Duration = Duration::from_secs(60);
@@ -85,7 +85,7 @@ const RAW_SOFT: usize = 1 << 20;
 /// Pushes that wait for a held reply before them; with more, they wait no longer.
 const MAX_BEHIND: usize = 1024;
 
-/// What kind of life it has.
+/// The use of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Shared; reconnects when somebody needs it; fills the cache.
@@ -95,7 +95,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// What the server's CLIENT LIST calls such a connection.
+    /// The name of such a connection in the server's CLIENT LIST.
     pub fn name(self) -> &'static str {
         match self {
             Role::Lane => "nearside-lane",
@@ -118,13 +118,13 @@ pub enum Raw {
     Watching,
 }
 
-/// What is done with the next reply.
+/// The use of the next reply.
 pub enum Expect {
     /// Goes to a session.
     Reply {
         /// Its place in the session's order.
         place: Place,
-        /// What it does to the cache first.
+        /// The effect on the cache, which comes first.
         effect: Effect,
         /// The request, if it is a read that may be sent again once.
         retry: Option<Box<[u8]>>,
@@ -162,17 +162,17 @@ struct InFlight {
 enum Phase {
     /// A lane that is not needed, or not yet.
     Rest,
-    /// It is being opened.
+    /// The connection is being opened.
     Opening,
     Up,
-    /// It could not be opened: this error is told until then.
+    /// The connection could not be opened: this error is told until then.
     Down {
         error: Bytes,
         until: Time,
         /// Or until rights have changed: the error may be about them.
         as_of: u64,
     },
-    /// It will not come back.
+    /// The connection will not come back.
     Closed(Bytes),
 }
 
@@ -194,21 +194,21 @@ struct Shared {
     last_ping: Time,
     /// When it last said anything.
     heard: Time,
-    /// What came last was the beginning of a frame.
+    /// The bytes that came last were the beginning of a frame.
     midway: bool,
     failures: u32,
     /// Somebody waits for it to be open.
     wanted: bool,
     close: bool,
-    /// It is to be taken for lost, for this reason.
+    /// The connection is to be taken for lost, for this reason.
     broken: Option<io::Error>,
     /// A lane that is to come to rest, if nothing is awaited on it.
     resting: bool,
     /// A lane whose task waits until it is needed.
     asleep: bool,
-    /// Who gets the socket once nothing is on its way.
+    /// Gets the socket once nothing is on its way.
     heir: Option<oneshot::Sender<Wire>>,
-    /// Of a dedicated connection: who gets its pushes.
+    /// On a dedicated connection, the outbox that gets its pushes.
     session: Option<Rc<Outbox>>,
     /// The protocol spoken now.
     resp3: bool,
@@ -232,13 +232,13 @@ struct Shared {
     raw_waiting: usize,
 }
 
-/// See the module.
+/// A connection, as sessions hold it.
 pub struct Connection {
-    /// Who it speaks as, in which protocol and database.
+    /// Its login, protocol and database.
     pub key: ConnectionKey,
     role: Role,
     node: Arc<Node>,
-    /// Of a lane: when a session last did anything with it.
+    /// When a session last did anything with it, if it is a lane.
     used: Cell<Time>,
     shared: RefCell<Shared>,
     changed: Notify,
@@ -630,7 +630,7 @@ fn fail(expect: Expect, error: &Bytes, sent: bool, node: &Node, now: Time) {
 
 // --- the connection's task ---
 
-/// What is there in its thread for it: the lanes, which give one of them a place, and the idle dedicated connections.
+/// The parts of its thread that a connection needs: the lanes, which give it a place, and the idle dedicated connections.
 pub(super) struct Around {
     pub(super) lanes: Option<Rc<Lanes>>,
     pub(super) idle: Rc<IdleSet>,
@@ -659,7 +659,7 @@ async fn open(connection: &Connection, around: &Around) -> Result<(Opened, Optio
     Err(refused)
 }
 
-/// What it does until it is closed or given up; `already`: it is open.
+/// The task of a connection until it is closed or given up; `already`: it is open.
 pub(super) async fn run(connection: Rc<Connection>, around: &Around, mut already: Option<Opened>) {
     loop {
         if connection.role == Role::Lane && !connection.needed().await {
@@ -702,9 +702,9 @@ pub(super) async fn run(connection: Rc<Connection>, around: &Around, mut already
 /// Whether its task goes on.
 #[derive(PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// It may be opened again.
+    /// The connection may be opened again.
     Again,
-    /// It is closed for good.
+    /// The connection is closed for good.
     End,
 }
 
@@ -749,7 +749,7 @@ impl Connection {
         self.changed.notify_waiters();
     }
 
-    /// It could not be opened: whoever waits is told why, and until the back-off ends so is everybody else.
+    /// Tells all that wait why the connection could not be opened; until the back-off ends, later requests get the same error.
     fn not_opened(&self, refusal: handshake::Refusal) -> Outcome {
         let now = Time::now();
         let error = refusal.reply(&self.node);
@@ -779,7 +779,7 @@ impl Connection {
         if self.role == Role::Lane { Outcome::Again } else { Outcome::End }
     }
 
-    /// It is lost. A read is sent again once, on the next connection; everything else fails, because its outcome is
+    /// Ends what a lost connection owes. A read is sent again once, on the next connection; everything else fails, because its outcome is
     /// unknown or because it was not sent.
     fn lost(&self, why: &io::Error) -> Outcome {
         let now = Time::now();
@@ -804,7 +804,7 @@ impl Connection {
         shared.armed = 0;
         shared.pings = 0;
         shared.phase = if again { Phase::Rest } else { Phase::Closed(unsent.clone()) };
-        // What the server said before it closed is told first: `pass_on` then tells of the loss.
+        // Bytes that the server sent before it closed are passed on first: `pass_on` then tells of the loss.
         let session = if shared.raw_queue.is_empty() { shared.session.take() } else { None };
         let mut failed = Vec::new();
         let suspects = again && self.node.bounds.ends_for_replies();
@@ -981,7 +981,7 @@ impl Connection {
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
         }
         if shared.stamp.is_some() {
-            // What was never armed has filled nothing that would want a clock, and its user perhaps may not say PING.
+            // A lane that was never armed has no entries to prove fresh, and its user may lack +ping.
             let quiet = now.since(self.used()) > QUIET_AFTER && !self.is_home();
             if shared.armed != 0 && shared.pings == 0 && !quiet {
                 shared.ping(PING);
@@ -1050,7 +1050,7 @@ impl Connection {
                     };
                     match told {
                         Ok(sent) => answered = sent.or(answered),
-                        // What is behind it waits.
+                        // Bytes behind it wait.
                         Err(e) if e.kind() == io::ErrorKind::WouldBlock => break None,
                         Err(e) => break Some(e),
                     }
@@ -1332,7 +1332,7 @@ impl Shared {
         }
     }
 
-    /// What its user may do now. Who may not fill any more is not asked for anything either.
+    /// Notes its user's rights as of now. A user that may not fill any more is asked nothing either.
     fn allow(&mut self, rights: Rights) {
         self.arming = false;
         self.rights = rights;

@@ -24,7 +24,7 @@ use crate::time::Time;
 
 /// Idle dedicated connections kept per key and thread.
 pub(super) const IDLE: usize = 16;
-/// Of these, how many are opened before they are needed, once one was.
+/// Idle connections that are opened before they are needed, once one was.
 const READY: usize = 4;
 /// With fewer left than this, none is opened before it is needed.
 const SPARED: usize = 64;
@@ -314,7 +314,7 @@ impl IdleSet {
 
     /// The server has ended a connection, or never taken it.
     fn ended(&self, connection: &Rc<Connection>) {
-        // What is dropped here closes itself, which changes nothing that is borrowed.
+        // A connection dropped here closes itself, which changes nothing that is borrowed.
         let dead = self.change(|waiting| waiting.find(connection).and_then(|number| waiting.remove(number)));
         drop(dead);
     }

@@ -1,4 +1,4 @@
-//! What the reply to a forwarded command does to the cache before its client sees it (rule 2). The reply is the server's
+//! The effect of a forwarded command on the cache, which comes before its client sees the reply (rule 2). The reply is the server's
 //! verdict: a command that was refused has done nothing, here neither. ([`refusal`] says which errors prove that.)
 
 use std::time::Duration;
@@ -42,7 +42,7 @@ pub enum Effect {
     Unpause,
     /// Users or their rights may be others.
     Rights(Box<Change>),
-    /// It depends on the transaction that the command is a step of.
+    /// The effect depends on the transaction that the command is a step of.
     Step(Box<Step>),
 }
 

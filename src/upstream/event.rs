@@ -5,7 +5,7 @@ use super::probe::CHANNEL;
 use crate::resp;
 use crate::time::Time;
 
-/// What the link can say.
+/// The link's messages.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// These bulk strings name changed keys.

@@ -16,7 +16,7 @@ use crate::resp;
 /// field anywhere: the question would be as large as the hash.
 pub const MAX_FIELDS: usize = 256;
 
-/// What is to be asked next about a reply of a whole hash.
+/// The next question about a reply of a whole hash.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
     /// There is no field to ask about.
@@ -31,7 +31,7 @@ pub enum Next {
     Unclear,
 }
 
-/// What is to be asked about the `reply` to `request`, which reads all of the hash at `key`.
+/// The question about the `reply` to `request`, which reads all of the hash at `key`.
 pub fn next(request: &[u8], key: &[u8], reply: &[u8]) -> Next {
     let name = resp::split_aggregate(request).and_then(|(_, rest)| resp::split_bulk(rest)).map_or(&b""[..], |(n, _)| n);
     let each = if name.eq_ignore_ascii_case(b"HGETALL") { 2 } else { 1 };

@@ -32,12 +32,12 @@ pub struct FillKey {
     pub range: Range<usize>,
     /// `None`: what is said of this key is not kept.
     permit: Option<FillPermit>,
-    /// What PTTL said of it.
+    /// PTTL's answer about the key.
     ttl: Option<i64>,
 }
 
 impl FillKey {
-    /// Of a key that was not asked about yet.
+    /// A key that was not asked about yet.
     pub fn new(range: Range<usize>, permit: Option<FillPermit>) -> FillKey {
         FillKey { range, permit, ttl: None }
     }
@@ -48,9 +48,9 @@ impl FillKey {
     }
 }
 
-/// What is asked for.
+/// The read, as the session asks for it.
 pub struct FillRead {
-    /// Whose view.
+    /// The view that the reply belongs to.
     pub view: u32,
     /// The command's number.
     pub id: u16,
@@ -60,7 +60,7 @@ pub struct FillRead {
     pub keys: SmallVec<[FillKey; 1]>,
     /// MGET: each element of the reply is stored as the GET of its key.
     pub mget: bool,
-    /// What hash fields could do to the reply.
+    /// How fields of a hash could outlive the reply.
     pub field_ttl: FieldTtl,
     /// Where the arguments from the third on stand, for `FieldTtl::Named`.
     pub fields: Vec<Range<usize>>,
@@ -73,29 +73,29 @@ pub struct Terms {
     pub tracked: bool,
     /// Zero: as long as the key lives.
     pub max_ttl: Duration,
-    /// Of a reply of a whole hash: the server is asked whether it has mortal fields anywhere.
+    /// Whether the server is asked, about a reply of a whole hash, if it has mortal fields anywhere.
     pub anywhere: bool,
     /// And about the fields of this hash, if so.
     pub this_hash: bool,
 }
 
-/// What a reply leads to.
+/// The step that follows a reply.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Then {
     /// More replies are to come.
     Wait,
     /// This is to be asked as well; its answer is the next reply.
     Ask(Vec<u8>),
-    /// It is over: what was read is stored, or noted as told, and then told.
+    /// The fill is over: the reply is stored, or noted as told, and then told.
     Done,
 }
 
 /// Which question about the fields of a whole hash is on its way.
 enum Asked {
     Nothing,
-    /// Of so many fields.
+    /// A question about so many fields.
     Names(usize),
-    /// Of so many fields.
+    /// A question about so many fields.
     Ends(usize),
 }
 
@@ -133,7 +133,7 @@ impl std::ops::Deref for Kept {
 
 /// The read on its way.
 pub struct Fill {
-    /// Who asked; `None` once answered.
+    /// The place of the answer; `None` once answered.
     pub place: Option<Place>,
     read: FillRead,
     sent: Time,
@@ -276,7 +276,7 @@ impl Fill {
         &self.read.request[self.read.keys[0].range.clone()]
     }
 
-    /// What a reply of a whole hash makes necessary to ask, unless the server has no mortal field anywhere.
+    /// The question that a reply of a whole hash makes necessary, unless the server has no mortal field anywhere.
     fn asks_further(&mut self, coherence: &Coherence, now: Time) -> Option<Vec<u8>> {
         if !self.doubtful || self.spoiled {
             return None;
@@ -389,7 +389,7 @@ fn deadline(sent: Time, pttl: i64, reply: &[u8]) -> Option<Time> {
         -1 => Some(Time::NEVER),
         -2 if says_missing(reply) => Some(Time::NEVER),
         1.. => Some(sent + Duration::from_millis(pttl.cast_unsigned())),
-        // It died between the read and the question, or dies this very millisecond.
+        // The key died between the read and the question, or dies this very millisecond.
         _ => None,
     }
 }

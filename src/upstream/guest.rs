@@ -19,13 +19,13 @@ const LONGEST: usize = 16 * 1024;
 /// The same for arguments.
 const MOST: usize = 10;
 
-/// See the module.
+/// The connection on which strangers' requests are put to the server.
 #[derive(Default)]
 pub struct Guest {
     wire: tokio::sync::Mutex<Option<Wire>>,
 }
 
-/// What became of a question.
+/// The outcome of a question.
 pub enum Answer {
     /// The server's refusal.
     Refused(Bytes),
@@ -65,7 +65,7 @@ impl Guest {
     }
 }
 
-/// What is longer than the server would hear is not put to it.
+/// The error for a request that is longer than the server would hear.
 pub fn too_long(request: &Request<'_>) -> Option<Bytes> {
     (request.len() > MOST || request.buf.len() > LONGEST).then(|| Bytes::from_static(NOAUTH))
 }

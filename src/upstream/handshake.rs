@@ -27,11 +27,11 @@ use crate::transport::Stream;
 pub struct Opened {
     /// The socket.
     pub stream: Stream,
-    /// What has been read past the handshake.
+    /// Bytes read past the handshake.
     pub input: BytesMut,
     /// The reply to HELLO.
     pub hello: Bytes,
-    /// What its user lets the proxy ask on it.
+    /// Rights that its user gives the proxy on it.
     pub rights: Rights,
     /// The link's generation that changed keys are reported to.
     pub armed: Option<u64>,
@@ -251,7 +251,7 @@ pub async fn take_over(
     let asked = Time::now();
     let hello = wire.introduce(node, None, key.resp3, role.name(), usize::from(db != key.db)).await?;
     if !is_hello(&hello) {
-        // It is not what it was: RESET, or a server that has changed.
+        // The connection is not as it was: RESET, or a server that has changed.
         return Err(out_of_turn(&hello).into());
     }
     if db != key.db {
@@ -286,7 +286,7 @@ async fn arm(
     Ok(Opened { stream: wire.stream, input: wire.input, hello, rights, armed, asked })
 }
 
-/// What was said instead of an answer: nobody knows which question the next reply is about.
+/// The error for a reply that is no answer: nobody knows which question the next reply is about.
 pub fn out_of_turn(reply: &[u8]) -> io::Error {
     let kind = (reply[0] as char).escape_debug();
     io::Error::new(io::ErrorKind::InvalidData, format!("a reply that nobody asked for in this place: {kind}"))

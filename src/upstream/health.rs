@@ -1,4 +1,4 @@
-//! What is known of the server when it cannot be asked: whether it answers, why not, and what it last said of itself.
+//! The facts about the server for when it cannot be asked: whether it answers, why not, and what it last said of itself.
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
@@ -7,7 +7,7 @@ use crate::resp;
 /// The lines of `INFO server` that are remembered: what monitors and clients look at first.
 const REMEMBERED: [&str; 4] = ["redis_version:", "server_name:", "valkey_version:", "redis_mode:"];
 
-/// See the module. The link and the watch attempt to reach the server for as long as the process lives, so what they last
+/// The state last seen. The link and the watch attempt to reach the server for as long as the process lives, so what they last
 /// found is never older than `upstream_timeout` and a pause between attempts.
 pub struct Health {
     down: ArcSwapOption<String>,

@@ -32,7 +32,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// Holders of a handle at rest that no session holds: the map, the lane's task, and what takes the task through panics.
 const UNSHARED: usize = 3;
 
-/// What goes down a lane.
+/// The kind of requests on a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cargo {
     /// Anything.
@@ -41,7 +41,7 @@ pub enum Cargo {
     Reads,
 }
 
-/// See the module.
+/// The lanes of one thread.
 pub struct Lanes {
     node: Arc<Node>,
     all: RefCell<HashMap<(ConnectionKey, Cargo), Rc<Connection>>>,
@@ -95,7 +95,7 @@ impl Lanes {
         }
     }
 
-    /// Of the lanes on which nothing is awaited, the one unused for longest comes to rest, if it is unused for that long.
+    /// Brings the lane to rest that is unused for longest, among those on which nothing is awaited, if it is unused for that long.
     fn rest_idlest(&self, unused: Duration) {
         let now = Time::now();
         let all = self.all.borrow();

@@ -4,7 +4,7 @@
 //! Which messages it listens to is the [`Mode`]. The link always has a PING on its way, at the latest every heartbeat, and
 //! one at once when somebody waits.
 //!
-//! What a PONG proves: in `tracked` and `keyspace`, that everything executed before its PING was sent has been reported.
+//! The proof that a PONG gives: in `tracked` and `keyspace`, that everything executed before its PING was sent has been reported.
 //! In `broadcast` the server reports only at the end of the turn in which it executed, perhaps behind a PONG of that turn. A
 //! PING sent after another's PONG had come is of a later turn: its PONG proves the send time of that other one.
 
@@ -34,7 +34,7 @@ use crate::time::Time;
 /// its ACL, of its role, or of its notifications is a reason to ask at once.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(60);
-/// What the proxy's own user may not lack; docs/OPERATING.md says what it should have besides.
+/// The rights that the proxy's own user may not lack; docs/OPERATING.md says what it should have besides.
 const RIGHTS: &str = "+client +subscribe +ping +command +info";
 /// PINGs on their way at once; who comes later shares the next.
 const PINGS: usize = 4;
@@ -81,7 +81,7 @@ pub async fn run(node: Arc<Node>) {
     }
 }
 
-/// What the attempts so far came to, so that the pauses between them, and between the lines in the log, grow.
+/// The outcome of the attempts so far, so that the pauses between them, and between the lines in the log, grow.
 #[derive(Default)]
 struct Tries {
     /// In a row.
@@ -193,7 +193,7 @@ fn report(node: &Node, refusal: &Refusal) {
     }
 }
 
-/// What the link's user should have been granted, if that is why it was refused.
+/// The rights that the link's user should have been granted, if that is why it was refused.
 fn needed(refusal: &str) -> String {
     let wanting = refusal.contains("NOPERM");
     if wanting { format!(". The link's user needs {RIGHTS} &{CHANNEL}") } else { String::new() }
@@ -224,7 +224,7 @@ async fn open(node: &Arc<Node>) -> Result<(Wire, i64, Option<Ears>), Refusal> {
         let hello = wire.greet(node, &node.own, "nearside-link").await?;
         node.ring.store(is_ring(&hello), Ordering::Release);
         let id = id_of(&refuse_error(hello)?);
-        // What is noticed from here on concerns this link.
+        // Faults noticed from here on concern this link.
         node.distrusted.store(false, Ordering::Release);
         node.health.reached();
         let lack = learn(node, &mut wire).await?;

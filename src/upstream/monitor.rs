@@ -108,7 +108,7 @@ pub async fn list(node: &Node) -> io::Result<Bytes> {
     }
 }
 
-/// What a connection of a proxy carries.
+/// The use of a proxy's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     /// Clients' commands, and the proxy's own among them.
@@ -129,12 +129,12 @@ impl Kind {
     }
 }
 
-/// What is to come next from an address, if it is a proxy's own.
+/// The lines expected next from an address, if it is a proxy's own.
 #[derive(Debug, Default)]
 enum Next {
     #[default]
     Nothing,
-    /// So many commands of the greeting.
+    /// This number of commands of the greeting.
     Greeting(u32),
     /// The read of a fill, which is a client's.
     Read,
@@ -160,7 +160,7 @@ enum Stage {
     Ready,
 }
 
-/// What is known of the connections that the server's lines come from.
+/// The facts about the connections that the server's lines come from.
 #[derive(Debug, Default)]
 pub struct Lines {
     stage: Stage,
@@ -376,7 +376,7 @@ impl<'a> Line<'a> {
         self.words().next().is_some_and(|name| name.eq_ignore_ascii_case(hello))
     }
 
-    /// What a fill asks behind this read about its keys: see [`super::fill::Fill::write`].
+    /// The questions that a fill puts behind this read about its keys: see [`super::fill::Fill::write`].
     fn questions(&self, table: &Table) -> VecDeque<u64> {
         if self.words.len() > LONGEST {
             return VecDeque::new();

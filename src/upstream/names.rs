@@ -40,7 +40,7 @@ const SAVED_NANOS: u64 = 100_000_000;
 /// How long a server that does not say what a name means is not asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
-/// What is known of a name that the table does not have.
+/// The verdict on a name that the table does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The table has it now, or was renewed meanwhile: it is to be looked at again.
@@ -51,7 +51,7 @@ pub enum Verdict {
     Unknowable,
 }
 
-/// See the module.
+/// The names asked about so far.
 #[derive(Default)]
 pub struct Names {
     learned: Mutex<Learned>,
@@ -109,7 +109,7 @@ impl Names {
         self.learned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is known of this name without a question; `None`: it is to be asked about.
+    /// The verdict on this name without a question; `None`: the server is to be asked.
     pub fn known(&self, name: &[u8]) -> Option<Verdict> {
         // COMMAND INFO takes `a|b` for a subcommand, whatever command has this name.
         if name.len() > LONGEST || name.contains(&b'|') {
@@ -263,7 +263,7 @@ pub async fn learn_again(node: &Node) {
     };
     let outcome = tokio::time::timeout(node.connect_timeout, work).await;
     if !matches!(outcome, Ok(Ok(()))) {
-        // What is known may be wrong now; what is not known is asked for when it is needed.
+        // The old table may be wrong now; names it does not have are asked for when they are needed.
         tracing::warn!("the server's commands could not be learned anew after MODULE was said");
         let mut learned = node.names.learned();
         *learned = Learned { epoch: learned.epoch + 1, next: learned.next, ..Learned::default() };

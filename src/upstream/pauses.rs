@@ -16,7 +16,7 @@ const BELIEVED: Duration = Duration::from_secs(3600);
 /// The same, of a server that does not count UNPAUSE.
 const BELIEVED_BLINDLY: Duration = Duration::from_secs(60);
 
-/// See the module.
+/// The pause in force.
 #[derive(Default)]
 pub struct Pauses {
     until: AtomicU64,
@@ -40,12 +40,12 @@ impl Pauses {
         self.until.fetch_max((now + time.min(most)).0, Ordering::Relaxed);
     }
 
-    /// It is over, by whatever there is to know.
+    /// Ends the pause.
     pub fn end(&self) {
         self.until.store(0, Ordering::Relaxed);
     }
 
-    /// What the server has counted at two looks, the older of which was asked for at `asked`.
+    /// Compares the server's counts at two looks, the older of which was asked for at `asked`.
     pub fn compare(&self, old: Option<u64>, new: Option<u64>, asked: Time) {
         self.counted.store(new.is_some(), Ordering::Relaxed);
         if old.is_some() && new.is_some() && old != new && asked.0 > self.since.load(Ordering::Relaxed) {

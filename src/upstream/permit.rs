@@ -14,10 +14,10 @@ use crate::cache::{Begin, FillToken, InFlight};
 use crate::command::FieldTtl;
 use crate::time::Time;
 
-/// See the module. Dropped unused, it lands the flight.
+/// The right to keep the reply to one read of one key. Dropped unused, it lands the flight.
 pub struct FillPermit(FillToken);
 
-/// What comes of asking.
+/// The answer to a request for a permit.
 pub enum Permission {
     /// The reply may be kept, and nobody else is reading the same.
     Granted(FillPermit),
@@ -29,9 +29,9 @@ pub enum Permission {
 
 /// The read whose reply is to be kept.
 pub struct Asked<'a> {
-    /// Of the key.
+    /// Hash of the key.
     pub hash: u64,
-    /// What the reply would be kept as.
+    /// Identity under which the reply would be kept.
     pub variant: Variant<'a>,
     /// Bytes of the request.
     pub request: usize,

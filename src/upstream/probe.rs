@@ -12,12 +12,12 @@ use crate::resp;
 
 /// Where RESP2 connections hear of changed keys.
 pub const CHANNEL: &str = "__redis__:invalidate";
-/// What is told of changed keys where the server is configured to notify.
+/// The channels of changed keys where the server is configured to notify.
 pub const NOTIFICATIONS: &str = "__keyspace@*__:*";
 /// Without one of these in `notify-keyspace-events`, some changes are not told of; `A` stands for all of them.
 const NEEDED: &str = "g$lshzxet";
 
-/// What the link listens to from here on.
+/// The stream that the link listens to from here on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ears {
     /// How changes are reported.

@@ -31,7 +31,7 @@ const BEFORE: [&str; 20] = [
     "CROSSSLOT ",
 ];
 
-/// What else refuses the commands that may change everything, before they change anything.
+/// Other errors that refuse the commands which may change everything, before they change anything.
 const BEFORE_FLUSH: [&str; 11] = [
     "ERR This instance has cluster support disabled",
     "ERR DEBUG command not allowed",
@@ -46,7 +46,7 @@ const BEFORE_FLUSH: [&str; 11] = [
     "ERR No failover in progress",
 ];
 
-/// What else refuses a change of rights as a whole.
+/// Other errors that refuse a change of rights as a whole.
 const BEFORE_RIGHTS: [&str; 8] = [
     "ERR Error in ACL SETUSER modifier",
     "ERR Usernames can't contain",
@@ -58,7 +58,7 @@ const BEFORE_RIGHTS: [&str; 8] = [
     "ERR Unsupported CONFIG parameter",
 ];
 
-/// What may be unknown to the table, or be a module's, and has certainly not been done.
+/// Errors of commands that may be unknown to the table, or a module's, and have certainly not been done.
 const BEFORE_UNKNOWN: [&str; 4] =
     ["NOAUTH ", "ERR unknown command", "ERR unknown subcommand", "ERR wrong number of arguments for"];
 
@@ -71,22 +71,22 @@ fn begins(reply: &[u8], errors: &[&str]) -> bool {
     errors.iter().any(|error| text.starts_with(error.as_bytes()))
 }
 
-/// Of a command of the server's own.
+/// Whether the error proves that a command of the server's own was not done.
 pub fn of_builtin(reply: &[u8]) -> bool {
     begins(reply, &BEFORE)
 }
 
-/// Of one that may change everything.
+/// Whether the error proves that a command which may change everything was not done.
 pub fn of_flush(reply: &[u8]) -> bool {
     begins(reply, &BEFORE) || begins(reply, &BEFORE_FLUSH)
 }
 
-/// Of one that may change users, rights or passwords.
+/// Whether the error proves that a change of users, rights or passwords was not done.
 pub fn of_rights(reply: &[u8]) -> bool {
     begins(reply, &BEFORE) || begins(reply, &BEFORE_RIGHTS)
 }
 
-/// Of one that the table does not know, or of a module.
+/// Whether the error proves that a command which the table does not know, or a module's, was not done.
 pub fn of_unknown(reply: &[u8]) -> bool {
     begins(reply, &BEFORE_UNKNOWN)
 }

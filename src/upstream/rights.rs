@@ -1,4 +1,4 @@
-//! What a user lets the proxy ask in its name. A lane speaks as the user of its sessions, and a fill asks more than the
+//! The rights of a user that the proxy needs to ask in its name. A lane speaks as the user of its sessions, and a fill asks more than the
 //! session did (CLIENT CACHING, PTTL); a user who may not say these is not cached for. So that the server's ACL LOG holds
 //! only what clients were refused, the rights are asked beforehand, as the proxy's own user and by ACL DRYRUN, which logs
 //! nothing: for each lane, and again when the server's ACL has changed.
@@ -14,7 +14,7 @@ use crate::coherence::standing::Mode;
 use crate::command::FieldTtl;
 use crate::resp;
 
-/// See the module.
+/// The rights found on one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rights {
     /// How often the ACL had changed when they were asked; `None`: they were not.
@@ -33,7 +33,7 @@ pub struct Rights {
 const KEY: &str = "nearside";
 
 impl Rights {
-    /// Of a connection that is asked for no more than its session says.
+    /// The rights of a connection that is asked for no more than its session says.
     pub const NONE: Rights = Rights { as_of: None, fill: false, fields: false, names: false, info: false };
 
     fn all(as_of: u64) -> Rights {
@@ -105,7 +105,7 @@ async fn ask(node: &Node, user: &[u8], mode: Mode) -> std::io::Result<[bool; 4]>
     Ok(may)
 }
 
-/// What ACL DRYRUN says of a command that the user may not run. (Of a key that it may not read it says something else; and
+/// ACL DRYRUN's answer about a command that the user may not run. (Of a key that it may not read it says something else; and
 /// what is no verdict at all is an error.)
 fn is_refused(reply: &[u8]) -> bool {
     resp::split_bulk(reply).is_some_and(|(text, _)| memchr::memmem::find(text, b"to run ").is_some())

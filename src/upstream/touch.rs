@@ -40,7 +40,7 @@ const KEYS: usize = 256;
 const HITS_A_COMMAND: u64 = 100;
 const RARELY: Duration = Duration::from_secs(3);
 
-/// What the server's eviction looks at.
+/// The measure by which the server evicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Eviction {
@@ -67,7 +67,7 @@ impl Eviction {
     }
 }
 
-/// What the watch has found and what was done about it.
+/// The findings of the watch, and the TOUCH commands sent.
 #[derive(Default)]
 pub struct Touches {
     eviction: AtomicU8,
@@ -83,7 +83,7 @@ impl Touches {
         self.eviction.store(eviction as u8, Ordering::Relaxed);
     }
 
-    /// What the server's eviction looked at when the watch last looked.
+    /// The measure by which the server evicted when the watch last looked.
     pub fn eviction(&self) -> Eviction {
         match self.eviction.load(Ordering::Relaxed) {
             1 => Eviction::Use,
@@ -274,7 +274,7 @@ impl<'n> Toucher<'n> {
     }
 }
 
-/// What a user is told who may not. Other errors (`-BUSY`, `-LOADING`) pass.
+/// The server's error to a user without the right. Other errors (`-BUSY`, `-LOADING`) pass.
 fn refusal(reply: &[u8]) -> Option<String> {
     let refused = [&b"-NOPERM"[..], b"-NOAUTH", b"-ERR unknown command"].iter().any(|word| reply.starts_with(word));
     refused.then(|| String::from_utf8_lossy(&reply[1..]).trim().to_owned())

@@ -14,13 +14,13 @@ use crate::time::Time;
 const OK: &[u8] = b"+OK\r\n";
 const QUEUED: &[u8] = b"+QUEUED\r\n";
 
-/// Of one connection, for as long as it is lent. Bound: what the server itself has queued.
+/// The transaction on one connection, for as long as it is lent. Bound: the commands that the server itself has queued.
 #[derive(Default, Debug)]
 pub struct Transaction {
     /// Between MULTI and EXEC.
     open: Cell<bool>,
     watching: Cell<bool>,
-    /// Of the commands that the server has queued.
+    /// Effects of the commands that the server has queued.
     queued: RefCell<Vec<Effect>>,
 }
 
@@ -46,7 +46,7 @@ impl Transaction {
         self.queued.take()
     }
 
-    /// What EXEC has done: of each command, what its own reply says.
+    /// Applies EXEC's effects: each command's, by its own reply.
     fn execute(&self, reply: Option<&[u8]>, node: &Node, now: Time) -> Wait {
         // A server that is in no transaction goes on watching.
         if reply.is_some_and(|reply| reply.starts_with(b"-ERR EXEC without MULTI")) {
@@ -89,7 +89,7 @@ pub struct Step {
     pub state: Rc<Transaction>,
     /// Which command.
     pub word: Word,
-    /// What it does to the cache if it is done at once.
+    /// The effect on the cache if the command is done at once.
     pub effect: Effect,
 }
 
@@ -106,7 +106,7 @@ impl Step {
         accepted || matches!(reply[0], b'-' | b'!')
     }
 
-    /// See [`Effect::settle`].
+    /// Applies the effect ([`Effect::settle`]).
     pub fn settle(self, reply: Option<&[u8]>, node: &Node, now: Time) -> Wait {
         let state = &self.state;
         let ok = reply == Some(OK);
@@ -117,9 +117,9 @@ impl Step {
             Word::Discard if ok => drop(state.end()),
             Word::Exec => return state.execute(reply, node, now),
             _ if state.is_open() && reply == Some(QUEUED) => state.queued.borrow_mut().push(self.effect),
-            // It was not queued, and outside of EXEC a transaction does nothing.
+            // The command was not queued, and outside of EXEC a transaction does nothing.
             _ if state.is_open() && reply.is_some_and(|reply| reply.starts_with(b"-")) => {}
-            // It was done at once, or refused, or nobody knows.
+            // The command was done at once, or refused, or nobody knows.
             _ => return self.effect.settle(reply, node, now),
         }
         Wait::No

@@ -17,7 +17,7 @@ pub(super) fn by_name(list: &[u8]) -> HashMap<&[u8], &[u8]> {
     users
 }
 
-/// What became of a user between two lists.
+/// The fate of a user between two lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// Deleted.
@@ -29,10 +29,10 @@ pub(super) enum Fate {
     Still,
 }
 
-/// See [`Fate`].
+/// The user's [`Fate`].
 pub(super) fn fate(user: &[u8], old: &HashMap<&[u8], &[u8]>, new: &HashMap<&[u8], &[u8]>, replaced: bool) -> Fate {
     match new.get(user) {
-        // It cannot be deleted.
+        // The default user cannot be deleted.
         _ if user == b"default" => Fate::Still,
         None => Fate::Gone,
         Some(now) if replaced && old.get(user) != Some(now) => Fate::Anew,

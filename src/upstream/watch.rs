@@ -1,4 +1,4 @@
-//! What no invalidation announces: SWAPDB, MODULE, a changed ACL, a server that has changed its role or whose wall clock was set
+//! Changes that no invalidation announces: SWAPDB, MODULE, a changed ACL, a server that has changed its role or whose wall clock was set
 //! forward; and in mode `keyspace`, FLUSHALL, FLUSHDB and a server that no longer notifies. Looked at on a connection of its own, twice within `max_staleness`; whatever differs from the last look flushes the cache.
 //!
 //! Accepted window: between two looks, a reply cached before the change may still be served (SWAPDB and
@@ -35,14 +35,14 @@ const DOUBTS: [&str; 1] = ["cmdstat_config|set:"];
 /// Commands after which the server has others; Redis 6.2 does not count them apart.
 const MODULES: [&str; 3] = ["cmdstat_module|load", "cmdstat_module|unload", "cmdstat_module:"];
 
-/// What one look found. A part that the server refuses to tell is `None`.
+/// The findings of one look. A part that the server refuses to tell is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Look {
     /// How often the commands were said that nothing announces.
     silent: Option<String>,
     /// How often the commands were said by which the ACL changes.
     acl_changes: Option<String>,
-    /// Of these, those that may have put one user in the place of another.
+    /// Changes among them that may have put one user in the place of another.
     replaced: Option<String>,
     doubts: Option<String>,
     /// How often modules were loaded and unloaded.
@@ -54,7 +54,7 @@ pub struct Look {
     /// `keyspace`: whether the server notifies.
     notifies: bool,
     role: Option<String>,
-    /// See [`Acl`].
+    /// The users' rules ([`Acl`]).
     pub acl: Acl,
     ahead: Option<Ahead>,
 }
@@ -70,7 +70,7 @@ struct Ahead {
     most: i128,
 }
 
-/// What our user may not look at.
+/// The questions that the proxy's user may not ask.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Hidden {
     acl: bool,
@@ -219,7 +219,7 @@ async fn watch(node: &Node, last: &mut Option<Look>, bounds: &mut Asked, failure
         let mut as_of = node.acl_changes.load(Ordering::Acquire);
         let mut look = match tokio::time::timeout(limit, look(&mut wire, node)).await? {
             Ok(look) => look,
-            // What is known is still what was last seen: it is compared with what the server says when it can.
+            // The last look stays, and is compared with the server's next answer.
             Err(Refusal::Server(_) | Refusal::Login(_)) => {
                 tokio::time::sleep(node.watch_interval).await;
                 continue;
@@ -228,7 +228,7 @@ async fn watch(node: &Node, last: &mut Option<Look>, bounds: &mut Asked, failure
         };
         *failures = 0;
         crate::sabotage::panic_at("watch");
-        // What the link has seen before anything was cached.
+        // The link's look, from before anything was cached.
         let first = node.first_look.swap(None);
         if last.is_none() {
             // Whoever was taken before anybody looked may not be any more.
@@ -309,7 +309,7 @@ pub async fn look(wire: &mut Wire, node: &Node) -> Result<Look, Refusal> {
 }
 
 impl Ahead {
-    /// Of a reply to TIME that was asked at `sent` and came at `came`. `None`: we may not ask.
+    /// Reads a reply to TIME that was asked at `sent` and came at `came`. `None`: the user may not ask.
     fn read(reply: &[u8], sent: Time, came: Time) -> Option<Ahead> {
         let (_, rest) = resp::split_aggregate(reply)?;
         let (seconds, rest) = resp::split_bulk(rest)?;
@@ -319,7 +319,7 @@ impl Ahead {
         Some(Ahead { least: server - i128::from(came.0), most: server - i128::from(sent.0) })
     }
 
-    /// What is known after another look; and whether the clock was certainly set forward by more than `tolerance` since
+    /// The knowledge after another look; and whether the clock was certainly set forward by more than `tolerance` since
     /// the look at which it was furthest behind.
     fn then(old: Option<Ahead>, new: Option<Ahead>, tolerance: Duration) -> (Option<Ahead>, bool) {
         let (Some(old), Some(new)) = (old, new) else { return (new.or(old), false) };
@@ -396,7 +396,7 @@ fn compare(node: &Node, old: &Look, new: &mut Look) -> bool {
     if acl_changed {
         tracing::info!("the upstream's ACL has changed: cache flushed");
         node.acl_changed();
-        // What our user was refused, it may have been granted.
+        // The user may have been granted what it was refused.
         if !listening {
             node.distrusted.store(true, Ordering::Release);
         }

@@ -108,7 +108,7 @@ fn of_two_keys_with_one_hash_the_later_is_kept() {
     assert_eq!(table.len(), 1);
 }
 
-/// What was taken leaves marks, which take room too. Where they are most of it, as many slots do as before.
+/// Removed entries leave marks, which take room too. Where they are most of it, as many slots do as before.
 #[test]
 fn a_table_does_not_grow_by_what_comes_and_goes() {
     let table = Table::new(LastEight::default(), 2);
