@@ -250,7 +250,7 @@ impl Clients {
 
     /// Ends all that have this login.
     pub fn kill_login(&self, number: u64) {
-        // Who a raw one is only the server knows, which closes its connection if need be.
+        // The user of a raw session is known to the server alone, which closes its connection if need be.
         let has = |client: &&Arc<Client>| client.login.load(Ordering::Acquire) == number && !client.is_raw();
         lock(&self.all).values().filter(has).for_each(|client| client.kill());
     }

@@ -355,7 +355,7 @@ impl Session {
         more.then_some(self.arrived)
     }
 
-    /// It ends at once, but for what it has been told already: that it has deleted its own user, for one.
+    /// The session ends at once, but for replies that are on their way: that it has deleted its own user, for one.
     #[cold]
     fn killed(&mut self, cx: &mut Context<'_>) -> Why {
         let _ = self.outbox.poll_write(cx, &mut self.stream);

@@ -1,4 +1,4 @@
-//! Who the session is: strangers, AUTH, HELLO and RESET.
+//! The session's identity: strangers, AUTH, HELLO and RESET.
 
 use std::future::Future;
 use std::rc::Rc;
@@ -37,7 +37,7 @@ impl Session {
         }
     }
 
-    /// What a stranger may do: log in, and go. For everything else the server is asked whether it takes one who has not
+    /// The way of a stranger's request: a stranger may log in, and go. For everything else the server is asked whether it takes one who has not
     /// logged in, unless its answer is known; what it says is the answer. `None`: the request goes on as any other.
     pub(super) fn introduce(&self, request: &Request<'_>, plan: Plan) -> Option<Step> {
         match plan.route {
@@ -46,7 +46,7 @@ impl Session {
             // Whoever runs the proxy may want to know why the server cannot be asked.
             Route::Local(Local::Nearside | Local::Info) if self.bypass => None,
             route => {
-                // Of the proxy's own the server knows nothing; what names clients means others there.
+                // The server does not know the proxy's own commands, and commands that name clients mean others there.
                 let own = matches!(route, Route::Local(local) if !matches!(local, Local::Hello | Local::Module));
                 let known = if own { Some(Bytes::from_static(NOAUTH)) } else { guest::too_long(request) };
                 let asked = known.map_or_else(|| Ok(request.buf.to_vec()), Err);
@@ -201,7 +201,7 @@ impl Session {
         Step::Stall(if logs_in { self.slowed(from, wait) } else { Stall::For(Box::pin(wait)) })
     }
 
-    /// What passes unlooked at may be a guess, whose verdict nobody reads: it waits for a turn, and keeps it.
+    /// Bytes that pass unlooked at may be a guess, whose verdict nobody reads: they wait for a turn, and keep it.
     pub(super) fn guess(&self, request: &Request<'_>, plan: Plan) -> Option<Stall> {
         let guesses = match plan.route {
             Route::Local(Local::Auth) => true,
@@ -221,7 +221,7 @@ impl Session {
         }))
     }
 
-    /// What a new connection is. A database that the upstream's address names is left as well.
+    /// Makes the session as a new connection is. A database that the upstream's address names is left as well.
     pub(super) fn reset(&mut self) -> Step {
         if let Some(step) = self.reset_kept() {
             return step;
@@ -269,7 +269,7 @@ fn told(answer: Answer, route: Option<Route>) -> After {
             Answer::Done(reply),
             Some(Route::Lane | Route::Cache(_) | Route::Unlisted | Route::Dedicated(Need::Block | Need::Alone)),
         ) => After::Reply(reply),
-        // It was to change the connection, which is gone.
+        // The command was to change the connection, which is gone.
         (Answer::Done(_), _) => After::Again,
         (Answer::Refused(reply), _) => After::Reply(reply),
         (Answer::Failed(error), _) => refused(error),
@@ -277,7 +277,7 @@ fn told(answer: Answer, route: Option<Route>) -> After {
     }
 }
 
-/// What a HELLO asks for, as far as the proxy must know it once the server has accepted it.
+/// The arguments of a HELLO, as far as the proxy must know it once the server has accepted it.
 struct HelloArgs {
     resp3: bool,
     creds: Option<Creds>,
@@ -323,7 +323,7 @@ const TOO_MANY: &[u8] =
 /// Why the session of a proxy ends that asks itself.
 const RING: Why = "a handshake of a proxy that has come back to it";
 
-/// What the handshake of another proxy comes to if it leads back to that: the error that says so.
+/// The error that another proxy's handshake gets if it leads back to that proxy.
 async fn passed_on(node: &Node, hello: &[u8]) -> Option<Bytes> {
     if handshake::comes_back(hello) {
         return Some(handshake::ring());
@@ -408,13 +408,13 @@ async fn put(node: &Node, login: Option<&Login>, question: &[u8]) -> Result<(Wir
     within_limit(node, question, work).await
 }
 
-/// What comes of a question that is put so. `Err`: nothing within `connect_timeout`.
+/// The answer to a question that is put so. `Err`: nothing within `connect_timeout`.
 async fn within_limit<T, E: Into<Refusal>>(
     node: &Node,
     question: &[u8],
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, Bytes> {
-    // What bears no mark would go round in a ring without end.
+    // A question without a mark would go round in a ring without end.
     if node.ring.load(Ordering::Acquire) && !handshake::is_marked(question) {
         return Err(handshake::ring());
     }

@@ -39,7 +39,7 @@ enum What {
 pub(super) struct Read {
     /// As it was sent.
     pub(super) request: Rc<[u8]>,
-    /// Whose.
+    /// The view of the session.
     pub(super) view: u32,
     /// When.
     pub(super) sent: Time,

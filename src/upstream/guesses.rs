@@ -41,7 +41,7 @@ pub enum Address {
 }
 
 impl Address {
-    /// Of a client, as [`Client::addr`](crate::clients::Client::addr) spells it.
+    /// The place of a client, as [`Client::addr`](crate::clients::Client::addr) spells it.
     pub fn of(addr: &str) -> Address {
         match addr.parse::<SocketAddr>().map(|addr| addr.ip().to_canonical()) {
             Ok(IpAddr::V4(ip)) => Address::Four(ip.octets()),
@@ -66,7 +66,7 @@ struct Slot {
     waiting: usize,
 }
 
-/// See the module.
+/// The guesses counted so far.
 pub struct Guesses {
     /// How long a wrong password keeps its turn; zero: there is no limit.
     each: Duration,

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::Node;
 use super::handshake::Wire;
 
-/// See the module.
+/// The connection on which known logins are judged.
 #[derive(Default)]
 pub struct Judge {
     wire: tokio::sync::Mutex<Option<Wire>>,

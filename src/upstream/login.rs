@@ -1,4 +1,4 @@
-//! Whom connections speak as. A [`Login`] stands for everybody whom the server itself has verified as one user: their
+//! The identities that connections speak as. A [`Login`] stands for everybody whom the server itself has verified as one user: their
 //! sessions share lanes and dedicated connections, whichever of the user's passwords each of them gave.
 //!
 //! Invariants:
@@ -40,7 +40,7 @@ pub fn is_login_refusal(reply: &[u8]) -> bool {
     reply.starts_with(b"-WRONGPASS") || reply.starts_with(b"-NOAUTH")
 }
 
-/// See the module.
+/// A verified user.
 pub struct Login {
     user: Vec<u8>,
     number: u64,
@@ -123,7 +123,7 @@ impl Login {
         self.cut.load(Ordering::Acquire) != 0
     }
 
-    /// What to begin a connection with, the likeliest first: user and password, or nothing.
+    /// Credentials to begin a connection with, the likeliest first: user and password, or nothing.
     pub fn attempts(&self) -> Vec<Option<(Vec<u8>, Vec<u8>)>> {
         match self.kind {
             Kind::Named => lock(&self.passwords).iter().map(|p| Some((self.user.clone(), p.clone()))).collect(),
@@ -153,7 +153,7 @@ impl Login {
     }
 }
 
-/// What the server says of new connections of the proxy's own login.
+/// The server's word on new connections of the proxy's own login.
 #[derive(Clone)]
 enum Proof {
     Accepted,
@@ -163,7 +163,7 @@ enum Proof {
 
 #[derive(Default)]
 struct Proven {
-    /// What was known of at the time ([`Logins::doubts`]); `None`: nothing is proven.
+    /// The proof, and the doubts known of at the time ([`Logins::doubts`]); `None`: nothing is proven.
     proof: Option<(u64, Proof)>,
     /// When the server could not be asked for the last time, and why.
     failed: Option<(Time, Bytes)>,
@@ -171,7 +171,7 @@ struct Proven {
 
 /// All logins of one node.
 pub struct Logins {
-    /// What the upstream's address says: the proxy itself, and sessions until they say AUTH.
+    /// The login in the upstream's address: of the proxy itself, and of sessions until they say AUTH.
     own: Arc<Login>,
     stranger: Arc<Login>,
     users: Mutex<HashMap<Vec<u8>, Vec<Weak<Login>>>>,
@@ -211,7 +211,7 @@ impl Logins {
         }
     }
 
-    /// What the proxy's own connections speak as.
+    /// The login of the proxy's own connections.
     pub fn own(&self) -> &Arc<Login> {
         &self.own
     }
@@ -221,7 +221,7 @@ impl Logins {
         matches!(lock(&self.proven).proof, Some((_, Proof::Refused(..))))
     }
 
-    /// Who a session is that begins now: what the upstream's address says if the server is known to take that, else a stranger.
+    /// The login of a session that begins now: that of the upstream's address if the server is known to take it, else a stranger's.
     pub fn first(&self) -> &Arc<Login> {
         match self.proof() {
             Some(Proof::Accepted) => &self.own,

@@ -22,7 +22,7 @@ const MOST_OPEN: usize = u128::BITS as usize;
 pub struct Moment {
     /// Within this. Without an end it may happen at any later time, or never.
     pub span: Span,
-    /// What.
+    /// The change.
     pub step: Step,
     /// The operation it stands for.
     pub op: Option<usize>,
