@@ -548,7 +548,8 @@ fn short_reply(buf: &[u8]) -> Option<usize> {
         (b'+' | b':', _) => Some(end),
         (b'$', _) => {
             let len = usize::try_from(parse_i64(digits)?).ok()?;
-            Some(end + len + 2).filter(|whole| *whole <= buf.len())
+            let whole = end + len + 2;
+            (buf.get(whole - 2..whole)? == b"\r\n").then_some(whole)
         }
         _ => None,
     }

@@ -163,3 +163,14 @@ fn numbers_that_no_reply_has_are_no_resp() {
     let deep = b"*1099511627775\r\n".repeat(1 << 12);
     assert_eq!(Cutter::default().cut(&deep), Ok(None), "and nothing overflows");
 }
+
+#[test]
+fn a_bulk_string_that_does_not_end_with_its_line_is_no_reply() {
+    for reply in
+        [&b"$2\r\nabcd"[..], b"$2\r\nab\n\r", b"=6\r\ntxt:abcd", b"*1\r\n$2\r\nabcd", b"$0\r\n..", b"$100000\r\n"]
+    {
+        let padded = [reply, &[b'x'; 100_010]].concat();
+        assert_eq!(Cutter::default().cut(&padded), Err(NotResp), "{:?}", reply.escape_ascii());
+    }
+    assert_eq!(Cutter::default().cut(b"$2\r\nab\r\n"), Ok(Some(8)));
+}
