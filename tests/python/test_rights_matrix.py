@@ -88,9 +88,10 @@ class Pair:
         return [end.reply() for end in self.ends]
 
     def say_and_listen(self, marker, *words):
-        """A command of a subscriber, and all that comes until the answer to a PING."""
+        """A command of a subscriber, if any, and all that comes until the answer to a PING."""
         for end in self.ends:
-            end.say(*words)
+            if words:
+                end.say(*words)
             end.say("PING", marker)
         return [end.replies_to(marker.encode()) for end in self.ends]
 
@@ -182,7 +183,15 @@ class Matrix:
         if roll < 0.35:
             # nobody is left out for good
             return ["ACL", "SETUSER", user, "reset", "on", f">{self.chance.choice(PASSWORDS)}", "~*", "&*", "+@all", *self.rules()]
+        if roll < 0.6:
+            return ["ACL", "SETUSER", user, "reset", "on", f">{self.chance.choice(PASSWORDS)}", *self.reads()]
         return ["ACL", "SETUSER", user, *self.rules()]
+
+    def reads(self):
+        """GET and MGET apart, by selectors too, of a user for whom is cached."""
+        some = ["+get"], ["+mget"], ["+get", "+mget"], ["+@read"], ["+@read", "-get"], ["+@all", "-mget"]
+        selectors = [f"(~{self.chance.choice(PATTERNS)} {' '.join(self.chance.choice(some[:3]))})" for _ in range(self.chance.randrange(3))]
+        return ["+ping", "+pttl", "+client", *self.chance.choice(some), f"~{self.chance.choice(PATTERNS)}", *selectors]
 
     def change(self, words, through):
         way = self.chance.choice(["plain", "multi"]) if through else "past"
@@ -222,7 +231,10 @@ class Matrix:
             return False
         self.note(self.sessions.index(pair), words)
         proxied, bare = pair.say(*words)
-        if proxied == b"closed" and bare != b"closed" and self.may_end(pair):
+        # a connection made of one that is left has to be brought to the session's database by its user
+        told = b"'select' command" in proxied or b"access database" in proxied
+        without = proxied == b"closed" or (told and words[0] != "SELECT")
+        if without and proxied != bare and self.may_end(pair):
             self.shut_out(pair)
             return False
         self.same([proxied, bare], words, pair)
@@ -260,7 +272,7 @@ class Matrix:
             for channel in channels:
                 self.same(publisher.say("PUBLISH", channel, "m"), "PUBLISH")
             if pair in self.sessions:
-                self.heard(pair, ("PING", "between"))
+                self.heard(pair, ())
             if pair in self.sessions and self.chance.random() < 0.5:
                 self.change(self.a_change(), through=True)
             if pair in self.sessions:
