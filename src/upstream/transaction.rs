@@ -97,7 +97,8 @@ impl Step {
     /// Whether the server can have answered this: if not, somebody else has, and what the connection's state is, nobody knows.
     pub fn allows(&self, reply: &[u8]) -> bool {
         let accepted = match self.word {
-            Word::Exec => matches!(reply[0], b'*' | b'_' | b'$'),
+            // An aborted transaction is nil, in the form of the protocol or of old servers.
+            Word::Exec => matches!(reply[0], b'*' | b'_') || reply == b"$-1\r\n",
             Word::Multi | Word::Discard => reply == OK,
             _ if self.state.is_open() => reply == QUEUED,
             Word::Watch | Word::Unwatch => reply == OK,
@@ -140,6 +141,7 @@ mod tests {
         assert!(allows(Word::Other, "+QUEUED\r\n") && allows(Word::Unwatch, "+QUEUED\r\n"));
         assert!(!allows(Word::Other, "+OK\r\n") && !allows(Word::Other, ":1\r\n") && !allows(Word::Watch, "+OK\r\n"));
         assert!(allows(Word::Exec, "*0\r\n") && allows(Word::Exec, "_\r\n") && !allows(Word::Exec, "+QUEUED\r\n"));
+        assert!(allows(Word::Exec, "$-1\r\n") && !allows(Word::Exec, "$5\r\nstray\r\n"));
         assert!(allows(Word::Discard, "+OK\r\n") && !allows(Word::Discard, "|1\r\n+a\r\n:1\r\n+OK\r\n"));
         assert!([Word::Exec, Word::Multi, Word::Other].into_iter().all(|word| allows(word, "-ERR x\r\n")));
     }
