@@ -348,7 +348,7 @@ ATTACKS = [
     (many_arguments, 500, 50, Bounds(grown_mb=8), False),
     (slow_readers, 300, 40, CLIENTS_MEMORY, False),
     (slow_writers, 300, 80, CLIENTS_MEMORY, False),
-    (slow_subscribers, 40, 10, CLIENTS_MEMORY, False),
+    (slow_subscribers, 40, 7, CLIENTS_MEMORY, False),
     (blocked_pops, 1000, 600, DEDICATED, False),
     (idle_transactions, 1000, 600, DEDICATED, False),
     (subscriptions, 1_000_000, 20_000, Bounds(grown_mb=64), False),
