@@ -41,7 +41,7 @@ impl Guest {
     /// Puts a stranger's request to the server.
     pub async fn ask(&self, node: &Node, request: &[u8]) -> Answer {
         let mut place = self.wire.lock().await;
-        let asked = tokio::time::timeout(node.upstream_timeout, exchange(&mut place, node, request)).await;
+        let asked = tokio::time::timeout(node.upstream_timeout, Wire::ask_kept(&mut place, node, request)).await;
         match asked {
             Ok(Ok(reply)) if reply.starts_with(b"-") => Answer::Refused(reply),
             Ok(Ok(reply)) => {
@@ -49,18 +49,9 @@ impl Guest {
                 node.rights_changed();
                 Answer::Done(reply)
             }
-            Ok(Err(e)) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
-                *place = None;
-                Answer::Gone
-            }
-            Ok(Err(e)) => {
-                *place = None;
-                Answer::Failed(node.error(&format!("cannot be reached: {e}")))
-            }
-            Err(_) => {
-                *place = None;
-                Answer::Failed(node.error(&format!("no answer within {:?}", node.upstream_timeout)))
-            }
+            Ok(Err(e)) if e.kind() == std::io::ErrorKind::UnexpectedEof => Answer::Gone,
+            Ok(Err(e)) => Answer::Failed(node.error(&format!("cannot be reached: {e}"))),
+            Err(_) => Answer::Failed(node.error(&format!("no answer within {:?}", node.upstream_timeout))),
         }
     }
 }
@@ -68,19 +59,4 @@ impl Guest {
 /// The error for a request that is longer than the server would hear.
 pub fn too_long(request: &Request<'_>) -> Option<Bytes> {
     (request.len() > MOST || request.buf.len() > LONGEST).then(|| Bytes::from_static(NOAUTH))
-}
-
-/// One question and its answer. A connection that has been idle may have been closed by the server: then on a new one.
-async fn exchange(place: &mut Option<Wire>, node: &Node, request: &[u8]) -> std::io::Result<Bytes> {
-    if let Some(wire) = place {
-        if wire.send(request).await.is_ok()
-            && let Ok(reply) = wire.reply().await
-        {
-            return Ok(reply);
-        }
-        *place = None;
-    }
-    let wire = place.insert(Wire::connect(node).await?);
-    wire.send(request).await?;
-    wire.reply().await
 }

@@ -329,6 +329,31 @@ impl Wire {
         Ok(Wire { stream, input: BytesMut::new() })
     }
 
+    /// Puts one question on the connection kept in `place`, which has not greeted. Where there is none, or the server has closed it
+    /// because it was idle or its user was deleted, on a new one, which is then kept.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or closes the new connection too.
+    pub async fn ask_kept(place: &mut Option<Wire>, node: &Node, question: &[u8]) -> io::Result<Bytes> {
+        // The connection is taken out while it is used: a question that is given up leaves no reply behind for the next.
+        if let Some(mut wire) = place.take()
+            && let Ok(reply) = wire.ask_quietly(question).await
+        {
+            *place = Some(wire);
+            return Ok(reply);
+        }
+        let mut wire = Wire::connect(node).await?;
+        let reply = wire.ask_quietly(question).await?;
+        *place = Some(wire);
+        Ok(reply)
+    }
+
+    async fn ask_quietly(&mut self, question: &[u8]) -> io::Result<Bytes> {
+        self.quiet().await?;
+        self.send(question).await?;
+        self.reply().await
+    }
+
     /// Says who we are, whatever comes of it; the reply to HELLO, or what stands for it.
     pub async fn greet(&mut self, node: &Node, key: &ConnectionKey, name: &str) -> io::Result<Bytes> {
         let attempts = key.login.attempts();

@@ -25,23 +25,6 @@ impl Judge {
     /// The server cannot be reached.
     pub async fn ask(&self, node: &Node, question: &[u8]) -> io::Result<Bytes> {
         let mut place = self.wire.lock().await;
-        // Taken out while it is used: a question that is given up leaves no verdict behind for the next.
-        if let Some(mut wire) = place.take()
-            && let Ok(verdict) = exchange(&mut wire, question).await
-        {
-            *place = Some(wire);
-            return Ok(verdict);
-        }
-        // The server may have closed it, because its last user was deleted or it was idle.
-        let mut wire = Wire::connect(node).await?;
-        let verdict = exchange(&mut wire, question).await?;
-        *place = Some(wire);
-        Ok(verdict)
+        Wire::ask_kept(&mut place, node, question).await
     }
-}
-
-async fn exchange(wire: &mut Wire, question: &[u8]) -> io::Result<Bytes> {
-    wire.quiet().await?;
-    wire.send(question).await?;
-    wire.reply().await
 }

@@ -139,3 +139,25 @@ def begins_a_large_value(port):
     with contextlib.suppress(BlockingIOError):
         sock.send(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$400000000\r\n" + b"x" * (1 << 20))
     return sock
+
+
+@pytest.mark.needs_proxy
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+def test_the_answer_to_one_who_was_ended_meanwhile_is_nobody_elses(tmp_path, kind):
+    lab = Lab(tmp_path)
+    try:
+        relay = lab.relay(lab.server(kind, options=("--requirepass", PASSWORD)).port)
+        proxy = lab.proxy(relay.port, wait=False, settings={"threads": 1})
+        wait_until(lambda: accepts(proxy.port), "the proxy accepts")
+        wait_until(lambda: says(proxy.port, ("GET", "k")).startswith("NOAUTH"), "the server is asked")
+        with Connection(proxy.port) as admin, Connection(proxy.port) as stranger:
+            admin.call("AUTH", PASSWORD)
+            relay.stall(None)
+            stranger.send("NOSUCH", "a")
+            time.sleep(0.2)
+            admin.call("CLIENT", "KILL", "ADDR", "%s:%d" % stranger.sock.getsockname())
+            assert stranger.read_to_end() == b""
+            relay.resume(None)
+        assert says(proxy.port, ("GET", "k")).startswith("NOAUTH")
+    finally:
+        lab.close()
