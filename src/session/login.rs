@@ -60,11 +60,8 @@ impl Session {
     pub(super) fn admission(&self) -> Stall {
         let pool = self.pool.clone();
         Stall::For(Box::pin(async move {
-            match login::prove(&pool.node).await {
-                Ok(opened) => {
-                    opened.into_iter().for_each(|opened| pool.adopt(&pool.node.own, opened));
-                    After::Begin(pool.node.logins.own().clone())
-                }
+            match admitted(&pool).await {
+                Ok(begun) => begun,
                 Err(Refusal::Login(_)) => After::Again,
                 Err(other) => After::Farewell(other.reply(&pool.node), "the upstream cannot be asked who may enter"),
             }
@@ -108,11 +105,8 @@ impl Session {
         let pool = self.pool.clone();
         Stall::For(Box::pin(async move {
             let (route, asked) = request.unzip();
-            match (login::prove(&pool.node).await, route) {
-                (Ok(opened), _) => {
-                    opened.into_iter().for_each(|opened| pool.adopt(&pool.node.own, opened));
-                    After::Begin(pool.node.logins.own().clone())
-                }
+            match (admitted(&pool).await, route) {
+                (Ok(begun), _) => begun,
                 (Err(_), None) => After::Again,
                 (Err(Refusal::Login(reply)), _) if reply.starts_with(b"-NOAUTH") => match asked {
                     Some(Ok(request)) => told(pool.guest.ask(&pool.node, &request).await, route),
@@ -260,6 +254,13 @@ impl Session {
         self.reads = None;
         self.key = key;
     }
+}
+
+/// The proof that the session may be what the upstream's address says. The connection that was opened for it is kept.
+async fn admitted(pool: &Rc<Pool>) -> Result<After, Refusal> {
+    let opened = login::prove(&pool.node).await?;
+    opened.into_iter().for_each(|opened| pool.adopt(&pool.node.own, opened));
+    Ok(After::Begin(pool.node.logins.own().clone()))
 }
 
 /// How a stranger goes on whose request was put to the server.
