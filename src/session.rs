@@ -123,7 +123,6 @@ struct Become {
 /// Why a session ended; a word for the log.
 type Why = &'static str;
 
-const BROKE: Why = "its connection broke";
 const SHUT_OUT: Why = "its user cannot log in any more";
 
 /// One client connection.
@@ -310,8 +309,8 @@ impl Session {
         if self.stall.is_none() && input.left() == 0 {
             match self.poll_read(cx, input) {
                 Poll::Pending => silent = true,
-                Poll::Ready(Ok(more)) => now = self.has_read(more),
-                Poll::Ready(Err(_)) => return Poll::Ready(BROKE),
+                Poll::Ready(Ok(arrived)) => now = arrived,
+                Poll::Ready(Err(why)) => return Poll::Ready(why),
             }
         }
         for _ in 0..TURNS {
@@ -341,18 +340,12 @@ impl Session {
                     self.outbox.rest();
                     return Poll::Pending;
                 }
-                Poll::Ready(Ok(more)) => now = self.has_read(more),
-                Poll::Ready(Err(_)) => return Poll::Ready(BROKE),
+                Poll::Ready(Ok(arrived)) => now = arrived,
+                Poll::Ready(Err(why)) => return Poll::Ready(why),
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
-    }
-
-    /// Notes the end of what the client sends; when what it has sent arrived.
-    fn has_read(&mut self, more: bool) -> Option<Time> {
-        self.eof |= !more;
-        more.then_some(self.arrived)
     }
 
     /// The session ends at once, but for replies that are on their way: that it has deleted its own user, for one.

@@ -40,13 +40,16 @@ pub(super) fn little(config: &Config) -> usize {
 }
 
 impl Session {
-    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, input: &mut Input) -> Poll<std::io::Result<bool>> {
+    /// Reads what the client has sent: when it arrived. `None`: the client sends nothing more.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, input: &mut Input) -> Poll<Result<Option<Time>, Why>> {
         if self.eof || self.closing.is_some() || input.left() >= LITTLE && self.has_read_ahead(input.left()) {
             return Poll::Pending;
         }
-        input.poll_read(cx, &mut self.stream).map_ok(|n| {
+        input.poll_read(cx, &mut self.stream).map(|read| {
+            let bytes = read.map_err(|_| "its connection broke")?;
             self.arrived = Time::now();
-            n > 0
+            self.eof = bytes == 0;
+            Ok((!self.eof).then_some(self.arrived))
         })
     }
 
