@@ -44,7 +44,7 @@ pub fn equip(buf: &mut BytesMut, need: usize) {
 }
 
 fn exchange(buf: &mut BytesMut, least: usize) {
-    // The small one given back last is still in the processor's cache.
+    // The small buffer given back last is taken first: it is still in the processor's cache.
     let spare = SPARE.with_borrow_mut(|spares| {
         let fits = spares.iter().rposition(|spare| spare.capacity() >= least)?;
         Some(spares.swap_remove(fits))

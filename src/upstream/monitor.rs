@@ -34,6 +34,7 @@ use super::Node;
 use super::connection::Role;
 use super::handshake::{self, Wire};
 use super::probe::{CHANNEL, NOTIFICATIONS};
+use crate::bypass::REQUEST_MAX;
 use crate::command::{CacheRead, FieldTtl, Keys, Request, Route, Table};
 use crate::resp::{self, Scan, Scanner};
 
@@ -47,7 +48,7 @@ const OWN: [&str; 6] =
 /// Addresses remembered. With more, any of them is forgotten: it is shown from there on.
 const ADDRESSES: usize = 16 << 10;
 /// Longest line of a read whose questions are looked for: the longest request that fills, each byte as MONITOR shows the worst.
-const LONGEST: usize = 4 * (64 << 10) + 1024;
+const LONGEST: usize = 4 * REQUEST_MAX + 1024;
 
 /// Any one word of a form, and any number of them at its end.
 const ANY: &str = "*";
