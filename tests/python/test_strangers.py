@@ -155,7 +155,8 @@ def test_the_answer_to_one_who_was_ended_meanwhile_is_nobody_elses(tmp_path, kin
             relay.stall(None)
             stranger.send("NOSUCH", "a")
             time.sleep(0.2)
-            admin.call("CLIENT", "KILL", "ADDR", "%s:%d" % stranger.sock.getsockname())
+            address, port = stranger.sock.getsockname()
+            admin.call("CLIENT", "KILL", "ADDR", f"{address}:{port}")
             assert stranger.read_to_end() == b""
             relay.resume(None)
         assert says(proxy.port, ("GET", "k")).startswith("NOAUTH")
