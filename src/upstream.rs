@@ -360,22 +360,21 @@ impl Pool {
         self.tasks.run_until(tend).await
     }
 
-    fn start(&self, key: &ConnectionKey, role: Role) -> Rc<Connection> {
-        let connection = Connection::new(self.node.clone(), key.clone(), role);
-        let lanes = (role == Role::Lane).then(|| self.lanes.clone());
-        let around = Around { lanes, idle: self.idle.clone() };
+    fn start_lane(&self, key: &ConnectionKey) -> Rc<Connection> {
+        let connection = Connection::new(self.node.clone(), key.clone(), Role::Lane);
+        let around = Around { lanes: Some(self.lanes.clone()), idle: self.idle.clone() };
         self.tasks.spawn_local(panicking::run(connection.clone(), around, None));
         connection
     }
 
     /// The shared connection for this user, protocol and database.
     pub fn lane(&self, key: &ConnectionKey) -> Rc<Connection> {
-        self.lanes.get(key, Cargo::Any, || self.start(key, Role::Lane))
+        self.lanes.get(key, Cargo::Any, || self.start_lane(key))
     }
 
     /// The one for reads alone.
     pub fn reads(&self, key: &ConnectionKey) -> Rc<Connection> {
-        self.lanes.get(key, Cargo::Reads, || self.start(key, Role::Lane))
+        self.lanes.get(key, Cargo::Reads, || self.start_lane(key))
     }
 
     /// The right to lend a connection to a script; `None`: there are as many as are kept idle, this one shares a lane.

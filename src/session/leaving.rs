@@ -45,12 +45,11 @@ impl Session {
             _ if self.eof && waits_for_others => return Some("closed by the client while it waited"),
             _ => {}
         }
-        (self.client.draining() && self.has_left(cx, idle)).then_some(STOPS)
+        (self.client.draining() && self.has_left(cx, idle, blocked)).then_some(STOPS)
     }
 
     /// Whether the session of a proxy that stops loses nothing by ending now.
-    fn has_left(&mut self, cx: &mut Context<'_>, idle: bool) -> bool {
-        let blocked = matches!(self.stall, Some(Stall::Blocked(_)));
+    fn has_left(&mut self, cx: &mut Context<'_>, idle: bool, blocked: bool) -> bool {
         match &self.lent {
             Some(lent) if lent.raw => self.takes_leave(cx) && idle,
             Some(lent) if lent.is_blocked() && !idle => self.takes_leave(cx),

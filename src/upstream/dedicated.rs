@@ -412,11 +412,16 @@ impl Pool {
 
     /// A new connection, unless all places are taken.
     pub fn open(&self, key: &ConnectionKey) -> Option<Loan> {
+        self.begin(key, None)
+    }
+
+    /// `already`: the connection is open.
+    fn begin(&self, key: &ConnectionKey, already: Option<Opened>) -> Option<Loan> {
         let seat = Places::take(&self.node)?;
         let connection = Connection::new(self.node.clone(), key.clone(), Role::Dedicated);
         let (running, idle) = (connection.clone(), self.idle.clone());
         self.tasks.spawn_local(async move {
-            panicking::run(running.clone(), Around { lanes: None, idle: idle.clone() }, None).await;
+            panicking::run(running.clone(), Around { lanes: None, idle: idle.clone() }, already).await;
             idle.ended(&running);
         });
         Some(Loan { connection, _seat: seat })
@@ -440,14 +445,8 @@ impl Pool {
         {
             return;
         }
-        let Some(seat) = Places::take(&self.node) else { return };
-        let connection = Connection::new(self.node.clone(), key.clone(), Role::Dedicated);
-        let (running, idle) = (connection.clone(), self.idle.clone());
-        self.tasks.spawn_local(async move {
-            panicking::run(running.clone(), Around { lanes: None, idle: idle.clone() }, Some(opened)).await;
-            idle.ended(&running);
-        });
-        self.idle.change(|waiting| waiting.put_as(Loan { connection, _seat: seat }, Time::now(), true));
+        let Some(loan) = self.begin(key, Some(opened)) else { return };
+        self.idle.change(|waiting| waiting.put_as(loan, Time::now(), true));
     }
 
     /// Takes it back for the next session, if its state allows that; else it is closed.
