@@ -216,6 +216,12 @@ def test_connections_in_other_databases_and_of_other_users(site):
     assert left == wanted + named + ['"SELECT" "5"', '"CLIENT" "ID"']
 
 
+def assert_shown(said, heard):
+    """Each command is shown, in order; others may stand between."""
+    rest = iter(heard)
+    assert all(line in rest for line in said), heard
+
+
 def test_a_client_that_sees_no_list_of_clients_is_shown_what_it_would_miss(lab, kind):
     site = lab.site(kind, settings={"audit_one_in": 0})
     lanes_are_armed(site)
@@ -231,8 +237,7 @@ def test_a_client_that_sees_no_list_of_clients_is_shown_what_it_would_miss(lab, 
                     said.append(shown(*words))
         conn.call("SET", "end", "1")
         heard = monitor.commands_until('"end"')
-    rest = iter(heard)
-    assert all(line in rest for line in said), "each is shown, in order"
+    assert_shown(said, heard)
     more = [line for line in heard if line not in said]
     assert all(re.match(r'"(CLIENT|INFO|TIME|COMMAND)"', line) for line in more), more
     wait_until(lambda: "does not answer CLIENT LIST" in site.a.read_log(), "a line in the log")
@@ -281,8 +286,7 @@ def test_proxies_in_a_row_hide_nothing_of_clients(lab, kind):
                     said.append(shown(*words))
         conn.call("SET", "end", "1")
         heard = monitor.commands_until('"end"')
-    rest = iter(heard)
-    assert all(line in rest for line in said)
+    assert_shown(said, heard)
     assert not any(name in line for line in heard for name in ("PTTL", "CACHING") if line not in said), heard
 
 
@@ -296,8 +300,7 @@ def test_unix_sockets_show_what_cannot_be_told_and_hide_nothing(place):  # noqa:
                 said.append(shown(*words))
         conn.call("SET", "end", "1")
         heard = monitor.commands_until('"end"')
-    rest = iter(heard)
-    assert all(line in rest for line in said)
+    assert_shown(said, heard)
     assert not any("nearside" in line for line in heard), "a PING or a HELLO is known by itself"
 
 

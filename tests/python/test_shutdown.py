@@ -61,6 +61,21 @@ TAKEN = {
 }
 
 
+def ended_under(proxy, clients):
+    """Ends the proxy once all clients, which are threads, are at work, and lets them end; how long the proxy's end took."""
+    for client in clients:
+        client.start()
+    for client in clients:
+        assert client.begun.wait(10)
+    began = time.monotonic()
+    proxy.signal(signal.SIGTERM)
+    assert proxy.process.wait(2 * GRACE) == 0
+    took = time.monotonic() - began
+    for client in clients:
+        client.join(10)
+    return took
+
+
 @pytest.mark.parametrize("kind", ["redis", "valkey"])
 def test_what_is_taken_from_a_queue_while_the_proxy_ends_is_told(lab, kind):
     """Before: of 12 workers about 9 lost what they had just taken. Others wait for what never comes, and hold nobody up."""
@@ -81,21 +96,12 @@ def test_what_is_taken_from_a_queue_while_the_proxy_ends_is_told(lab, kind):
             conn.send("BLPOP", f"never:{i}", 0)
             if i % 2:
                 conn.send("SET", f"behind:{n}:{i}", "x")
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            assert worker.begun.wait(10)
-        began = time.monotonic()
-        proxy.signal(signal.SIGTERM)
-        assert proxy.process.wait(2 * GRACE) == 0
-        assert time.monotonic() - began < GRACE / 2
-        for worker in workers:
-            worker.join(10)
+        assert ended_under(proxy, workers) < GRACE / 2
         with server.connect() as past:
             for worker in workers:
                 stream = worker.words[0] == "XREADGROUP"
                 taken = past.call("XPENDING", f"stream:{worker.key}", "g")[0] if stream else 20_000 - past.call("LLEN", f"list:{worker.key}")
-                assert (taken, worker.told_unknown) == (worker.acknowledged, worker.told_unknown), (worker.words, taken, worker.acknowledged)
+                assert taken == worker.acknowledged, (worker.words, taken, worker.acknowledged, worker.told_unknown)
             # What stands behind a command that is made to wait no longer is done, so it is told.
             done = [past.call("EXISTS", f"behind:{n}:{i}") for i in range(20)]
         for i, conn in enumerate(waiting):
@@ -135,16 +141,7 @@ def test_an_orderly_end_loses_no_reply(lab, kind, load):
             key = f"{load}:{n}:{c}"
             words = ("EVAL", SCRIPT, 1, key) if load == "script" else ("INCR", key)
             counters.append(Counter(proxy.port, key, words))
-        for counter in counters:
-            counter.start()
-        for counter in counters:
-            assert counter.begun.wait(10)
-        began = time.monotonic()
-        proxy.signal(signal.SIGTERM)
-        assert proxy.process.wait(2 * GRACE) == 0
-        took = time.monotonic() - began
-        for counter in counters:
-            counter.join(10)
+        took = ended_under(proxy, counters)
         executed = [int(server.call("GET", counter.key)) for counter in counters]
         assert executed == [counter.acknowledged for counter in counters]
         assert not any(counter.told_unknown for counter in counters)
