@@ -179,7 +179,7 @@ pub struct Session {
     /// Nothing more is read; what is owed is written.
     closing: Option<Why>,
     /// The proxy stops: see [`leaving`].
-    leaving: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    leaving: Option<leaving::Leaving>,
     /// MONITOR was sent, and the verdict on it is not known yet.
     monitor_asked: bool,
     /// Input was left alone because too much is owed already.
@@ -392,6 +392,7 @@ impl Session {
             },
         };
         self.stall = None;
+        self.leaving = None;
         match after {
             After::Again => {}
             After::Upstream => self.bypass = true,

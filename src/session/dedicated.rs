@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::client::pausing;
-use super::leaving::STOPS;
 use super::local::{ask, set_id};
 use super::pinned::{Named, Unmarked, answers_twice};
 use super::wait;
@@ -109,11 +108,6 @@ impl Lent {
     /// The session has said MONITOR.
     pub(super) fn is_monitoring(&self) -> bool {
         self.monitoring
-    }
-
-    /// Whether the session waits for another client to do something, for as long as it takes.
-    pub(super) fn waits_for_others(&self) -> bool {
-        self.blocking || self.listens()
     }
 }
 
@@ -331,10 +325,12 @@ impl Session {
             return;
         }
         if self.outbox.unblocked() {
-            self.closing = Some(STOPS);
+            self.closing = Some(self.why_it_leaves());
             return;
         }
-        lent.blocking = false;
+        if std::mem::take(&mut lent.blocking) {
+            self.leaving = None;
+        }
         lent.tracking |= self.client.own_wanted();
         lent.hear();
         let free = !lent.multi && !lent.watching && !lent.is_fed();

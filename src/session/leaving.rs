@@ -1,19 +1,25 @@
 //! When a session ends: what it has begun is told first, unless that may take for ever.
 //!
-//! A proxy that stops would lose what a blocking command takes at that moment: BLPOP has been executed, and its reply comes to
+//! A session that ended at once, because the proxy stops or the client sends nothing more (many close their sending side and then
+//! read), would lose what a blocking command takes at that moment: BLPOP has been executed, and its reply comes to
 //! nobody. So the server is made to answer it now (CLIENT UNBLOCK, said as the proxy's own user): what it has taken is told; that
 //! it has taken nothing is not, and the client's connection is closed, as the server's end would close it. (Only where more is
 //! owed behind it, or bytes pass unlooked at, the client is told `-UNBLOCKED`, and the rest.) Of what passes
 //! unlooked at nobody knows when it is answered: such a session ends when the server has said something since the last bytes
 //! were sent, and then nothing for [`QUIET`].
 //!
+//! A client that sends nothing more and has commands behind a blocking one gets its answer only if it is there [`SOON`]: bare ends such
+//! a client, and does not execute the commands behind.
+//!
 //! Bounds: `shutdown_grace`; [`PATIENCE`] for what passes unlooked at (after CLIENT REPLY OFF nothing comes).
 //!
 //! Accepted race: where the server does not let the proxy say CLIENT UNBLOCK, a blocking command that is served in the moment of
-//! the end is lost, as with a client that goes.
+//! the end is lost. So is one that is served in the moment when `SOON` is over.
 
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Context;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::dedicated::Lent;
@@ -24,67 +30,78 @@ use crate::resp;
 use crate::time::Time;
 use crate::upstream::connection::Connection;
 
-pub(super) const STOPS: Why = "the proxy stops";
-
 /// How soon the server is asked again to end a command that had not reached it yet.
 const AGAIN: Duration = Duration::from_millis(20);
 /// Replies follow each other more closely than this.
 const QUIET: Duration = Duration::from_millis(40);
+/// How long an answer is waited for that the server cannot be made to give now: WAIT, and a blocking command with others behind it.
+const SOON: Duration = Duration::from_millis(200);
 /// How long what passes unlooked at may go without a reply.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// The wait of [`Session::leave`].
+pub(super) type Leaving = Pin<Box<dyn Future<Output = ()>>>;
+
 impl Session {
-    /// Whether what it ends with has come.
+    /// Why it ends, if what it ends with has come.
     pub(super) fn ended(&mut self, cx: &mut Context<'_>) -> Option<Why> {
         let idle = self.outbox.is_idle() && self.stream.is_flushed();
-        let blocked = matches!(self.stall, Some(Stall::Blocked(_)));
-        let waits_for_others = blocked || self.lent.as_ref().is_some_and(Lent::waits_for_others);
         match self.closing {
-            Some(why) if idle => return Some(why),
-            _ if self.eof && self.stall.is_none() && idle => return Some("closed by the client"),
-            _ if self.eof && waits_for_others => return Some("closed by the client while it waited"),
-            _ => {}
+            Some(why) if idle => Some(why),
+            _ => ((self.eof || self.client.draining()) && self.has_left(cx, idle)).then(|| self.why_it_leaves()),
         }
-        (self.client.draining() && self.has_left(cx, idle, blocked)).then_some(STOPS)
     }
 
-    /// Whether the session of a proxy that stops loses nothing by ending now.
-    fn has_left(&mut self, cx: &mut Context<'_>, idle: bool, blocked: bool) -> bool {
+    /// Why a session ends that loses nothing by that.
+    pub(super) fn why_it_leaves(&self) -> Why {
+        if self.client.draining() { "the proxy stops" } else { "closed by the client" }
+    }
+
+    /// Whether the session of a proxy that stops, or of a client that sends nothing more, loses nothing by ending now.
+    fn has_left(&mut self, cx: &mut Context<'_>, idle: bool) -> bool {
+        let blocked = matches!(self.stall, Some(Stall::Blocked(_)));
+        // Input that was held back goes on now that its replies are taken.
+        let done = idle && self.stall.is_none() && !self.held_back;
+        let overtaken = self.client.draining() && (idle || blocked || self.lent.as_ref().is_some_and(Lent::listens));
         match &self.lent {
             Some(lent) if lent.raw => self.takes_leave(cx) && idle,
             Some(lent) if lent.is_blocked() && !idle => self.takes_leave(cx),
-            Some(lent) => idle || blocked || lent.listens(),
-            None => idle || blocked,
+            _ => done || overtaken || blocked && self.takes_leave(cx),
         }
     }
 
     /// Whether it waits no longer.
     fn takes_leave(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(lent) = &self.lent else { return true };
-        let leaving = self.leaving.get_or_insert_with(|| {
-            self.outbox.leave();
-            let (lane, client) = (self.pool.lane(&self.shared.node.own), self.client.clone());
-            let client_word = self.shared.node.table.load().says("CLIENT").to_vec();
-            let raw = lent.raw.then(|| lent.connection.clone());
-            Box::pin(async move {
-                match raw {
-                    None => unblock(&lane, &client_word, &client).await,
-                    Some(connection) => {
-                        let quiet = falls_quiet(&connection);
-                        let unblocked = async {
-                            unblock(&lane, &client_word, &client).await;
-                            std::future::pending().await
-                        };
-                        tokio::select! {
-                            () = quiet => {}
-                            () = unblocked => {}
-                            () = tokio::time::sleep(PATIENCE) => {}
-                        }
-                    }
-                }
-            })
-        });
-        leaving.as_mut().poll(cx).is_ready()
+        let mut leaving = self.leaving.take().unwrap_or_else(|| self.leave());
+        let over = leaving.as_mut().poll(cx).is_ready();
+        self.leaving = Some(if over { Box::pin(poll_fn(|_| Poll::Ready(()))) } else { leaving });
+        over
+    }
+
+    /// The wait for what the session has begun.
+    fn leave(&self) -> Leaving {
+        let behind = self.outbox.waiting() > 1 && !self.client.draining();
+        let Some(lent) = self.lent.as_ref().filter(|lent| lent.raw || !behind) else {
+            // An answer that is there comes at once. For another nobody waits, and the server does not go on to what is behind it.
+            return Box::pin(tokio::time::sleep(SOON));
+        };
+        self.outbox.leave();
+        let (lane, client) = (self.pool.lane(&self.shared.node.own), self.client.clone());
+        let client_word = self.shared.node.table.load().says("CLIENT").to_vec();
+        let raw = lent.raw.then(|| lent.connection.clone());
+        Box::pin(async move {
+            let Some(connection) = raw else { return unblock(&lane, &client_word, &client).await };
+            let quiet = falls_quiet(&connection);
+            let unblocked = async {
+                unblock(&lane, &client_word, &client).await;
+                std::future::pending().await
+            };
+            tokio::select! {
+                () = quiet => {}
+                () = unblocked => {}
+                () = tokio::time::sleep(PATIENCE) => {}
+            }
+        })
     }
 }
 
