@@ -226,6 +226,8 @@ pub struct Asks<'a> {
     pub seen: Time,
     /// Whether GETs may answer its MGETs.
     pub shares_mget: bool,
+    /// Why none of its reads has to do with the cache now.
+    pub bypass: Option<Bypass>,
     /// Why the reply to this read would not be kept, were it sent now.
     pub why_not_kept: &'a dyn Fn(&Request<'_>, CacheRead) -> Option<Bypass>,
 }
@@ -243,6 +245,7 @@ pub fn explain(shared: &Shared, command: &[u8], asks: &Asks<'_>) -> Vec<u8> {
     let plan = shared.node.table.load().plan(&request, &mut keys);
     let mut events = Vec::new();
     let (word, why) = match plan.route {
+        Route::Cache(_) if asks.bypass.is_some() => ("miss", asks.bypass.map_or("", Bypass::because).to_owned()),
         Route::Cache(CacheRead::Mget) if !asks.shares_mget => {
             ("never", format!("forwarded: {}", Bypass::Rights.because()))
         }

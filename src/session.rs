@@ -520,8 +520,10 @@ impl Session {
         {
             return step;
         }
-        if (self.lent.is_some() || self.paused) && self.tries == 0 && matches!(plan.route, Route::Cache(_)) {
-            let reason = if self.lent.is_some() { Bypass::OwnConnection } else { Bypass::Paused };
+        if let Some(reason) = self.bars_cache()
+            && self.tries == 0
+            && matches!(plan.route, Route::Cache(_))
+        {
             self.cache.stats.bypasses.count(reason);
         }
         if self.lent.is_some() {
@@ -546,6 +548,14 @@ impl Session {
             Route::Dedicated(Need::Wait) => self.wait(request),
             Route::Dedicated(need) => self.dedicate(request, plan.word, need),
             Route::Local(local) => self.local(request, local),
+        }
+    }
+
+    /// Why no read of the session has to do with the cache now.
+    fn bars_cache(&self) -> Option<Bypass> {
+        match self.lent {
+            Some(_) => Some(Bypass::OwnConnection),
+            None => self.paused.then_some(Bypass::Paused),
         }
     }
 

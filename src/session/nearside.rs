@@ -124,6 +124,7 @@ impl Session {
             level: self.level,
             seen: self.outbox.seen().max(self.shown),
             shares_mget,
+            bypass: self.bars_cache(),
             why_not_kept: &|request, read| self.why_not_kept(request, read, now),
         };
         let explained = admin::explain(&self.shared, command, &asks);

@@ -12,7 +12,7 @@
 //! 4. On a connection that a proxy has for itself (the link, the watch …), what is said there. Any other command shows that
 //!    the address is another client's by now.
 //!
-//! Invariant: in doubt a line is shown. What cannot be told (all unix sockets have one address; CLIENT LIST may be refused; before
+//! Invariant: in doubt a line is shown; a client that uses these marks or names for itself is taken for a proxy. What cannot be told (all unix sockets have one address; CLIENT LIST may be refused; before
 //! Redis 7.0 MONITOR shows no CLIENT CACHING; a fill was on its way when MONITOR began; without tracking no fill says CLIENT
 //! CACHING) shows commands of proxies, and hides none of a client.
 //!

@@ -69,6 +69,18 @@ def test_a_connection_of_its_own(caching):
     assert counted(caching.a, reads) == {"own_connection": 2}
 
 
+def test_the_session_itself_is_explained(caching):
+    for words, why in [(("WATCH", "k"), "a connection of its own"), (("CLIENT", "PAUSE", 60_000, "WRITE"), "CLIENT PAUSE is in force")]:
+        with Connection(caching.a.port) as conn:
+            conn.call("GET", "k")
+            conn.call(*words)
+            try:
+                said = conn.call("NEARSIDE", "EXPLAIN", "GET", "k")
+                assert (said[0], why in said[1].decode()) == (b"miss", True), said
+            finally:
+                conn.pipeline([("UNWATCH",), ("CLIENT", "UNPAUSE")])
+
+
 def test_client_pause(caching):
     with Connection(caching.a.port) as conn:
         conn.call("CLIENT", "PAUSE", 60_000, "WRITE")
