@@ -89,12 +89,12 @@ pub mod upstream {
 pub mod verify {
     /// From `src/verify/drive.rs`.
     pub mod drive {
-        pub use crate::verify::drive::{Client, Mix, Site, Way};
+        pub use crate::verify::drive::{Mix, Site, TestClient, Way};
     }
 
     /// From `src/verify/history.rs`.
     pub mod history {
-        pub use crate::verify::history::{History, Route, Span};
+        pub use crate::verify::history::{History, RouteUnderTest, Span};
     }
 
     /// From `src/verify/judge.rs`.
@@ -109,6 +109,6 @@ pub mod verify {
 
     /// From `src/verify/work.rs`.
     pub mod work {
-        pub use crate::verify::work::{FieldTtls, KINDS, Kind};
+        pub use crate::verify::work::{FieldTtls, KINDS, ObjectKind};
     }
 }

@@ -37,12 +37,12 @@ use tokio::task::JoinHandle;
 use crate::config::{self, Level};
 use crate::resp;
 use crate::time::Time;
-use drive::{Client, Mix, Site, Way};
-use history::{History, Route};
+use drive::{Mix, Site, TestClient, Way};
+use history::{History, RouteUnderTest};
 use judge::{Findings, Rules};
 use report::{Party, Report, Tally};
-use weather::Events;
-use wire::{Connection, Target, text};
+use weather::Weather;
+use wire::{Target, TestConnection, text};
 use work::FieldTtls;
 
 /// The clients pause so often, and what they noted is judged while they go on.
@@ -148,7 +148,7 @@ async fn drive_and_judge(options: &Options) -> Result<Report, String> {
         tally: Tally::new(began),
         judging: None,
         used: Vec::new(),
-        events: Events::default(),
+        events: Weather::default(),
     };
     let cut = Rc::new(Cell::new(0));
     let cutter = options.cut_links.then(|| {
@@ -193,10 +193,10 @@ fn ways(options: &Options) -> Result<Vec<Way>, String> {
     let target =
         |address: &String| Target::parse(address, options.tls_ca.as_ref()).map_err(|e| format!("{address}: {e}"));
     let past = target(&options.upstream)?;
-    let mut ways = vec![Way { route: Route { name: past.name(), level: None }, target: past, ask: None }];
+    let mut ways = vec![Way { route: RouteUnderTest { name: past.name(), level: None }, target: past, ask: None }];
     for address in &options.proxy {
         let target = target(address)?;
-        let route = Route { name: target.name(), level: options.level.or(Some(Level::Bounded)) };
+        let route = RouteUnderTest { name: target.name(), level: options.level.or(Some(Level::Bounded)) };
         ways.push(Way { target, route, ask: options.level });
     }
     Ok(ways)
@@ -210,7 +210,7 @@ fn probe_key(prefix: &str) -> String {
 /// Its version, and what it can do with times to live of fields. Leaves a key for the proxies to show.
 async fn greet_upstream(way: &Way, prefix: &str) -> Result<(Party, FieldTtls), String> {
     let failed = |e: std::io::Error| format!("{}: {e}", way.route.name);
-    let mut connection = Connection::open(&way.target, false).await.map_err(failed)?;
+    let mut connection = TestConnection::open(&way.target, false).await.map_err(failed)?;
     let info = text(&connection.call(&["INFO", "server"]).await.map_err(failed)?).unwrap_or_default();
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
     let version = match field("valkey_version") {
@@ -236,7 +236,7 @@ async fn greet_upstream(way: &Way, prefix: &str) -> Result<(Party, FieldTtls), S
 async fn greet_proxy(way: &mut Way, prefix: &str) -> Result<Party, String> {
     let name = way.route.name.clone();
     let failed = |e: std::io::Error| format!("{name}: {e}");
-    let mut connection = Connection::open(&way.target, false).await.map_err(failed)?;
+    let mut connection = TestConnection::open(&way.target, false).await.map_err(failed)?;
     let level = connection.call(&["NEARSIDE", "CONSISTENCY"]).await.map_err(failed)?;
     match text(&level) {
         Some(level) => way.route.level = way.ask.or(Some(level.parse()?)),
@@ -255,16 +255,16 @@ async fn greet_proxy(way: &mut Way, prefix: &str) -> Result<Party, String> {
 }
 
 /// A proxy's own counters.
-struct Stats {
+struct ProxyCounters {
     version: Option<String>,
     hits: Option<u64>,
 }
 
-async fn stats(way: &Way) -> std::io::Result<Stats> {
-    let mut connection = Connection::open(&way.target, false).await?;
+async fn stats(way: &Way) -> std::io::Result<ProxyCounters> {
+    let mut connection = TestConnection::open(&way.target, false).await?;
     let info = text(&connection.call(&["INFO"]).await?).unwrap_or_default();
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    Ok(Stats {
+    Ok(ProxyCounters {
         version: field("nearside_version:").map(Into::into),
         hits: field("nearside_hits:").and_then(|hits| hits.parse().ok()),
     })
@@ -279,14 +279,14 @@ struct Run<'a> {
     judging: Option<JoinHandle<(History, Findings)>>,
     /// Every key there ever was.
     used: Vec<String>,
-    events: Events,
+    events: Weather,
 }
 
 impl Run<'_> {
     /// Round after round until the deadline, or a signal.
     async fn rounds(&mut self, seed: u64, deadline: Time) -> Result<(), String> {
         let count = self.options.clients.into();
-        let mut clients: Vec<Client> = (0..count).map(|i| Client::new(&self.site, i, seed)).collect();
+        let mut clients: Vec<TestClient> = (0..count).map(|i| TestClient::new(&self.site, i, seed)).collect();
         let interrupted = Rc::new(Cell::new(false));
         let (site, flag) = (self.site.clone(), interrupted.clone());
         let listener = tokio::task::spawn_local(async move {
@@ -311,7 +311,7 @@ impl Run<'_> {
     async fn hand_over(&mut self, mut history: History, began: Time) -> Result<(), String> {
         self.finish_judging().await?;
         if let Some(path) = &self.options.events {
-            self.events = Events::read(path)?;
+            self.events = Weather::read(path)?;
             let events = self.events.since(began);
             (history.erased, history.eroded) = (events.erased, events.evicted);
             if !history.eroded.is_empty() {
@@ -343,7 +343,7 @@ impl Run<'_> {
     async fn remove(&mut self) -> usize {
         self.used.push(probe_key(self.prefix));
         let target = &self.site.ways[0].target;
-        let Ok(mut connection) = Connection::open(target, false).await else { return self.used.len() };
+        let Ok(mut connection) = TestConnection::open(target, false).await else { return self.used.len() };
         let mut left = 0;
         for keys in self.used.chunks(BATCH) {
             let args: Vec<&str> = std::iter::once("DEL").chain(keys.iter().map(String::as_str)).collect();

@@ -12,9 +12,9 @@ use std::time::Duration;
 use redis::Value;
 use tokio::task::JoinSet;
 
-use super::history::{Action, Change, History, Object, Op, Route};
-use super::wire::{Connection, PATIENCE, Target};
-use super::work::{self, FieldTtls, KINDS, Kind, Outcome, Read, Write, Writer};
+use super::history::{Action, Change, History, Object, Op, RouteUnderTest};
+use super::wire::{PATIENCE, Target, TestConnection};
+use super::work::{self, FieldTtls, KINDS, ObjectKind, Read, Write, WriteOutcome, Writer};
 use crate::config::Level;
 use crate::resp;
 use crate::time::Time;
@@ -32,7 +32,7 @@ const WEIGHTS: [f64; 3] = [10.0, 1.0, 0.1];
 #[derive(Clone, Debug)]
 pub struct Mix {
     /// The kinds of the objects, in turn.
-    pub kinds: Vec<Kind>,
+    pub kinds: Vec<ObjectKind>,
     /// How many of all steps write.
     pub writes: f64,
     /// The connections of a client by each way: whether each speaks RESP3.
@@ -51,14 +51,14 @@ pub struct Way {
     /// Where it leads.
     pub target: Target,
     /// The name and the promise.
-    pub route: Route,
+    pub route: RouteUnderTest,
     /// Ask for this level on every connection.
     pub ask: Option<Level>,
 }
 
 /// A place among the objects in use; the object in it changes.
-struct Slot {
-    kind: Kind,
+struct ObjectSlot {
+    kind: ObjectKind,
     weight: f64,
     object: Cell<usize>,
     /// When the object is to be given up.
@@ -72,8 +72,8 @@ pub struct Site {
     prefix: String,
     field_ttls: FieldTtls,
     mix: Mix,
-    slots: Vec<Slot>,
-    objects: RefCell<Vec<(Kind, String)>>,
+    slots: Vec<ObjectSlot>,
+    objects: RefCell<Vec<(ObjectKind, String)>>,
     objects_ever: Cell<u64>,
     tokens: Cell<u64>,
     sessions: RefCell<Vec<usize>>,
@@ -88,7 +88,7 @@ pub struct Site {
 impl Site {
     /// With so many objects at a time.
     pub fn new(ways: Vec<Way>, prefix: String, objects: usize, field_ttls: FieldTtls, mix: Mix) -> Site {
-        let slot = |i: usize| Slot {
+        let slot = |i: usize| ObjectSlot {
             kind: mix.kinds[i % mix.kinds.len()],
             weight: WEIGHTS[i / mix.kinds.len() % WEIGHTS.len()],
             object: Cell::new(0),
@@ -116,7 +116,7 @@ impl Site {
     }
 
     /// Lets the clients work, and collects what they noted.
-    pub async fn round(self: &Rc<Self>, clients: &mut Vec<Client>, length: Duration) -> History {
+    pub async fn round(self: &Rc<Self>, clients: &mut Vec<TestClient>, length: Duration) -> History {
         self.objects.borrow_mut().clear();
         self.slots.iter().for_each(|slot| slot.until.set(Time::ZERO));
         self.deadline.set(Time::now() + length);
@@ -148,7 +148,7 @@ impl Site {
     }
 
     /// The object in a slot; a new one if the last has been given up.
-    fn object(&self, slot: &Slot) -> (usize, String) {
+    fn object(&self, slot: &ObjectSlot) -> (usize, String) {
         let mut objects = self.objects.borrow_mut();
         if Time::now() >= slot.until.get() {
             let number = self.objects_ever.get();
@@ -177,29 +177,29 @@ impl Site {
 }
 
 /// A connection and its number among the sessions.
-struct Session {
-    connection: Connection,
+struct TestSession {
+    connection: TestConnection,
     number: usize,
 }
 
 /// One client, with connections of its own by every way.
-pub struct Client {
+pub struct TestClient {
     site: Rc<Site>,
     number: usize,
     rng: fastrand::Rng,
-    sessions: Vec<Option<Session>>,
+    sessions: Vec<Option<TestSession>>,
     ops: Vec<Op>,
 }
 
-impl Client {
+impl TestClient {
     /// Its choices depend on the seed and its number alone.
-    pub fn new(site: &Rc<Site>, number: usize, seed: u64) -> Client {
+    pub fn new(site: &Rc<Site>, number: usize, seed: u64) -> TestClient {
         let sessions = (0..site.ways.len() * site.mix.resp3.len()).map(|_| None).collect();
         let rng = fastrand::Rng::with_seed(seed.wrapping_add(number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        Client { site: site.clone(), number, rng, sessions, ops: Vec::new() }
+        TestClient { site: site.clone(), number, rng, sessions, ops: Vec::new() }
     }
 
-    async fn run(mut self) -> Client {
+    async fn run(mut self) -> TestClient {
         while Time::now() < self.site.deadline.get() {
             if self.rng.f64() < self.site.mix.writes {
                 self.write_step().await
@@ -222,7 +222,7 @@ impl Client {
                 Ok(connection) => {
                     let mut sessions = self.site.sessions.borrow_mut();
                     sessions.push(way);
-                    self.sessions[which] = Some(Session { connection, number: sessions.len() - 1 });
+                    self.sessions[which] = Some(TestSession { connection, number: sessions.len() - 1 });
                 }
                 Err(e) => {
                     self.site.error(&format!("{}: no connection: {e}", self.site.ways[way].route.name));
@@ -309,18 +309,18 @@ impl Client {
         let start = Time::now();
         let replies = self.exchange(which, &commands).await;
         let end = Time::now();
-        let outcome = replies.as_ref().map_or(Outcome::Unknown, |replies| work::outcome(&write, &replies[last]));
-        if write.transaction && !matches!(outcome, Outcome::Done(_)) {
+        let outcome = replies.as_ref().map_or(WriteOutcome::Unknown, |replies| work::outcome(&write, &replies[last]));
+        if write.transaction && !matches!(outcome, WriteOutcome::Done(_)) {
             // it may still be in MULTI
             self.sessions[which] = None;
         }
         let (change, end_of_write) = match outcome {
-            Outcome::Done(change) => (change, Some(end)),
-            Outcome::Unknown => {
+            WriteOutcome::Done(change) => (change, Some(end)),
+            WriteOutcome::Unknown => {
                 self.taint(slot, object);
                 (unanswered(write.change), None)
             }
-            Outcome::Refused => return,
+            WriteOutcome::Refused => return,
         };
         let op = |end, command, action| Op { object, session, start, end, command, action };
         self.ops.push(op(end_of_write, write.name, Action::Write(change)));
@@ -372,7 +372,7 @@ impl Client {
     }
 }
 
-fn object_of((kind, name): &(Kind, String)) -> Object {
+fn object_of((kind, name): &(ObjectKind, String)) -> Object {
     Object { name: name.clone(), keys: work::keys(*kind, name).len() }
 }
 
@@ -386,8 +386,8 @@ fn unanswered(change: Change) -> Change {
 }
 
 /// Connects by this way and asks for the level.
-pub async fn open(way: &Way, resp3: bool) -> io::Result<Connection> {
-    let mut connection = Connection::open(&way.target, resp3).await?;
+pub async fn open(way: &Way, resp3: bool) -> io::Result<TestConnection> {
+    let mut connection = TestConnection::open(&way.target, resp3).await?;
     if let Some(level) = way.ask {
         let answer = connection.call(&["NEARSIDE", "CONSISTENCY", &level.to_string()]).await?;
         if answer != Value::Okay {

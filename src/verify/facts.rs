@@ -68,7 +68,7 @@ impl Acks {
 
 /// The facts about one object.
 #[derive(Default)]
-struct Object {
+struct ObjectFacts {
     absent: Vec<Candidate>,
     values: AHashMap<Bytes, Vec<Candidate>>,
     /// May have made any sum.
@@ -85,13 +85,13 @@ struct Object {
 /// The facts about all objects.
 pub struct Facts<'a> {
     history: &'a History,
-    objects: Vec<Object>,
+    objects: Vec<ObjectFacts>,
 }
 
 impl<'a> Facts<'a> {
     /// Reads the history once.
     pub fn of(history: &'a History) -> Facts<'a> {
-        let objects = history.by_object().iter().map(|ops| Object::of(history, ops)).collect();
+        let objects = history.by_object().iter().map(|ops| ObjectFacts::of(history, ops)).collect();
         Facts { history, objects }
     }
 
@@ -162,9 +162,9 @@ impl<'a> Facts<'a> {
     }
 }
 
-impl Object {
-    fn of(history: &History, ops: &[usize]) -> Object {
-        let mut object = Object::default();
+impl ObjectFacts {
+    fn of(history: &History, ops: &[usize]) -> ObjectFacts {
+        let mut object = ObjectFacts::default();
         object.absent.push(Candidate { span: Span { start: Time::ZERO, end: Time::ZERO }, cause: Cause::Start });
         let mut certain: Vec<(Time, usize, Floor)> = Vec::new();
         for i in ops.iter().copied() {

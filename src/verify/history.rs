@@ -34,7 +34,7 @@ impl Span {
 
 /// A way to the data.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
+pub struct RouteUnderTest {
     /// As it was named on the command line.
     pub name: String,
     /// The level it promises; `None` for the way past all proxies.
@@ -125,7 +125,7 @@ pub struct Object {
 #[derive(Clone, Debug, Default)]
 pub struct History {
     /// The ways.
-    pub routes: Vec<Route>,
+    pub routes: Vec<RouteUnderTest>,
     /// The route of each session.
     pub sessions: Vec<usize>,
     /// The objects. All were absent at first.

@@ -14,9 +14,9 @@ use hdrhistogram::Histogram;
 
 use super::facts::{Candidate, Cause, Facts, Floor, is_certain};
 use super::history::{Action, History, Op, Seen, Span};
-use super::linearizable::{self, Verdict};
+use super::linearizable::{self, SearchVerdict};
 use super::moments;
-use super::register::Step;
+use super::register::RegisterStep;
 use crate::config::Level;
 use crate::time::Time;
 
@@ -86,12 +86,12 @@ pub struct Violation {
     /// In words.
     pub what: String,
     /// The operations that show it, in order.
-    pub fragment: Vec<Line>,
+    pub fragment: Vec<FragmentLine>,
 }
 
 /// An operation, or something that happened to the key by itself, and the parts it plays.
 #[derive(Clone, Debug)]
-pub struct Line {
+pub struct FragmentLine {
     /// In words.
     pub parts: Vec<String>,
     /// Which; `None`: an erasure, an eviction, the end of a time to live.
@@ -372,22 +372,22 @@ impl<'a> Judge<'a> {
 
     // --- what is told of a violation ---
 
-    fn line(&self, part: &str, i: usize) -> Line {
+    fn line(&self, part: &str, i: usize) -> FragmentLine {
         let op = &self.history.ops[i];
-        Line { parts: vec![part.into()], op: Some(op.clone()), span: op.span() }
+        FragmentLine { parts: vec![part.into()], op: Some(op.clone()), span: op.span() }
     }
 
-    fn caused(&self, part: &str, cause: Cause) -> Option<Line> {
+    fn caused(&self, part: &str, cause: Cause) -> Option<FragmentLine> {
         match cause {
             Cause::Start => None,
             Cause::Op(i) => Some(self.line(part, i)),
-            Cause::World(span) => Some(Line { parts: vec![part.into()], op: None, span }),
+            Cause::World(span) => Some(FragmentLine { parts: vec![part.into()], op: None, span }),
         }
     }
 
     /// An operation that plays several parts is one line.
-    fn violation(&self, i: usize, promises: Vec<Promise>, what: String, lines: Vec<Line>) -> Violation {
-        let mut fragment: Vec<Line> = Vec::new();
+    fn violation(&self, i: usize, promises: Vec<Promise>, what: String, lines: Vec<FragmentLine>) -> Violation {
+        let mut fragment: Vec<FragmentLine> = Vec::new();
         for line in lines.into_iter().chain([self.line("the read", i)]) {
             match fragment.iter_mut().find(|other| other.op == line.op && other.span == line.span) {
                 Some(other) => other.parts.extend(line.parts),
@@ -407,7 +407,8 @@ impl<'a> Judge<'a> {
             (_, false) => "the value was read before it was written",
         };
         let acked = self.facts.acked_before(op.object, op.start).cause;
-        let mut lines: Vec<Line> = later.first().and_then(|c| self.caused("the write", c.cause)).into_iter().collect();
+        let mut lines: Vec<FragmentLine> =
+            later.first().and_then(|c| self.caused("the write", c.cause)).into_iter().collect();
         lines.extend(self.caused("the newest acknowledged write", acked));
         let violation = self.violation(i, vec![Promise::Values], what.into(), lines);
         self.findings.convict(violation);
@@ -424,7 +425,7 @@ impl<'a> Judge<'a> {
             (_, true) => format!("a newer write had been acknowledged {late:.1} ms before the read began"),
             (_, false) => "a newer write was known of before the read began".into(),
         };
-        let mut lines: Vec<Line> = self.caused("wrote what was read", newest.cause).into_iter().collect();
+        let mut lines: Vec<FragmentLine> = self.caused("wrote what was read", newest.cause).into_iter().collect();
         for bound in &broken {
             lines.extend(self.caused(&format!("newer ({})", name(bound.promise)), bound.floor.cause));
             lines.extend(bound.evidence.map(|by| self.line(&format!("evidence ({})", name(bound.promise)), by)));
@@ -446,9 +447,9 @@ impl<'a> Judge<'a> {
                 self.findings.check(Promise::Linearizable);
             }
             match linearizable::search(&moments, &mut values, &self.history.eroded, self.rules.budget) {
-                Verdict::Linearizable => {}
-                Verdict::Undecided => self.findings.undecided += 1,
-                Verdict::Violated(at, possible) => {
+                SearchVerdict::Linearizable => {}
+                SearchVerdict::Undecided => self.findings.undecided += 1,
+                SearchVerdict::Violated(at, possible) => {
                     let violation = self.no_order(object, &moments, at, &possible);
                     self.findings.convict(violation);
                 }
@@ -470,10 +471,10 @@ impl<'a> Judge<'a> {
         around.extend(after.into_iter().take(TOLD_AFTER));
         around.sort_by_key(|m| m.span.start);
         let fragment = around.into_iter().map(|m| {
-            let ends = matches!(m.step, Step::End(_)).then(|| "its time to live ends".to_owned());
+            let ends = matches!(m.step, RegisterStep::End(_)).then(|| "its time to live ends".to_owned());
             let it = (m.span == shows.span && m.op == shows.op).then(|| "no order explains this".to_owned());
             let parts = ends.into_iter().chain(it).collect();
-            Line { parts, op: m.op.map(|i| self.history.ops[i].clone()), span: m.span }
+            FragmentLine { parts, op: m.op.map(|i| self.history.ops[i].clone()), span: m.span }
         });
         let what = format!("no order of the operations explains the answer; the key could be: {}", possible.join(", "));
         let promises = vec![Promise::Linearizable];

@@ -11,7 +11,7 @@
 use ahash::AHashSet;
 
 use super::history::Span;
-use super::register::{State, Step, Values};
+use super::register::{RegisterState, RegisterStep, Values};
 use crate::time::Time;
 
 /// Open operations there may be at once: bits of a configuration.
@@ -23,7 +23,7 @@ pub struct Moment {
     /// Within this. Without an end it may happen at any later time, or never.
     pub span: Span,
     /// The change.
-    pub step: Step,
+    pub step: RegisterStep,
     /// The operation it stands for.
     pub op: Option<usize>,
 }
@@ -35,13 +35,13 @@ impl Moment {
 
     /// Pending moments with the same effect, about which nothing was answered: which of them happens makes no difference.
     fn is_like(&self, other: &Moment) -> bool {
-        self.step == other.step && matches!(self.step, Step::Delete | Step::Increment(None))
+        self.step == other.step && matches!(self.step, RegisterStep::Delete | RegisterStep::Increment(None))
     }
 }
 
 /// The result of the search.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum SearchVerdict {
     /// There is such an order.
     Linearizable,
     /// There is none once the moment of this index has ended; the key could have had these values then.
@@ -52,7 +52,7 @@ pub enum Verdict {
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Configuration {
-    state: State,
+    state: RegisterState,
     /// Open moments, by slot, that have happened.
     done: u128,
 }
@@ -69,26 +69,26 @@ struct Search<'a> {
 }
 
 /// Searches in at most `budget` configurations. Within `eroded` the key may be evicted at any time.
-pub fn search(moments: &[Moment], values: &mut Values, eroded: &[Span], budget: usize) -> Verdict {
-    let start = Configuration { state: State::default(), done: 0 };
+pub fn search(moments: &[Moment], values: &mut Values, eroded: &[Span], budget: usize) -> SearchVerdict {
+    let start = Configuration { state: RegisterState::default(), done: 0 };
     let configurations = AHashSet::from_iter([start]);
     let mut search = Search { moments, values, eroded, open: Vec::new(), configurations, budget };
     for (_, ends, i) in events(moments) {
         if !ends {
             if !search.begin(i) {
-                return Verdict::Undecided;
+                return SearchVerdict::Undecided;
             }
             continue;
         }
         let before = search.configurations.clone();
         if !search.end(i) {
-            return Verdict::Undecided;
+            return SearchVerdict::Undecided;
         }
         if search.configurations.is_empty() {
-            return Verdict::Violated(i, search.possible(&before));
+            return SearchVerdict::Violated(i, search.possible(&before));
         }
     }
-    Verdict::Linearizable
+    SearchVerdict::Linearizable
 }
 
 /// Beginnings and ends in the order of time; at the same instant beginnings come first, which allows more.
@@ -111,7 +111,7 @@ impl Search<'_> {
         if slot >= MOST_OPEN {
             return false;
         }
-        if let Step::See(_) = self.moments[i].step {
+        if let RegisterStep::See(_) = self.moments[i].step {
             self.configurations = self.configurations.iter().map(|c| self.with_reads(*c)).collect();
         }
         true
@@ -163,7 +163,7 @@ impl Search<'_> {
 
     /// A read that fits may happen at once: it changes nothing, so no other order loses by it.
     fn with_reads(&self, c: Configuration) -> Configuration {
-        let fits = |i: usize| !c.state.doubtful && self.moments[i].step == Step::See(c.state.value);
+        let fits = |i: usize| !c.state.doubtful && self.moments[i].step == RegisterStep::See(c.state.value);
         let reads = (0..self.open.len()).filter(|slot| self.open[*slot].is_some_and(fits));
         Configuration { done: reads.fold(c.done, |done, slot| done | 1 << slot), ..c }
     }

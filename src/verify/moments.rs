@@ -6,7 +6,7 @@ use bytes::Bytes;
 use super::facts::{TOKEN, expiry};
 use super::history::{Action, Change, History, Op, Seen, Span};
 use super::linearizable::Moment;
-use super::register::{Step, TtlId, Values};
+use super::register::{RegisterStep, TtlId, Values};
 use crate::config::Level;
 use crate::time::Time;
 
@@ -14,7 +14,7 @@ use crate::time::Time;
 pub fn of(history: &History, ops: &[usize]) -> (Vec<Moment>, Values) {
     let grows = |i: &usize| matches!(history.ops[*i].action, Action::Write(Change::Increment(_) | Change::Append(..)));
     let (moments, values) = Default::default();
-    let mut object = Object { moments, values, shown: shown(history, ops), grows: ops.iter().any(grows) };
+    let mut object = ObjectMoments { moments, values, shown: shown(history, ops), grows: ops.iter().any(grows) };
     for i in ops.iter().copied() {
         let op = &history.ops[i];
         match &op.action {
@@ -25,8 +25,8 @@ pub fn of(history: &History, ops: &[usize]) -> (Vec<Moment>, Values) {
     }
     let life = life(history, ops);
     let during = |span: &&Span| life.is_some_and(|life| life.meets(**span));
-    object.world(history.erased.iter().filter(during), Step::Delete);
-    object.world(history.eroded.iter().filter(during), Step::Doubt);
+    object.world(history.erased.iter().filter(during), RegisterStep::Delete);
+    object.world(history.eroded.iter().filter(during), RegisterStep::Doubt);
     (object.moments, object.values)
 }
 
@@ -57,7 +57,7 @@ fn shown(history: &History, ops: &[usize]) -> AHashMap<Bytes, Time> {
     shown
 }
 
-struct Object {
+struct ObjectMoments {
     moments: Vec<Moment>,
     values: Values,
     shown: AHashMap<Bytes, Time>,
@@ -65,8 +65,8 @@ struct Object {
     grows: bool,
 }
 
-impl Object {
-    fn put(&mut self, span: Span, step: Step, op: Option<usize>) {
+impl ObjectMoments {
+    fn put(&mut self, span: Span, step: RegisterStep, op: Option<usize>) {
         self.moments.push(Moment { span, step, op });
     }
 
@@ -77,7 +77,7 @@ impl Object {
             Seen::Absent => 0,
             Seen::Value(value) => self.values.id(value),
         };
-        self.put(op.span(), Step::See(value), Some(i));
+        self.put(op.span(), RegisterStep::See(value), Some(i));
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "a history has fewer operations")]
@@ -89,27 +89,27 @@ impl Object {
                 let Some(span) = self.outcome(op, value) else {
                     // Nobody saw it, so it may as well not have happened; but if its time has ended, the key is absent.
                     if ttl.is_some() {
-                        self.put(span, Step::Delete, Some(i));
+                        self.put(span, RegisterStep::Delete, Some(i));
                     }
                     return;
                 };
                 let value = self.values.id(value);
                 let id = ttl.map_or(0, |_| ttl_id);
-                self.put(span, Step::Set { value, ttl: id, keeps_ttl: *keeps_ttl }, Some(i));
+                self.put(span, RegisterStep::Set { value, ttl: id, keeps_ttl: *keeps_ttl }, Some(i));
                 if let Some(ttl) = ttl {
-                    self.put(expiry(op, *ttl), Step::End(ttl_id), Some(i));
+                    self.put(expiry(op, *ttl), RegisterStep::End(ttl_id), Some(i));
                 }
             }
-            Change::Delete => self.put(span, Step::Delete, Some(i)),
-            Change::Increment(sum) => self.put(span, Step::Increment(*sum), Some(i)),
+            Change::Delete => self.put(span, RegisterStep::Delete, Some(i)),
+            Change::Increment(sum) => self.put(span, RegisterStep::Increment(*sum), Some(i)),
             Change::Append(token, length) => {
                 let span = self.outcome(op, token).unwrap_or(span);
                 let token = self.values.id(token);
-                self.put(span, Step::Append(token, *length), Some(i));
+                self.put(span, RegisterStep::Append(token, *length), Some(i));
             }
             Change::Expire { after, fields } => {
-                self.put(span, Step::Limit(ttl_id, *fields), Some(i));
-                self.put(expiry(op, *after), Step::End(ttl_id), Some(i));
+                self.put(span, RegisterStep::Limit(ttl_id, *fields), Some(i));
+                self.put(expiry(op, *after), RegisterStep::End(ttl_id), Some(i));
             }
         }
     }
@@ -122,7 +122,7 @@ impl Object {
         end.map(|end| Span { start: op.start, end: end.max(op.start) })
     }
 
-    fn world<'a>(&mut self, spans: impl Iterator<Item = &'a Span>, step: Step) {
+    fn world<'a>(&mut self, spans: impl Iterator<Item = &'a Span>, step: RegisterStep) {
         spans.for_each(|span| self.put(*span, step, None));
     }
 }

@@ -9,7 +9,7 @@ pub type TtlId = u32;
 
 /// The state of one key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct State {
+pub struct RegisterState {
     /// Id of the value.
     pub value: ValueId,
     /// Id of the write that set the key's time to live.
@@ -25,7 +25,7 @@ pub struct State {
 
 /// A change of the key in one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum RegisterStep {
     /// Somebody sees this.
     See(ValueId),
     /// The key has this value.
@@ -82,46 +82,50 @@ impl Values {
     }
 
     /// The states after `step`, if it can happen in `state` at all. `eroding`: keys may be evicted while it happens.
-    pub fn after(&mut self, state: State, step: Step, eroding: bool) -> [Option<State>; 2] {
+    pub fn after(&mut self, state: RegisterState, step: RegisterStep, eroding: bool) -> [Option<RegisterState>; 2] {
         let mut states = [self.one(state, step), None];
         if state.doubtful && looks(step) {
             // whoever saw that it was still there knows
-            states[0] = states[0].map(|s| State { doubtful: false, ..s });
+            states[0] = states[0].map(|s| RegisterState { doubtful: false, ..s });
         }
         if state.doubtful || (state.husk && finds_husks(step)) {
-            states[1] = self.one(State::default(), step);
+            states[1] = self.one(RegisterState::default(), step);
         }
-        states.map(|s| s.map(|s| State { doubtful: s.value != 0 && (s.doubtful || eroding), ..s }))
+        states.map(|s| s.map(|s| RegisterState { doubtful: s.value != 0 && (s.doubtful || eroding), ..s }))
     }
 
-    fn one(&mut self, state: State, step: Step) -> Option<State> {
+    fn one(&mut self, state: RegisterState, step: RegisterStep) -> Option<RegisterState> {
         match step {
-            Step::See(value) => (value == state.value).then_some(state),
-            Step::Set { value, ttl, keeps_ttl: false } => Some(State { value, ttl, ..State::default() }),
-            Step::Set { value, ttl, keeps_ttl: true } => {
-                Some(State { value, ttl: state.ttl, fields_ttl: ttl, ..State::default() })
+            RegisterStep::See(value) => (value == state.value).then_some(state),
+            RegisterStep::Set { value, ttl, keeps_ttl: false } => {
+                Some(RegisterState { value, ttl, ..RegisterState::default() })
             }
-            Step::Delete => Some(State::default()),
-            Step::Increment(answer) => {
+            RegisterStep::Set { value, ttl, keeps_ttl: true } => {
+                Some(RegisterState { value, ttl: state.ttl, fields_ttl: ttl, ..RegisterState::default() })
+            }
+            RegisterStep::Delete => Some(RegisterState::default()),
+            RegisterStep::Increment(answer) => {
                 let sum = self.number(state.value)?.checked_add(1)?;
                 let value = self.id(sum.to_string().as_bytes());
-                answer.is_none_or(|answer| answer == sum).then_some(State { value, ..state })
+                answer.is_none_or(|answer| answer == sum).then_some(RegisterState { value, ..state })
             }
-            Step::Append(token, answer) => {
+            RegisterStep::Append(token, answer) => {
                 let mut text = self.texts[state.value as usize].clone();
                 text.extend_from_slice(&self.texts[token as usize]);
                 if answer.is_some_and(|answer| answer != text.len()) {
                     return None;
                 }
-                Some(State { value: self.id(&text), ..state })
+                Some(RegisterState { value: self.id(&text), ..state })
             }
-            Step::Limit(_, fields) if state.value == 0 && (fields || !state.husk) => Some(state),
-            Step::Limit(id, false) => Some(State { ttl: id, ..state }),
-            Step::Limit(id, true) => Some(State { fields_ttl: id, ..state }),
-            Step::End(id) if state.ttl == id => Some(State::default()),
-            Step::End(id) if state.fields_ttl == id => Some(State { ttl: state.ttl, husk: true, ..State::default() }),
-            Step::End(_) => Some(state),
-            Step::Doubt => Some(State { doubtful: state.value != 0, ..state }),
+            RegisterStep::Limit(_, fields) if state.value == 0 && (fields || !state.husk) => Some(state),
+            RegisterStep::Limit(id, false) => Some(RegisterState { ttl: id, ..state }),
+            RegisterStep::Limit(id, true) => Some(RegisterState { fields_ttl: id, ..state }),
+            RegisterStep::End(id) if state.ttl == id => Some(RegisterState::default()),
+            RegisterStep::End(id) if state.fields_ttl == id => {
+                Some(RegisterState { ttl: state.ttl, husk: true, ..RegisterState::default() })
+            }
+            RegisterStep::End(_) => Some(state),
+            RegisterStep::Doubt => Some(RegisterState { doubtful: state.value != 0, ..state }),
         }
     }
 
@@ -131,13 +135,13 @@ impl Values {
 }
 
 /// Whether it makes a difference if there is a key without fields.
-fn finds_husks(step: Step) -> bool {
-    matches!(step, Step::Set { keeps_ttl: true, .. } | Step::Limit(_, false))
+fn finds_husks(step: RegisterStep) -> bool {
+    matches!(step, RegisterStep::Set { keeps_ttl: true, .. } | RegisterStep::Limit(_, false))
 }
 
 /// Whether the outcome tells if the key was there.
-fn looks(step: Step) -> bool {
-    matches!(step, Step::See(_) | Step::Increment(Some(_)) | Step::Append(_, Some(_)))
+fn looks(step: RegisterStep) -> bool {
+    matches!(step, RegisterStep::See(_) | RegisterStep::Increment(Some(_)) | RegisterStep::Append(_, Some(_)))
 }
 
 #[cfg(test)]
@@ -146,7 +150,7 @@ mod tests {
 
     use super::*;
 
-    fn only(states: [Option<State>; 2]) -> State {
+    fn only(states: [Option<RegisterState>; 2]) -> RegisterState {
         assert_eq!(states[1], None);
         states[0].unwrap()
     }
@@ -155,16 +159,16 @@ mod tests {
     fn a_key_is_what_redis_says_it_is() {
         let mut v = Values::default();
         let (a, b) = (v.id(b"a"), v.id(b"b"));
-        let set = |value| Step::Set { value, ttl: 0, keeps_ttl: false };
-        let s = only(v.after(State::default(), set(a), false));
-        assert_eq!(v.after(s, Step::See(b), false), [None, None]);
-        let s = only(v.after(s, Step::Append(b, Some(2)), false));
+        let set = |value| RegisterStep::Set { value, ttl: 0, keeps_ttl: false };
+        let s = only(v.after(RegisterState::default(), set(a), false));
+        assert_eq!(v.after(s, RegisterStep::See(b), false), [None, None]);
+        let s = only(v.after(s, RegisterStep::Append(b, Some(2)), false));
         assert_eq!(v.name(s.value), "ab");
-        assert_eq!(v.after(s, Step::Append(b, Some(2)), false), [None, None]);
-        assert_eq!(only(v.after(s, Step::Delete, false)), State::default());
-        let s = only(v.after(State::default(), Step::Increment(Some(1)), false));
-        assert_eq!(v.after(s, Step::Increment(Some(1)), false), [None, None]);
-        let two = only(v.after(s, Step::Increment(None), false));
+        assert_eq!(v.after(s, RegisterStep::Append(b, Some(2)), false), [None, None]);
+        assert_eq!(only(v.after(s, RegisterStep::Delete, false)), RegisterState::default());
+        let s = only(v.after(RegisterState::default(), RegisterStep::Increment(Some(1)), false));
+        assert_eq!(v.after(s, RegisterStep::Increment(Some(1)), false), [None, None]);
+        let two = only(v.after(s, RegisterStep::Increment(None), false));
         assert_eq!(v.name(two.value), "2");
     }
 
@@ -172,23 +176,31 @@ mod tests {
     fn a_time_to_live_ends_with_its_value_or_goes_on() {
         let mut v = Values::default();
         let (a, b) = (v.id(b"a"), v.id(b"b"));
-        let s = only(v.after(State::default(), Step::Set { value: a, ttl: 7, keeps_ttl: false }, false));
-        assert_eq!(only(v.after(s, Step::End(8), false)), s);
-        assert_eq!(only(v.after(s, Step::End(7), false)), State::default());
-        let plain = only(v.after(s, Step::Set { value: b, ttl: 0, keeps_ttl: false }, false));
-        assert_eq!(only(v.after(plain, Step::End(7), false)), plain);
-        let hash = only(v.after(s, Step::Set { value: b, ttl: 0, keeps_ttl: true }, false));
-        assert_eq!(only(v.after(hash, Step::End(7), false)), State::default());
-        let fields = only(v.after(s, Step::Set { value: b, ttl: 9, keeps_ttl: true }, false));
-        let written = only(v.after(fields, Step::Set { value: a, ttl: 0, keeps_ttl: true }, false));
-        assert_eq!(only(v.after(written, Step::End(9), false)), written, "a write of the fields ends their time");
-        assert_eq!(only(v.after(written, Step::End(7), false)), State::default(), "but not the key's");
-        assert_eq!(only(v.after(fields, Step::End(9), false)).value, 0);
-        let later = only(v.after(fields, Step::Limit(10, true), false));
-        assert_eq!(only(v.after(later, Step::End(9), false)), later);
-        assert_eq!(only(v.after(later, Step::End(10), false)).value, 0);
+        let s =
+            only(v.after(RegisterState::default(), RegisterStep::Set { value: a, ttl: 7, keeps_ttl: false }, false));
+        assert_eq!(only(v.after(s, RegisterStep::End(8), false)), s);
+        assert_eq!(only(v.after(s, RegisterStep::End(7), false)), RegisterState::default());
+        let plain = only(v.after(s, RegisterStep::Set { value: b, ttl: 0, keeps_ttl: false }, false));
+        assert_eq!(only(v.after(plain, RegisterStep::End(7), false)), plain);
+        let hash = only(v.after(s, RegisterStep::Set { value: b, ttl: 0, keeps_ttl: true }, false));
+        assert_eq!(only(v.after(hash, RegisterStep::End(7), false)), RegisterState::default());
+        let fields = only(v.after(s, RegisterStep::Set { value: b, ttl: 9, keeps_ttl: true }, false));
+        let written = only(v.after(fields, RegisterStep::Set { value: a, ttl: 0, keeps_ttl: true }, false));
+        assert_eq!(
+            only(v.after(written, RegisterStep::End(9), false)),
+            written,
+            "a write of the fields ends their time"
+        );
+        assert_eq!(only(v.after(written, RegisterStep::End(7), false)), RegisterState::default(), "but not the key's");
+        assert_eq!(only(v.after(fields, RegisterStep::End(9), false)).value, 0);
+        let later = only(v.after(fields, RegisterStep::Limit(10, true), false));
+        assert_eq!(only(v.after(later, RegisterStep::End(9), false)), later);
+        assert_eq!(only(v.after(later, RegisterStep::End(10), false)).value, 0);
         // there is nothing that could go
-        assert_eq!(only(v.after(State::default(), Step::Limit(9, false), false)), State::default());
+        assert_eq!(
+            only(v.after(RegisterState::default(), RegisterStep::Limit(9, false), false)),
+            RegisterState::default()
+        );
     }
 
     /// Seen with Valkey 9: PEXPIRE of a hash whose fields have all expired counts for what HSET writes next.
@@ -196,28 +208,28 @@ mod tests {
     fn a_key_without_fields_may_keep_its_time() {
         let mut v = Values::default();
         let a = v.id(b"a");
-        let hset = |ttl| Step::Set { value: a, ttl, keeps_ttl: true };
-        let s = only(v.after(State::default(), hset(7), false));
-        let husk = only(v.after(s, Step::End(7), false));
-        assert_eq!(only(v.after(husk, Step::See(0), false)), husk);
-        let [Some(limited), Some(removed)] = v.after(husk, Step::Limit(8, false), false) else { panic!() };
-        assert_eq!(removed, State::default());
+        let hset = |ttl| RegisterStep::Set { value: a, ttl, keeps_ttl: true };
+        let s = only(v.after(RegisterState::default(), hset(7), false));
+        let husk = only(v.after(s, RegisterStep::End(7), false));
+        assert_eq!(only(v.after(husk, RegisterStep::See(0), false)), husk);
+        let [Some(limited), Some(removed)] = v.after(husk, RegisterStep::Limit(8, false), false) else { panic!() };
+        assert_eq!(removed, RegisterState::default());
         assert_eq!(v.after(limited, hset(0), false)[0].unwrap().ttl, 8);
         assert_eq!(v.after(limited, hset(0), false)[1].unwrap().ttl, 0);
-        assert_eq!(only(v.after(limited, Step::End(8), false)), State::default());
-        assert_eq!(only(v.after(limited, Step::Set { value: a, ttl: 0, keeps_ttl: false }, false)).ttl, 0);
+        assert_eq!(only(v.after(limited, RegisterStep::End(8), false)), RegisterState::default());
+        assert_eq!(only(v.after(limited, RegisterStep::Set { value: a, ttl: 0, keeps_ttl: false }, false)).ttl, 0);
     }
 
     #[test]
     fn what_may_be_evicted_is_doubtful_until_somebody_looks() {
         let mut v = Values::default();
         let a = v.id(b"a");
-        let s = only(v.after(State::default(), Step::Set { value: a, ttl: 0, keeps_ttl: false }, true));
+        let s = only(v.after(RegisterState::default(), RegisterStep::Set { value: a, ttl: 0, keeps_ttl: false }, true));
         assert!(s.doubtful);
-        assert_eq!(v.after(s, Step::See(0), false), [None, Some(State::default())]);
-        let seen = v.after(s, Step::See(a), false)[0].unwrap();
+        assert_eq!(v.after(s, RegisterStep::See(0), false), [None, Some(RegisterState::default())]);
+        let seen = v.after(s, RegisterStep::See(a), false)[0].unwrap();
         assert!(!seen.doubtful, "it was seen after the evictions had ended");
-        assert_eq!(v.after(seen, Step::See(0), false), [None, None]);
-        assert!(v.after(s, Step::See(a), true)[0].unwrap().doubtful);
+        assert_eq!(v.after(seen, RegisterStep::See(0), false), [None, None]);
+        assert!(v.after(s, RegisterStep::See(a), true)[0].unwrap().doubtful);
     }
 }

@@ -6,13 +6,13 @@ use std::fmt::{self, Write as _};
 use serde::Serialize;
 
 use super::history::{Action, History, Op};
-use super::judge::{Findings, Line, PROMISES, Promise, Violation, name};
+use super::judge::{Findings, FragmentLine, PROMISES, Promise, Violation, name};
 use crate::time::Time;
 
 /// The verdict on the run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum RunVerdict {
     /// Every promise was put to the test, and none was broken.
     Passed,
     /// A promise was broken.
@@ -89,7 +89,7 @@ pub struct Report {
     /// The first of them, in full.
     pub violations: Vec<ViolationReport>,
     /// The verdict on the run.
-    pub verdict: Verdict,
+    pub verdict: RunVerdict,
     /// Why it is inconclusive.
     pub doubts: Vec<String>,
 }
@@ -247,7 +247,7 @@ fn violation(history: &History, violation: &Violation, began: Time) -> Violation
     }
 }
 
-fn line(history: &History, line: &Line, began: Time) -> LineReport {
+fn line(history: &History, line: &FragmentLine, began: Time) -> LineReport {
     let ms = |time: Time| (time.0 as f64 - began.0 as f64) / 1e6;
     let (command, value) = match &line.op {
         Some(Op { command, action: Action::Read(_, seen), .. }) => (*command, format!("saw {seen}")),
@@ -280,9 +280,9 @@ impl Report {
         }
         let broken = self.promises.iter().any(|promise| promise.broken > 0);
         self.verdict = match (broken, doubts.is_empty()) {
-            (true, _) => Verdict::Failed,
-            (false, true) => Verdict::Passed,
-            (false, false) => Verdict::Inconclusive,
+            (true, _) => RunVerdict::Failed,
+            (false, true) => RunVerdict::Passed,
+            (false, false) => RunVerdict::Inconclusive,
         };
         self.doubts = doubts;
     }
@@ -290,9 +290,9 @@ impl Report {
     /// The verdict as an exit code.
     pub fn exit_code(&self) -> u8 {
         match self.verdict {
-            Verdict::Passed => 0,
-            Verdict::Failed => 1,
-            Verdict::Inconclusive => 2,
+            RunVerdict::Passed => 0,
+            RunVerdict::Failed => 1,
+            RunVerdict::Inconclusive => 2,
         }
     }
 }
@@ -398,9 +398,9 @@ impl Report {
     fn conclusion(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let broken: u64 = self.promises.iter().map(|promise| promise.broken).sum();
         match self.verdict {
-            Verdict::Passed => writeln!(f, "\nPASSED: no promise was broken."),
-            Verdict::Failed => writeln!(f, "\nFAILED: promises were broken {} times.", grouped(broken)),
-            Verdict::Inconclusive => {
+            RunVerdict::Passed => writeln!(f, "\nPASSED: no promise was broken."),
+            RunVerdict::Failed => writeln!(f, "\nFAILED: promises were broken {} times.", grouped(broken)),
+            RunVerdict::Inconclusive => {
                 writeln!(f, "\nINCONCLUSIVE: no promise was broken, but {}.", self.doubts.join("; "))
             }
         }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::history::Span;
-use super::wire::{Connection, Target, text};
+use super::wire::{Target, TestConnection, text};
 use crate::time::Time;
 
 /// Names of nearside's connections at the upstream, the link first: losing it is the hardest.
@@ -26,7 +26,7 @@ pub async fn cut(target: Target, mut rng: fastrand::Rng, count: Rc<Cell<u64>>) {
 }
 
 async fn cut_once(target: &Target, rng: &mut fastrand::Rng) -> std::io::Result<u64> {
-    let mut connection = Connection::open(target, false).await?;
+    let mut connection = TestConnection::open(target, false).await?;
     let list = text(&connection.call(&["CLIENT", "LIST"]).await?).unwrap_or_default();
     let name = format!(" name={} ", NAMES[rng.usize(0..NAMES.len())]);
     let mut ids: Vec<&str> = list.lines().filter(|line| line.contains(&name)).filter_map(id).collect();
@@ -47,23 +47,23 @@ fn id(line: &str) -> Option<&str> {
 
 /// Erasures and evictions that somebody else has made.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Events {
+pub struct Weather {
     /// Everything was erased once within each.
     pub erased: Vec<Span>,
     /// Keys may have been evicted at any time within each.
     pub evicted: Vec<Span>,
 }
 
-impl Events {
+impl Weather {
     /// Reads the file of `--events`: a line each of `erase START END` or `evict START END`. A line that repeats a start
     /// replaces the one before it, so that an event can be announced with the end `-` and completed later.
-    pub fn read(path: &Path) -> Result<Events, String> {
+    pub fn read(path: &Path) -> Result<Weather, String> {
         let file = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
-        Events::parse(&file).map_err(|line| format!("{}: `{line}` is no event", path.display()))
+        Weather::parse(&file).map_err(|line| format!("{}: `{line}` is no event", path.display()))
     }
 
-    fn parse(file: &str) -> Result<Events, String> {
-        let mut events = Events::default();
+    fn parse(file: &str) -> Result<Weather, String> {
+        let mut events = Weather::default();
         for line in file.lines().filter(|line| !line.is_empty()) {
             let mistake = || line.to_owned();
             let [what, start, end] = line.split(' ').collect::<Vec<_>>()[..] else { return Err(mistake()) };
@@ -81,9 +81,9 @@ impl Events {
     }
 
     /// Those that were not over before `time`.
-    pub fn since(&self, time: Time) -> Events {
+    pub fn since(&self, time: Time) -> Weather {
         let later = |spans: &[Span]| spans.iter().copied().filter(|span| span.end >= time).collect();
-        Events { erased: later(&self.erased), evicted: later(&self.evicted) }
+        Weather { erased: later(&self.erased), evicted: later(&self.evicted) }
     }
 }
 
@@ -94,14 +94,14 @@ mod tests {
     #[test]
     fn events_are_announced_and_completed() {
         let span = |start, end| Span { start: Time(start), end };
-        let events = Events::parse("erase 10 -\nevict 5 20\nerase 10 30\nerase 40 -\n");
+        let events = Weather::parse("erase 10 -\nevict 5 20\nerase 10 30\nerase 40 -\n");
         let erased = vec![span(10, Time(30)), span(40, Time::NEVER)];
-        let expected = Events { erased, evicted: vec![span(5, Time(20))] };
+        let expected = Weather { erased, evicted: vec![span(5, Time(20))] };
         assert_eq!(events, Ok(expected));
         for wrong in ["erase 10", "eras 10 20", "erase ten 20", "erase 10 20 30"] {
-            assert_eq!(Events::parse(wrong), Err(wrong.into()));
+            assert_eq!(Weather::parse(wrong), Err(wrong.into()));
         }
-        let later = Events::parse("erase 10 30\nevict 5 20\n").map(|events| events.since(Time(25)));
-        assert_eq!(later, Ok(Events { erased: vec![span(10, Time(30))], evicted: vec![] }));
+        let later = Weather::parse("erase 10 30\nevict 5 20\n").map(|events| events.since(Time(25)));
+        assert_eq!(later, Ok(Weather { erased: vec![span(10, Time(30))], evicted: vec![] }));
     }
 }

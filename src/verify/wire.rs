@@ -48,17 +48,17 @@ impl Target {
 }
 
 /// An open connection.
-pub struct Connection {
+pub struct TestConnection {
     stream: Stream,
     input: BytesMut,
 }
 
-impl Connection {
+impl TestConnection {
     /// Connects and greets.
-    pub async fn open(target: &Target, resp3: bool) -> io::Result<Connection> {
+    pub async fn open(target: &Target, resp3: bool) -> io::Result<TestConnection> {
         let opening = async {
             let stream = Stream::connect(&target.endpoint, PATIENCE).await?;
-            let mut connection = Connection { stream, input: BytesMut::new() };
+            let mut connection = TestConnection { stream, input: BytesMut::new() };
             for command in greeting(&target.upstream, resp3) {
                 if let Value::ServerError(e) = connection.reply_to(&command).await? {
                     return Err(io::Error::other(e.to_string()));

@@ -20,7 +20,7 @@ const LIST_LENGTH: u8 = 14;
 
 /// The kind of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ObjectKind {
     /// A string.
     Text,
     /// A hash whose two fields are always written together.
@@ -36,7 +36,8 @@ pub enum Kind {
 }
 
 /// All of them.
-pub const KINDS: [Kind; 6] = [Kind::Text, Kind::Hash, Kind::Pair, Kind::Counter, Kind::Log, Kind::Queue];
+pub const KINDS: [ObjectKind; 6] =
+    [ObjectKind::Text, ObjectKind::Hash, ObjectKind::Pair, ObjectKind::Counter, ObjectKind::Log, ObjectKind::Queue];
 
 /// One way to write an object.
 pub struct Write {
@@ -61,9 +62,9 @@ pub struct Read {
 }
 
 /// The keys of the object of this name.
-pub fn keys(kind: Kind, name: &str) -> Vec<String> {
+pub fn keys(kind: ObjectKind, name: &str) -> Vec<String> {
     match kind {
-        Kind::Pair => vec![format!("{name}:a"), format!("{name}:b")],
+        ObjectKind::Pair => vec![format!("{name}:a"), format!("{name}:b")],
         _ => vec![name.to_owned()],
     }
 }
@@ -83,7 +84,7 @@ pub enum FieldTtls {
 /// Makes writes; `token` is new each time.
 pub struct Writer<'a> {
     /// Kind of the object.
-    pub kind: Kind,
+    pub kind: ObjectKind,
     /// Its name.
     pub name: &'a str,
     /// A letter and a hexadecimal number that no write has written before.
@@ -106,12 +107,12 @@ impl Writer<'_> {
     /// Any of the ways.
     pub fn any(&self, rng: &mut fastrand::Rng) -> Write {
         match self.kind {
-            Kind::Text => self.text(rng),
-            Kind::Hash => self.hash(rng),
-            Kind::Pair => self.pair(rng),
-            Kind::Counter => self.counter(rng),
-            Kind::Log => self.log(rng),
-            Kind::Queue => self.queue(rng),
+            ObjectKind::Text => self.text(rng),
+            ObjectKind::Hash => self.hash(rng),
+            ObjectKind::Pair => self.pair(rng),
+            ObjectKind::Counter => self.counter(rng),
+            ObjectKind::Log => self.log(rng),
+            ObjectKind::Queue => self.queue(rng),
         }
     }
 
@@ -266,22 +267,22 @@ fn soon(rng: &mut fastrand::Rng) -> Duration {
 }
 
 /// Any way to read it.
-pub fn read(kind: Kind, name: &str, rng: &mut fastrand::Rng) -> Read {
+pub fn read(kind: ObjectKind, name: &str, rng: &mut fastrand::Rng) -> Read {
     let read = |name, args: &[&str]| Read { name, command: command(args), parts: 1 };
     match kind {
-        Kind::Text | Kind::Counter | Kind::Log => match rng.u8(0..6) {
+        ObjectKind::Text | ObjectKind::Counter | ObjectKind::Log => match rng.u8(0..6) {
             0 => read("GETRANGE", &["GETRANGE", name, "0", "-1"]),
             1 => read("MGET", &["MGET", name]),
             _ => read("GET", &["GET", name]),
         },
-        Kind::Hash => match rng.u8(0..6) {
+        ObjectKind::Hash => match rng.u8(0..6) {
             0 | 1 => read("HGET", &["HGET", name, "f"]),
             2 => read("HGET", &["HGET", name, "g"]),
             3 => read("HMGET", &["HMGET", name, "f", "g"]),
             4 => read("HVALS", &["HVALS", name]),
             _ => Read { name: "HGETALL", command: command(&["HGETALL", name]), parts: 1 },
         },
-        Kind::Pair => {
+        ObjectKind::Pair => {
             let keys = keys(kind, name);
             let (a, b) = (&*keys[0], &*keys[1]);
             // One alone as often as both: what is cached of them is then of different times.
@@ -292,15 +293,15 @@ pub fn read(kind: Kind, name: &str, rng: &mut fastrand::Rng) -> Read {
                 _ => Read { parts: 2, ..read("GET", &["GET", b]) },
             }
         }
-        Kind::Queue => read("LRANGE", &["LRANGE", name, "0", "-1"]),
+        ObjectKind::Queue => read("LRANGE", &["LRANGE", name, "0", "-1"]),
     }
 }
 
 /// The answer to a read; `None` if it is no value.
-pub fn seen(kind: Kind, read: &str, reply: Value) -> Option<Seen> {
+pub fn seen(kind: ObjectKind, read: &str, reply: Value) -> Option<Seen> {
     match (kind, reply) {
         (_, Value::ServerError(_)) => None,
-        (Kind::Queue, Value::Array(items)) => {
+        (ObjectKind::Queue, Value::Array(items)) => {
             let tokens: Option<Vec<Bytes>> = items.into_iter().map(bytes).collect();
             Some(whole(tokens?.concat().into()))
         }
@@ -338,7 +339,7 @@ fn same(values: Vec<Value>) -> Seen {
 
 /// How a write went.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum WriteOutcome {
     /// The write happened, and made this change.
     Done(Change),
     /// The write has certainly not happened.
@@ -373,21 +374,21 @@ fn is_refusal(error: &redis::ServerError) -> bool {
 }
 
 /// The outcome of a write, by its last reply.
-pub fn outcome(write: &Write, reply: &Value) -> Outcome {
+pub fn outcome(write: &Write, reply: &Value) -> WriteOutcome {
     let answer = match reply {
-        Value::ServerError(e) if is_refusal(e) => return Outcome::Refused,
-        Value::ServerError(_) => return Outcome::Unknown,
+        Value::ServerError(e) if is_refusal(e) => return WriteOutcome::Refused,
+        Value::ServerError(_) => return WriteOutcome::Unknown,
         Value::Array(items) if write.transaction => {
             if items.is_empty() || items.iter().any(|item| matches!(item, Value::ServerError(_))) {
-                return Outcome::Unknown;
+                return WriteOutcome::Unknown;
             }
             items.last()
         }
-        _ if write.transaction => return Outcome::Unknown,
+        _ if write.transaction => return WriteOutcome::Unknown,
         reply => Some(reply),
     };
     let number = if let Some(Value::Int(n)) = answer { Some(*n) } else { None };
-    Outcome::Done(match &write.change {
+    WriteOutcome::Done(match &write.change {
         Change::Increment(_) => Change::Increment(number),
         Change::Append(token, _) => Change::Append(token.clone(), number.and_then(|n| length(write, n, token))),
         other => other.clone(),
@@ -414,7 +415,7 @@ mod tests {
         redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap()
     }
 
-    fn writer(kind: Kind) -> Writer<'static> {
+    fn writer(kind: ObjectKind) -> Writer<'static> {
         Writer { kind, name: "p:x:1", token: "v0000007", field_ttls: FieldTtls::Any }
     }
 
@@ -439,9 +440,9 @@ mod tests {
         for kind in KINDS {
             for _ in 0..500 {
                 match writer(kind).any(&mut rng).change {
-                    Change::Set { value, .. } if kind == Kind::Counter => assert_eq!(&value[..], b"700000"),
+                    Change::Set { value, .. } if kind == ObjectKind::Counter => assert_eq!(&value[..], b"700000"),
                     Change::Set { value, .. } | Change::Append(value, _) => assert_eq!(&value[..], b"v0000007"),
-                    Change::Increment(_) => assert_eq!(kind, Kind::Counter),
+                    Change::Increment(_) => assert_eq!(kind, ObjectKind::Counter),
                     Change::Delete | Change::Expire { .. } => {}
                 }
             }
@@ -451,19 +452,22 @@ mod tests {
     #[test]
     fn what_replies_show() {
         let value = |text: &'static str| Some(Seen::Value(text.into()));
-        assert_eq!(seen(Kind::Text, "GET", bulk("a")), value("a"));
-        assert_eq!(seen(Kind::Text, "GET", Value::Nil), Some(Seen::Absent));
-        assert_eq!(seen(Kind::Text, "GETRANGE", bulk("")), Some(Seen::Absent));
-        assert_eq!(seen(Kind::Text, "GET", error("BUSY")), None);
+        assert_eq!(seen(ObjectKind::Text, "GET", bulk("a")), value("a"));
+        assert_eq!(seen(ObjectKind::Text, "GET", Value::Nil), Some(Seen::Absent));
+        assert_eq!(seen(ObjectKind::Text, "GETRANGE", bulk("")), Some(Seen::Absent));
+        assert_eq!(seen(ObjectKind::Text, "GET", error("BUSY")), None);
         let fields = |f: Value, g: Value| vec![bulk("f"), f, bulk("g"), g];
-        assert_eq!(seen(Kind::Hash, "HGETALL", Value::Array(fields(bulk("a"), bulk("a")))), value("a"));
-        assert_eq!(seen(Kind::Hash, "HGETALL", Value::Map(vec![(bulk("f"), bulk("a"))])), value("a"));
-        assert_eq!(seen(Kind::Hash, "HGETALL", Value::Array(vec![])), Some(Seen::Absent));
-        assert_eq!(seen(Kind::Hash, "HMGET", Value::Array(vec![Value::Nil, Value::Nil])), Some(Seen::Absent));
+        assert_eq!(seen(ObjectKind::Hash, "HGETALL", Value::Array(fields(bulk("a"), bulk("a")))), value("a"));
+        assert_eq!(seen(ObjectKind::Hash, "HGETALL", Value::Map(vec![(bulk("f"), bulk("a"))])), value("a"));
+        assert_eq!(seen(ObjectKind::Hash, "HGETALL", Value::Array(vec![])), Some(Seen::Absent));
+        assert_eq!(seen(ObjectKind::Hash, "HMGET", Value::Array(vec![Value::Nil, Value::Nil])), Some(Seen::Absent));
         let torn = Some(Seen::Torn("a, nothing".into()));
-        assert_eq!(seen(Kind::Hash, "HMGET", Value::Array(vec![bulk("a"), Value::Nil])), torn);
-        assert_eq!(seen(Kind::Pair, "MGET", Value::Array(vec![bulk("a"), bulk("b")])), Some(Seen::Torn("a, b".into())));
-        assert_eq!(seen(Kind::Queue, "LRANGE", Value::Array(vec![bulk("a"), bulk("b")])), value("ab"));
+        assert_eq!(seen(ObjectKind::Hash, "HMGET", Value::Array(vec![bulk("a"), Value::Nil])), torn);
+        assert_eq!(
+            seen(ObjectKind::Pair, "MGET", Value::Array(vec![bulk("a"), bulk("b")])),
+            Some(Seen::Torn("a, b".into()))
+        );
+        assert_eq!(seen(ObjectKind::Queue, "LRANGE", Value::Array(vec![bulk("a"), bulk("b")])), value("ab"));
     }
 
     #[test]
@@ -471,18 +475,18 @@ mod tests {
         let plain = |change| Write { name: "RPUSH", commands: vec![], transaction: false, change };
         let set = plain(Change::Delete);
         let lost = "ERR nearside: upstream 127.0.0.1:1: the connection was lost (reset)";
-        assert_eq!(outcome(&set, &Value::Int(1)), Outcome::Done(Change::Delete));
+        assert_eq!(outcome(&set, &Value::Int(1)), WriteOutcome::Done(Change::Delete));
         for unknown in [&format!("{lost}; the outcome of this command is unknown"), "ERR something else"] {
-            assert_eq!(outcome(&set, &error(unknown)), Outcome::Unknown);
+            assert_eq!(outcome(&set, &error(unknown)), WriteOutcome::Unknown);
         }
         for refused in [&format!("{lost} before this command was sent"), "BUSY wait", "OOM no", "EXECABORT no"] {
-            assert_eq!(outcome(&set, &error(refused)), Outcome::Refused, "{refused}");
+            assert_eq!(outcome(&set, &error(refused)), WriteOutcome::Refused, "{refused}");
         }
         let push = plain(Change::Append("v0000007".into(), None));
-        assert_eq!(outcome(&push, &Value::Int(3)), Outcome::Done(Change::Append("v0000007".into(), Some(24))));
+        assert_eq!(outcome(&push, &Value::Int(3)), WriteOutcome::Done(Change::Append("v0000007".into(), Some(24))));
         let exec = Write { transaction: true, ..plain(Change::Increment(None)) };
-        assert_eq!(outcome(&exec, &Value::Array(vec![Value::Int(4)])), Outcome::Done(Change::Increment(Some(4))));
-        assert_eq!(outcome(&exec, &Value::Nil), Outcome::Unknown);
-        assert_eq!(outcome(&exec, &Value::Array(vec![error("OOM no")])), Outcome::Unknown);
+        assert_eq!(outcome(&exec, &Value::Array(vec![Value::Int(4)])), WriteOutcome::Done(Change::Increment(Some(4))));
+        assert_eq!(outcome(&exec, &Value::Nil), WriteOutcome::Unknown);
+        assert_eq!(outcome(&exec, &Value::Array(vec![error("OOM no")])), WriteOutcome::Unknown);
     }
 }

@@ -16,11 +16,11 @@ use nearside::test_support::shared::{Presence, Shared};
 use nearside::test_support::time::{self, Time};
 use nearside::test_support::transport::{Endpoint, Stream};
 use nearside::test_support::upstream::{Pool, link, watch};
-use nearside::test_support::verify::drive::{Client, Mix, Site, Way};
-use nearside::test_support::verify::history::{History, Route, Span};
+use nearside::test_support::verify::drive::{Mix, Site, TestClient, Way};
+use nearside::test_support::verify::history::{History, RouteUnderTest, Span};
 use nearside::test_support::verify::judge::{self, Findings, Rules};
 use nearside::test_support::verify::wire::Target;
-use nearside::test_support::verify::work::{FieldTtls, KINDS, Kind};
+use nearside::test_support::verify::work::{FieldTtls, KINDS, ObjectKind};
 use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
 
@@ -239,7 +239,7 @@ impl World {
         let mix = self.mix();
         let site = Site::new(self.ways(), "k".into(), mix.kinds.len(), FieldTtls::None, mix);
         let site = Rc::new(site);
-        let mut clients: Vec<Client> = (0..CLIENTS).map(|i| Client::new(&site, i, seed)).collect();
+        let mut clients: Vec<TestClient> = (0..CLIENTS).map(|i| TestClient::new(&site, i, seed)).collect();
         let weather = spawn_local(self.clone().have_weather());
         let mut history = site.round(&mut clients, LENGTH).await;
         weather.abort();
@@ -268,8 +268,15 @@ impl World {
     /// Few objects or many, much written or little, in one protocol or in both.
     fn mix(&self) -> Mix {
         let chance = &self.chance;
-        let one = chance.any(&[Kind::Pair, Kind::Pair, Kind::Text, Kind::Hash, Kind::Counter, Kind::Queue]);
-        let all: &[Kind] = if chance.one_in(2) { &[one] } else { &KINDS };
+        let one = chance.any(&[
+            ObjectKind::Pair,
+            ObjectKind::Pair,
+            ObjectKind::Text,
+            ObjectKind::Hash,
+            ObjectKind::Counter,
+            ObjectKind::Queue,
+        ]);
+        let all: &[ObjectKind] = if chance.one_in(2) { &[one] } else { &KINDS };
         let kinds = (0..chance.any(&[1, 2, 3, OBJECTS])).map(|_| chance.any(all)).collect();
         let resp3: &[bool] = chance.any(&[&[false, true], &[false], &[true]]);
         Mix { kinds, writes: chance.any(&[0.25, 0.1, 0.04]), resp3: resp3.to_vec() }
@@ -282,7 +289,7 @@ impl World {
             self.chance.any(&[&LEVELS, &LEVELS, &LEVELS[..1], &LEVELS[..1], &LEVELS[1..2], &LEVELS[2..]]);
         let way = |name: &str, endpoint: Endpoint, level| Way {
             target: Target::at(endpoint, upstream()),
-            route: Route { name: name.to_owned(), level },
+            route: RouteUnderTest { name: name.to_owned(), level },
             ask: None,
         };
         let (past, dialled) = self.network.listen("past", false);

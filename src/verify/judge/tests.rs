@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 
-use super::super::history::{Change, Object, Route};
+use super::super::history::{Change, Object, RouteUnderTest};
 use super::*;
 
 const RULES: Rules = Rules { max_staleness: Duration::from_millis(100), budget: 1 << 20 };
@@ -18,7 +18,7 @@ const ALSO_A: usize = 3;
 const B: usize = 4;
 
 fn script(level: Level) -> Script {
-    let route = |name: &str, level| Route { name: name.into(), level };
+    let route = |name: &str, level| RouteUnderTest { name: name.into(), level };
     let routes = vec![route("upstream", None), route("a", Some(level)), route("b", Some(level))];
     let objects = ["x", "y"].map(|name| Object { name: name.into(), keys: 1 }).to_vec();
     Script(History { routes, sessions: vec![0, 0, 1, 1, 2, 2], objects, ..History::default() })
