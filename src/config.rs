@@ -264,7 +264,7 @@ impl Config {
 
     /// Defaults, under the file's settings, under the flags.
     pub fn resolve(file: Option<Source<'_>>, flags: &Overrides) -> Result<Self, ConfigError> {
-        let mut plain = file.map_or_else(|| Ok(raw::Raw::default()), raw::Raw::from_source)?;
+        let mut plain = file.map_or_else(|| Ok(raw::RawConfig::default()), raw::RawConfig::from_source)?;
         plain.overlay(flags)?;
         ready::ready(plain, file)
     }

@@ -17,7 +17,7 @@ use tracing_subscriber::fmt::MakeWriter;
 const AGAIN: Duration = Duration::from_millis(10);
 
 static DROPPED: AtomicU64 = AtomicU64::new(0);
-static LOG: OnceLock<Arc<Queue>> = OnceLock::new();
+static LOG: OnceLock<Arc<LogQueue>> = OnceLock::new();
 
 /// Lines that were dropped: the queue was full, or stderr has not taken them.
 pub fn dropped() -> u64 {
@@ -29,11 +29,11 @@ pub fn dropped() -> u64 {
 pub fn start(filter: &str, limit: usize) -> io::Result<impl FnOnce() + Send + 'static> {
     // A file of its own: a write that blocks holds no lock of the standard library's.
     let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
-    let queue = Arc::new(Queue { limit, ..Queue::default() });
+    let queue = Arc::new(LogQueue { limit, ..LogQueue::default() });
     let queue = LOG.get_or_init(|| queue).clone();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(Lines(queue.clone()))
+        .with_writer(LogLines(queue.clone()))
         .with_ansi(io::stderr().is_terminal())
         .init();
     Ok(move || queue.write_out(stderr))
@@ -52,8 +52,8 @@ pub fn say(line: &str) {
 }
 
 #[derive(Default)]
-struct Queue {
-    state: Mutex<State>,
+struct LogQueue {
+    state: Mutex<LogBuffer>,
     /// There is something to write.
     filled: Condvar,
     /// All of it is written.
@@ -62,14 +62,14 @@ struct Queue {
 }
 
 #[derive(Default)]
-struct State {
+struct LogBuffer {
     bytes: Vec<u8>,
     /// Bytes taken out of `bytes` that are not written yet.
     writing: usize,
 }
 
-impl Queue {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl LogQueue {
+    fn state(&self) -> MutexGuard<'_, LogBuffer> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -151,20 +151,20 @@ fn write_all(out: &mut impl Write, mut bytes: &[u8]) -> usize {
 }
 
 /// Hands each event's line to the queue.
-struct Lines(Arc<Queue>);
+struct LogLines(Arc<LogQueue>);
 
-impl<'a> MakeWriter<'a> for Lines {
-    type Writer = Line<'a>;
+impl<'a> MakeWriter<'a> for LogLines {
+    type Writer = LogLine<'a>;
 
-    fn make_writer(&'a self) -> Line<'a> {
-        Line(&self.0)
+    fn make_writer(&'a self) -> LogLine<'a> {
+        LogLine(&self.0)
     }
 }
 
 /// Takes one event's line as a whole, and never fails.
-struct Line<'a>(&'a Queue);
+struct LogLine<'a>(&'a LogQueue);
 
-impl Write for Line<'_> {
+impl Write for LogLine<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.0.push(line);
         Ok(line.len())
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_reader_that_stands_still_costs_lines_and_no_time() {
-        let queue = Arc::new(Queue { limit: 100, ..Queue::default() });
+        let queue = Arc::new(LogQueue { limit: 100, ..LogQueue::default() });
         let ((go, gone), (out, seen)) = (mpsc::channel(), mpsc::channel());
         let writing = queue.clone();
         std::thread::spawn(move || writing.write_out(Slow(gone, out)));

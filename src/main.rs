@@ -26,7 +26,7 @@ use tracing::{info, warn};
 )]
 struct Cli {
     #[command(flatten)]
-    args: Args,
+    args: Flags,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -39,7 +39,7 @@ enum Command {
 }
 
 #[derive(clap::Args)]
-struct Args {
+struct Flags {
     /// Settings to read (the project's proxy.toml lists all of them, with their defaults).
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -91,10 +91,10 @@ fn verify(options: verify::Options) -> Result<ExitCode, Error> {
     Ok(runtime.block_on(verify::run(options)).into())
 }
 
-fn start(args: Args) -> Result<(), Error> {
+fn start(args: Flags) -> Result<(), Error> {
     let small_pages = memory::use_small_pages();
     memory::give_back_soon();
-    let Args { config: file, listen, upstream, consistency, max_memory, threads, log, check } = args;
+    let Flags { config: file, listen, upstream, consistency, max_memory, threads, log, check } = args;
     let flags = Overrides { listen, upstream, consistency, max_memory, threads, log };
     let mut config = Config::load(file.as_deref(), &flags)?;
     if check {

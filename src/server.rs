@@ -41,7 +41,7 @@ struct Dealt {
     socket: Socket,
     presence: Presence,
     door: Arc<Door>,
-    seat: Seat,
+    seat: WorkerSeat,
 }
 
 /// A worker thread, as the accept loops see it.
@@ -52,9 +52,9 @@ struct Worker {
 }
 
 /// A connection's place in its worker, from the deal to its end.
-struct Seat(Arc<AtomicUsize>);
+struct WorkerSeat(Arc<AtomicUsize>);
 
-impl Drop for Seat {
+impl Drop for WorkerSeat {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -62,7 +62,7 @@ impl Drop for Seat {
 
 /// The worker for the next connection: the first that has fewer than `together`, else the one with the fewest. One thread
 /// reads its clients in the order in which they have sent, as the server itself does; two do not.
-fn choose(workers: &[Worker], together: usize) -> (&Worker, Seat) {
+fn choose(workers: &[Worker], together: usize) -> (&Worker, WorkerSeat) {
     let load = |worker: &Worker| match worker.seats.load(Ordering::Relaxed) {
         few if few < together => 0,
         many => many,
@@ -71,7 +71,7 @@ fn choose(workers: &[Worker], together: usize) -> (&Worker, Seat) {
     let chosen = (0..workers.len()).min_by_key(|&n| load(&workers[n])).unwrap_or(0);
     let worker = &workers[chosen];
     worker.seats.fetch_add(1, Ordering::Relaxed);
-    (worker, Seat(worker.seats.clone()))
+    (worker, WorkerSeat(worker.seats.clone()))
 }
 
 /// Runs the proxy until `shutdown` resolves, then drains. `config` names the upstream.
@@ -284,7 +284,7 @@ mod tests {
         let workers: Vec<Worker> =
             (0..3).map(|_| Worker { dealer: mpsc::channel(1).0, seats: Arc::default() }).collect();
         let seated = || workers.iter().map(|w| w.seats.load(Ordering::Relaxed)).collect::<Vec<_>>();
-        let mut seats: Vec<Seat> = (0..4).map(|_| choose(&workers, 4).1).collect();
+        let mut seats: Vec<WorkerSeat> = (0..4).map(|_| choose(&workers, 4).1).collect();
         assert_eq!(seated(), [4, 0, 0]);
         seats.extend((0..8).map(|_| choose(&workers, 4).1));
         assert_eq!(seated(), [4, 4, 4]);

@@ -32,13 +32,13 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 /// Names the setting of a mistake, and its file.
-struct Blame<'a> {
+struct TlsBlame<'a> {
     origin: &'a str,
     /// In front of every setting's name.
     prefix: &'a str,
 }
 
-impl Blame<'_> {
+impl TlsBlame<'_> {
     fn error(&self, setting: &str, problem: impl Display) -> ConfigError {
         ConfigError { origin: self.origin.into(), line: None, problem: format!("{}{setting}: {problem}", self.prefix) }
     }
@@ -101,7 +101,7 @@ fn plain(e: &rustls::pki_types::pem::Error) -> String {
 pub fn acceptor(listen: &Listen) -> Result<Option<Arc<ServerConfig>>, ConfigError> {
     let Some(ListenTls { cert, key, ca, auth_clients }) = &listen.tls else { return Ok(None) };
     let origin = format!("listen {}", listen.address);
-    let blame = Blame { origin: &origin, prefix: "tls_" };
+    let blame = TlsBlame { origin: &origin, prefix: "tls_" };
     let chain = blame.certificates("cert", cert)?;
     let secret = blame.key("key", key)?;
     let builder = ServerConfig::builder_with_provider(provider())
@@ -117,7 +117,7 @@ pub fn acceptor(listen: &Listen) -> Result<Option<Arc<ServerConfig>>, ConfigErro
             };
             let strict = Roots::new(pinned.clone(), Some(ca.display().to_string()), build)
                 .map_err(|e| blame.error("ca", format!("{}: {e}", ca.display())))?;
-            builder.with_client_cert_verifier(Arc::new(Clients { strict, pinned }))
+            builder.with_client_cert_verifier(Arc::new(ClientVerifier { strict, pinned }))
         }
     };
     let config = builder.with_single_cert(chain, secret).map_err(|e| blame.pair("key", cert, key, &e))?;
@@ -133,12 +133,12 @@ fn is_pinned_ca(e: &rustls::Error, shown: &CertificateDer<'_>, pinned: &[Certifi
 
 /// Which clients' certificates are good: rustls' own rules, and those that `tls_ca` itself holds.
 #[derive(Debug)]
-struct Clients {
+struct ClientVerifier {
     strict: Roots<Arc<dyn ClientCertVerifier>>,
     pinned: Vec<CertificateDer<'static>>,
 }
 
-impl ClientCertVerifier for Clients {
+impl ClientCertVerifier for ClientVerifier {
     fn offer_client_auth(&self) -> bool {
         self.strict.any().offer_client_auth()
     }
@@ -200,7 +200,7 @@ pub struct Connector {
 /// How to reach the upstream; `None`: in the clear.
 pub fn connector(upstream: &Upstream) -> Result<Option<Connector>, ConfigError> {
     let (Some(tls), Address::Tcp(host, _)) = (&upstream.tls, &upstream.address) else { return Ok(None) };
-    let blame = Blame { origin: "settings", prefix: "upstream_tls_" };
+    let blame = TlsBlame { origin: "settings", prefix: "upstream_tls_" };
     let named = tls.server_name.as_deref().filter(|name| *name != ANY_NAME);
     let name = ServerName::try_from(named.unwrap_or(host).to_owned()).map_err(|_| {
         blame.error("server_name", format!("`{}` is neither a DNS name nor an IP address", named.unwrap_or(host)))
@@ -235,7 +235,7 @@ struct Verifier {
 }
 
 impl Verifier {
-    fn new(tls: &UpstreamTls, blame: &Blame<'_>) -> Result<Verifier, ConfigError> {
+    fn new(tls: &UpstreamTls, blame: &TlsBlame<'_>) -> Result<Verifier, ConfigError> {
         let provider = provider();
         let any_name = tls.server_name.as_deref() == Some(ANY_NAME);
         if tls.insecure {
@@ -256,7 +256,7 @@ impl Verifier {
     }
 }
 
-fn system_cas(blame: &Blame<'_>) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+fn system_cas(blame: &TlsBlame<'_>) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
     let found = rustls_native_certs::load_native_certs();
     // One bad certificate among the system's hundred is no reason to refuse the rest.
     let (taken, _) = RootCertStore::empty().add_parsable_certificates(found.certs.iter().cloned());

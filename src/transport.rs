@@ -40,12 +40,12 @@ pub enum Stream {
 /// Where the upstream is and how it is reached. Made once, so that its certificates are read once.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    place: Place,
+    place: Location,
     tls: Option<Arc<tls::Connector>>,
 }
 
 #[derive(Clone, Debug)]
-enum Place {
+enum Location {
     Address(Address),
     Memory { name: String, listener: mpsc::Sender<DuplexStream> },
 }
@@ -53,14 +53,14 @@ enum Place {
 impl Endpoint {
     /// The upstream's; fails if its certificates cannot be used.
     pub fn of(upstream: &Upstream) -> Result<Endpoint, ConfigError> {
-        let place = Place::Address(upstream.address.clone());
+        let place = Location::Address(upstream.address.clone());
         Ok(Endpoint { place, tls: tls::connector(upstream)?.map(Arc::new) })
     }
 
     /// Within this process: the reader of `listener` has the other end of each connection.
     #[cfg_attr(feature = "program", expect(dead_code, reason = "the simulation's network"))]
     pub fn memory(name: String, listener: mpsc::Sender<DuplexStream>) -> Endpoint {
-        Endpoint { place: Place::Memory { name, listener }, tls: None }
+        Endpoint { place: Location::Memory { name, listener }, tls: None }
     }
 }
 
@@ -68,8 +68,8 @@ impl Endpoint {
 impl std::fmt::Display for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.place {
-            Place::Address(address) => address.fmt(f),
-            Place::Memory { name, .. } => f.write_str(name),
+            Location::Address(address) => address.fmt(f),
+            Location::Memory { name, .. } => f.write_str(name),
         }
     }
 }
@@ -153,11 +153,11 @@ impl Stream {
         let reached = Cell::new(false);
         let connect = async {
             let stream = match &to.place {
-                Place::Address(Address::Tcp(host, port)) => {
+                Location::Address(Address::Tcp(host, port)) => {
                     Stream::tcp(TcpStream::connect((host.as_str(), *port)).await?)?
                 }
-                Place::Address(Address::Unix(path)) => Stream::Unix(UnixStream::connect(path).await?),
-                Place::Memory { listener, .. } => Stream::pipe(listener)?,
+                Location::Address(Address::Unix(path)) => Stream::Unix(UnixStream::connect(path).await?),
+                Location::Memory { listener, .. } => Stream::pipe(listener)?,
             };
             reached.set(true);
             match (stream, &to.tls) {

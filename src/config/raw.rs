@@ -1,6 +1,6 @@
 //! Text to plain values: each setting parsed, with the place it was given at. No defaults and no limits here.
 
-use super::units::{Count, Period, Share, Size, Threads};
+use super::units::{Count, Period, Size, SizeOrPercent, Threads};
 use super::values::{Flag, Log, Origin, Permissions, Plain};
 use super::{Address, AuthClients, ConfigError, Invalidation, Level, ScriptKeys};
 use serde::{Deserialize, Deserializer, de};
@@ -57,7 +57,7 @@ macro_rules! settings {
         /// The settings as given.
         #[derive(Default, Deserialize)]
         #[serde(deny_unknown_fields, default)]
-        pub(super) struct Raw {
+        pub(super) struct RawConfig {
             pub listen: Option<Vec<RawListen>>,
             pub broadcast_prefixes: Option<Spanned<Vec<String>>>,
             $(pub $key: Option<Given<$type>>,)*
@@ -94,7 +94,7 @@ settings! {
     client_query_buffer_limit: Size,
     client_output_buffer_limit: Size,
     client_output_buffer_limit_pubsub: Size,
-    maxmemory_clients: Share,
+    maxmemory_clients: SizeOrPercent,
     max_dedicated: Count,
     dedicated_idle_timeout: Period,
     max_lanes: Count,
@@ -138,7 +138,7 @@ impl RawListen {
     }
 }
 
-impl Raw {
+impl RawConfig {
     /// Step one: the file's text.
     pub(super) fn from_source(source: Source<'_>) -> Result<Self, ConfigError> {
         toml::from_str(source.text).map_err(|error| {

@@ -1,6 +1,6 @@
 //! Plain values to a [`Config`]: defaults filled in, limits checked. An error says what to do.
 
-use super::raw::{At, Given, Raw, RawListen, Source};
+use super::raw::{At, Given, RawConfig, RawListen, Source};
 use super::units::{Count, Period, Size, Threads};
 use super::values::{Flag, Origin, Permissions, Plain};
 use super::{Address, AuthClients, Config, ConfigError, Invalidation, Level, Listen, ListenTls, Upstream, UpstreamTls};
@@ -16,10 +16,10 @@ const MB: u64 = 1 << 20;
 const HUGE: u64 = 1 << 50;
 
 /// Turns what was given into what holds.
-pub(super) fn ready(raw: Raw, file: Option<Source<'_>>) -> Result<Config, ConfigError> {
+pub(super) fn ready(raw: RawConfig, file: Option<Source<'_>>) -> Result<Config, ConfigError> {
     let blame = Blame { file };
     let default = Config::default();
-    let places = Places::of(&raw);
+    let places = GivenAt::of(&raw);
     let level = raw.consistency.as_ref().map_or_else(Level::default, |given| given.value);
     let upstream = upstream(&raw, &blame)?;
     let max_memory = blame.within("max_memory", raw.max_memory, Size(default.max_memory), Size(MB)..=Size(HUGE))?.0;
@@ -218,7 +218,7 @@ fn listen_tls(raw: &RawListen, blame: &Blame<'_>) -> Result<Option<ListenTls>, C
 }
 
 /// The upstream and its TLS: `rediss://` asks for it, and without that nothing of it may be set.
-fn upstream(raw: &Raw, blame: &Blame<'_>) -> Result<Option<Upstream>, ConfigError> {
+fn upstream(raw: &RawConfig, blame: &Blame<'_>) -> Result<Option<Upstream>, ConfigError> {
     let upstream = match raw.upstream.as_ref().map(|given| &given.value) {
         Some(Origin::At(upstream)) => Some(upstream.clone()),
         Some(Origin::Embedded) | None => None,
@@ -283,7 +283,7 @@ fn prefixes(given: Option<Spanned<Vec<String>>>, blame: &Blame<'_>) -> Result<Ve
 }
 
 /// Where the settings that must fit each other were given.
-struct Places {
+struct GivenAt {
     invalidation: Option<At>,
     heartbeat: Option<At>,
     max_staleness: Option<At>,
@@ -294,12 +294,12 @@ struct Places {
     client_query_buffer_limit: Option<At>,
 }
 
-impl Places {
-    fn of(raw: &Raw) -> Self {
+impl GivenAt {
+    fn of(raw: &RawConfig) -> Self {
         fn at<T>(given: &Option<Given<T>>) -> Option<At> {
             given.as_ref().map(|given| given.at)
         }
-        Places {
+        GivenAt {
             invalidation: at(&raw.invalidation),
             heartbeat: at(&raw.heartbeat),
             max_staleness: at(&raw.max_staleness),
@@ -313,7 +313,7 @@ impl Places {
 }
 
 /// The limits between two settings.
-fn together(config: &Config, places: &Places, blame: &Blame<'_>) -> Result<(), ConfigError> {
+fn together(config: &Config, places: &GivenAt, blame: &Blame<'_>) -> Result<(), ConfigError> {
     let (beat, stale, dead) = (Period(config.heartbeat), Period(config.max_staleness), Period(config.upstream_timeout));
     if beat >= stale {
         let problem = format!("{beat} must be shorter than max_staleness ({stale}), or no hit is ever fresh enough");

@@ -27,7 +27,7 @@ pub(super) enum Threads {
 
 /// Bytes, or a part of `max_memory`: `25%`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Share {
+pub(super) enum SizeOrPercent {
     /// A number of bytes.
     Bytes(Size),
     /// A share of `max_memory`.
@@ -73,24 +73,24 @@ impl FromStr for Size {
     }
 }
 
-impl FromStr for Share {
+impl FromStr for SizeOrPercent {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         match text.trim().strip_suffix('%') {
-            None => text.parse().map(Share::Bytes),
-            Some(percent) => percent.trim().parse().map(Share::Percent).map_err(|_| {
+            None => text.parse().map(SizeOrPercent::Bytes),
+            Some(percent) => percent.trim().parse().map(SizeOrPercent::Percent).map_err(|_| {
                 format!("`{text}` is no share of max_memory; write a whole number and a %: \"25%\", or a size")
             }),
         }
     }
 }
 
-impl Share {
+impl SizeOrPercent {
     /// In bytes, where the whole has so many.
     pub(super) fn of(self, whole: u64) -> Size {
         match self {
-            Share::Bytes(size) => size,
-            Share::Percent(percent) => {
+            SizeOrPercent::Bytes(size) => size,
+            SizeOrPercent::Percent(percent) => {
                 Size(u64::try_from(u128::from(whole) * u128::from(percent) / 100).unwrap_or(u64::MAX))
             }
         }

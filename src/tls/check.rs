@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use rustls::pki_types::UnixTime;
 
-use super::dates::{State, Validity};
-use super::{Blame, acceptor, connector};
+use super::dates::{CertificateState, Validity};
+use super::{TlsBlame, acceptor, connector};
 use crate::config::{AuthClients, Config, ConfigError, ListenTls};
 
 /// A certificate that ends sooner is worth a warning.
@@ -30,7 +30,7 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, ConfigError> {
         acceptor(listen)?;
         let Some(ListenTls { cert, ca, auth_clients, .. }) = &listen.tls else { continue };
         let origin = format!("listen {}", listen.address);
-        let blame = Blame { origin: &origin, prefix: "tls_" };
+        let blame = TlsBlame { origin: &origin, prefix: "tls_" };
         chain(&blame, cert, &mut found)?;
         if let Some(ca) = ca.as_ref().filter(|_| *auth_clients != AuthClients::No) {
             cas(&blame, ca, &mut found)?;
@@ -38,7 +38,7 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, ConfigError> {
     }
     let Some(upstream) = &config.upstream else { return Ok(found) };
     connector(upstream)?;
-    let blame = Blame { origin: "settings", prefix: "upstream_tls_" };
+    let blame = TlsBlame { origin: "settings", prefix: "upstream_tls_" };
     if let Some((cert, _)) = upstream.tls.as_ref().and_then(|tls| tls.cert_and_key.as_ref()) {
         chain(&blame, cert, &mut found)?;
     }
@@ -49,10 +49,10 @@ pub fn check(config: &Config) -> Result<Vec<Finding>, ConfigError> {
 }
 
 /// Our own certificate and those between it and the CA: all of them must be good.
-fn chain(blame: &Blame<'_>, file: &Path, found: &mut Vec<Finding>) -> Result<(), ConfigError> {
+fn chain(blame: &TlsBlame<'_>, file: &Path, found: &mut Vec<Finding>) -> Result<(), ConfigError> {
     for state in states(blame, "cert", file)? {
         if let Some(problem) = problem(state) {
-            let fatal = !matches!(state, State::Good(_));
+            let fatal = !matches!(state, CertificateState::Good(_));
             found.push(Finding { fatal, problem: blame.error("cert", format!("{}: {problem}", file.display())) });
         }
     }
@@ -60,9 +60,9 @@ fn chain(blame: &Blame<'_>, file: &Path, found: &mut Vec<Finding>) -> Result<(),
 }
 
 /// The authorities believed: one that is good is enough, as when a CA is being replaced.
-fn cas(blame: &Blame<'_>, file: &Path, found: &mut Vec<Finding>) -> Result<(), ConfigError> {
+fn cas(blame: &TlsBlame<'_>, file: &Path, found: &mut Vec<Finding>) -> Result<(), ConfigError> {
     let states = states(blame, "ca", file)?;
-    let none = !states.iter().any(|state| matches!(state, State::Good(_)));
+    let none = !states.iter().any(|state| matches!(state, CertificateState::Good(_)));
     for state in states {
         if let Some(problem) = problem(state) {
             let text = format!("{}: of a CA in it: {problem}", file.display());
@@ -72,21 +72,21 @@ fn cas(blame: &Blame<'_>, file: &Path, found: &mut Vec<Finding>) -> Result<(), C
     Ok(())
 }
 
-fn states(blame: &Blame<'_>, setting: &str, file: &Path) -> Result<Vec<State>, ConfigError> {
+fn states(blame: &TlsBlame<'_>, setting: &str, file: &Path) -> Result<Vec<CertificateState>, ConfigError> {
     let now = UnixTime::now();
     let unreadable = || blame.error(setting, format!("{}: the dates of a certificate cannot be read", file.display()));
     let certificates = blame.certificates(setting, file)?;
     certificates.iter().map(|c| Validity::of(c).map(|validity| validity.at(now)).ok_or_else(unreadable)).collect()
 }
 
-fn problem(state: State) -> Option<String> {
+fn problem(state: CertificateState) -> Option<String> {
     match state {
-        State::NotYet => Some("the certificate is not valid yet".into()),
-        State::Expired => Some("the certificate has expired".into()),
-        State::Good(left) if left < SOON => {
+        CertificateState::NotYet => Some("the certificate is not valid yet".into()),
+        CertificateState::Expired => Some("the certificate has expired".into()),
+        CertificateState::Good(left) if left < SOON => {
             let (days, hours) = (left.as_secs() / DAY, left.as_secs() % DAY / 3600);
             Some(format!("the certificate expires in {days} days and {hours} hours"))
         }
-        State::Good(_) => None,
+        CertificateState::Good(_) => None,
     }
 }

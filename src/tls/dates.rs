@@ -14,7 +14,7 @@ pub struct Validity {
 
 /// How a certificate stands at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum CertificateState {
     /// The certificate is not good yet.
     NotYet,
     /// The certificate is good, for this long.
@@ -43,12 +43,14 @@ impl Validity {
     }
 
     /// How the certificate stands at `now`.
-    pub fn at(&self, now: UnixTime) -> State {
+    pub fn at(&self, now: UnixTime) -> CertificateState {
         let now = now.as_secs();
         if now < self.from {
-            return State::NotYet;
+            return CertificateState::NotYet;
         }
-        self.until.checked_sub(now).map_or(State::Expired, |left| State::Good(Duration::from_secs(left)))
+        self.until
+            .checked_sub(now)
+            .map_or(CertificateState::Expired, |left| CertificateState::Good(Duration::from_secs(left)))
     }
 }
 
@@ -136,7 +138,10 @@ mod tests {
     fn the_first_and_the_last_second_are_good() {
         let validity = Validity { from: 10, until: 20 };
         let at = |now| validity.at(UnixTime::since_unix_epoch(Duration::from_secs(now)));
-        assert_eq!((at(9), at(21)), (State::NotYet, State::Expired));
-        assert_eq!((at(10), at(20)), (State::Good(Duration::from_secs(10)), State::Good(Duration::ZERO)));
+        assert_eq!((at(9), at(21)), (CertificateState::NotYet, CertificateState::Expired));
+        assert_eq!(
+            (at(10), at(20)),
+            (CertificateState::Good(Duration::from_secs(10)), CertificateState::Good(Duration::ZERO))
+        );
     }
 }

@@ -8,7 +8,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::VerifierBuilderError;
 use rustls::{CertificateError, Error, RootCertStore};
 
-use super::dates::{State, Validity};
+use super::dates::{CertificateState, Validity};
 
 /// Makes a verifier of some CAs.
 type Build<V> = Box<dyn Fn(RootCertStore) -> Result<V, VerifierBuilderError> + Send + Sync>;
@@ -63,7 +63,7 @@ impl<V: Clone> Roots<V> {
             // The name is looked at last: the chain is in order but for the CA.
             Ok(_) | Err(Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) => {
                 let states = self.cas.iter().map(|(_, validity)| validity.at(now));
-                let expired = states.into_iter().any(|state| state == State::Expired);
+                let expired = states.into_iter().any(|state| state == CertificateState::Expired);
                 let why = if expired { CertificateError::Expired } else { CertificateError::NotValidYet };
                 Err(Error::InvalidCertificate(why))
             }
@@ -73,7 +73,7 @@ impl<V: Clone> Roots<V> {
 
     /// A verifier of the CAs that are good at `now`, if there are any.
     fn verifier(&self, now: UnixTime) -> Result<Option<V>, Error> {
-        let good = self.cas.iter().map(|(_, validity)| matches!(validity.at(now), State::Good(_)));
+        let good = self.cas.iter().map(|(_, validity)| matches!(validity.at(now), CertificateState::Good(_)));
         let good: Vec<bool> = good.collect();
         let mut known = self.good.lock().unwrap_or_else(PoisonError::into_inner);
         if known.0 != good {
