@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::cache::entry::CachedReply;
-use crate::cache::{Cache, Lookup, Need};
+use crate::cache::{Cache, Lookup, MissingProof};
 use crate::coherence::Coherence;
 use crate::config::Level;
 use crate::resp;
@@ -80,18 +80,18 @@ pub struct Sample {
 
 /// The result of an audit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum AuditVerdict {
     /// The upstream says the same.
     Same,
     /// The server says something else.
-    Stale(Violation),
+    Stale(BrokenRule),
     /// The server says something else, but the key has changed meanwhile, as far as is known.
     Undecided,
 }
 
 /// A rule that was broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Violation {
+pub struct BrokenRule {
     /// In words.
     pub rule: &'static str,
     /// For which of the keys.
@@ -162,14 +162,14 @@ impl Audit {
     }
 
     /// An audit has ended. `None`: the upstream gave no answer.
-    pub fn count(&self, verdict: Option<Verdict>) {
+    pub fn count(&self, verdict: Option<AuditVerdict>) {
         self.running.fetch_sub(1, Ordering::Relaxed);
         let add = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
         match verdict {
             None => add(&self.skipped),
-            Some(Verdict::Undecided) => add(&self.undecided),
-            Some(Verdict::Same) => add(&self.checked),
-            Some(Verdict::Stale(_)) => {
+            Some(AuditVerdict::Undecided) => add(&self.undecided),
+            Some(AuditVerdict::Same) => add(&self.checked),
+            Some(AuditVerdict::Stale(_)) => {
                 add(&self.stale);
                 add(&self.checked)
             }
@@ -195,7 +195,7 @@ impl Told {
         if self.broken.is_some() {
             return Ok(self.broken);
         }
-        if !coherence.reach(Need { time: read, lane: self.node.lane() }, PATIENCE).await {
+        if !coherence.reach(MissingProof { time: read, lane: self.node.lane() }, PATIENCE).await {
             return Err(());
         }
         let (variant, cache) = (self.node.variant(), &coherence.cache);
@@ -220,21 +220,21 @@ fn broken_rule(node: &CachedReply, before: &Before, cache: &Cache) -> Option<&'s
 
 impl Sample {
     /// Judges the hit by what the upstream has said since.
-    pub async fn judge(&self, coherence: &Coherence, again: &[u8]) -> Verdict {
+    pub async fn judge(&self, coherence: &Coherence, again: &[u8]) -> AuditVerdict {
         let read = Time::now();
         let answers = self.answers(again);
         if answers.len() != self.told.len() {
-            return Verdict::Undecided;
+            return AuditVerdict::Undecided;
         }
-        let mut verdict = Verdict::Same;
+        let mut verdict = AuditVerdict::Same;
         for (key, (told, answer)) in self.told.iter().zip(answers).enumerate() {
             if same(&self.command, told.node.reply(), answer) {
                 continue;
             }
             match told.judge(coherence, read).await {
-                Ok(Some(rule)) => return Verdict::Stale(Violation { rule, key }),
-                Ok(None) => verdict = Verdict::Undecided,
-                Err(()) => return Verdict::Undecided,
+                Ok(Some(rule)) => return AuditVerdict::Stale(BrokenRule { rule, key }),
+                Ok(None) => verdict = AuditVerdict::Undecided,
+                Err(()) => return AuditVerdict::Undecided,
             }
         }
         verdict
@@ -249,8 +249,8 @@ impl Sample {
     }
 
     /// The line for the log.
-    pub fn report(&self, coherence: &Coherence, violation: Violation, again: &[u8]) {
-        let Violation { rule, key } = violation;
+    pub fn report(&self, coherence: &Coherence, violation: BrokenRule, again: &[u8]) {
+        let BrokenRule { rule, key } = violation;
         let (node, again) = (&self.told[key].node, self.answers(again)[key]);
         let (now, told, cache) = (Time::now(), node.reply(), &coherence.cache);
         let key = node.variant().key;
@@ -320,19 +320,19 @@ mod tests {
 
     const GET: Variant<'static> = Variant { view: 0, id: 1, key: b"k", tail: b"" };
 
-    struct Bench {
+    struct AuditBench {
         coherence: Coherence,
         audit: Audit,
         lane: LaneStamp,
     }
 
-    impl Bench {
-        fn new() -> Bench {
+    impl AuditBench {
+        fn new() -> AuditBench {
             let coherence = Coherence::new(Arc::new(Cache::new(1 << 20, 1 << 10)), Duration::from_secs(1));
             let now = Time::now();
             let lane = coherence.cache.clocks.open_lane(now).expect("a lane");
             coherence.cache.clocks.advance_link(now);
-            Bench { coherence, audit: Audit::new(1, 1_000_000), lane }
+            AuditBench { coherence, audit: Audit::new(1, 1_000_000), lane }
         }
 
         fn fill(&self, reply: &[u8]) {
@@ -357,7 +357,7 @@ mod tests {
         }
 
         /// The clocks go on by themselves until the audit has ended.
-        async fn judge(&self, sample: &Sample, again: &[u8]) -> Verdict {
+        async fn judge(&self, sample: &Sample, again: &[u8]) -> AuditVerdict {
             let beat = async {
                 loop {
                     tokio::time::sleep(Duration::from_millis(1)).await;
@@ -374,29 +374,29 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_change_that_nobody_reported_is_a_violation_and_one_that_was_is_not() {
-        let b = Bench::new();
+        let b = AuditBench::new();
         b.coherence.link_up(crate::coherence::LinkId { generation: 1, client_id: 1, mode: Mode::Tracked }, Time::now());
         b.fill(b"old");
-        assert_eq!(b.judge(&b.hit(Time::ZERO), b"old").await, Verdict::Same);
-        assert!(matches!(b.judge(&b.hit(Time::ZERO), b"new").await, Verdict::Stale(_)));
+        assert_eq!(b.judge(&b.hit(Time::ZERO), b"old").await, AuditVerdict::Same);
+        assert!(matches!(b.judge(&b.hit(Time::ZERO), b"new").await, AuditVerdict::Stale(_)));
         let told = b.hit(Time::ZERO);
         b.coherence.key_changed(b"k", Time::now());
-        assert_eq!(b.judge(&told, b"new").await, Verdict::Undecided, "reported while the auditor looked");
+        assert_eq!(b.judge(&told, b"new").await, AuditVerdict::Undecided, "reported while the auditor looked");
         b.fill(b"newer");
-        assert_eq!(b.judge(&told, b"new").await, Verdict::Undecided, "and read again");
+        assert_eq!(b.judge(&told, b"new").await, AuditVerdict::Undecided, "and read again");
     }
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_lost_link_decides_nothing() {
-        let b = Bench::new();
+        let b = AuditBench::new();
         b.fill(b"old");
         let told = b.hit(Time::ZERO);
-        assert_eq!(told.judge(&b.coherence, b"new").await, Verdict::Undecided);
+        assert_eq!(told.judge(&b.coherence, b"new").await, AuditVerdict::Undecided);
     }
 
     #[test]
     fn rules_that_can_be_seen_to_be_broken() {
-        let b = Bench::new();
+        let b = AuditBench::new();
         let broken = |watermark| b.told(watermark, || {}).broken;
         b.fill(b"old");
         assert_eq!(broken(Time::ZERO), None);
@@ -419,19 +419,19 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn each_key_of_mget_is_looked_at() {
-        let b = Bench::new();
+        let b = AuditBench::new();
         b.coherence.link_up(crate::coherence::LinkId { generation: 1, client_id: 1, mode: Mode::Tracked }, Time::now());
         b.fill(b"$3\r\nold\r\n");
         let told = || vec![b.told(Time::ZERO, || {}), b.told(Time::ZERO, || {})];
         let mget = || Sample { told: told(), command: b"mget".to_vec(), level: Level::Bounded };
         let verdict = |again: &'static [u8]| async { b.judge(&mget(), again).await };
-        assert_eq!(verdict(b"*2\r\n$3\r\nold\r\n$3\r\nold\r\n").await, Verdict::Same);
+        assert_eq!(verdict(b"*2\r\n$3\r\nold\r\n$3\r\nold\r\n").await, AuditVerdict::Same);
         let stale = verdict(b"*2\r\n$3\r\nold\r\n$3\r\nnew\r\n").await;
-        assert!(matches!(stale, Verdict::Stale(Violation { key: 1, .. })), "{stale:?}");
-        assert_eq!(verdict(b"*1\r\n$3\r\nold\r\n").await, Verdict::Undecided, "no reply to this MGET");
+        assert!(matches!(stale, AuditVerdict::Stale(BrokenRule { key: 1, .. })), "{stale:?}");
+        assert_eq!(verdict(b"*1\r\n$3\r\nold\r\n").await, AuditVerdict::Undecided, "no reply to this MGET");
         let sample = mget();
         b.coherence.key_changed(b"k", Time::now());
-        assert_eq!(b.judge(&sample, b"*2\r\n$-1\r\n$3\r\nold\r\n").await, Verdict::Undecided);
+        assert_eq!(b.judge(&sample, b"*2\r\n$-1\r\n$3\r\nold\r\n").await, AuditVerdict::Undecided);
     }
 
     #[test]
@@ -468,7 +468,7 @@ mod tests {
             })
             .count();
         assert_eq!(begun as u64 + 1, AT_ONCE, "none has ended");
-        audit.count(Some(Verdict::Same));
+        audit.count(Some(AuditVerdict::Same));
         assert!(audit.may_begin(now + Duration::from_secs(1)));
     }
 

@@ -40,7 +40,7 @@ use events::{Event, Events};
 use eviction::Item;
 use flight::Flight;
 pub use stats::{FLUSH_CAUSES, FlushCause, Stats};
-use table::{Cursor, Place, Reading, Table};
+use table::{Cursor, EntryPlace, Reading, Table};
 
 const SHARDS: usize = size(64, 2);
 /// A cache smaller than this is in the processor's own: asking ahead would cost more than it hides.
@@ -86,14 +86,14 @@ pub enum Lookup<R> {
     /// A reply that may be served, as the closure made it.
     Hit(R),
     /// A reply is there, but not yet proven fresh enough.
-    Behind(Need),
+    Behind(MissingProof),
     /// Nothing to serve.
     Miss,
 }
 
 /// The proof that is missing before a reply may be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Need {
+pub struct MissingProof {
     /// Link and lane must have reached this time.
     pub time: Time,
     /// The lane that filled the reply.
@@ -149,7 +149,7 @@ pub enum Absence {
     /// The lane that filled it is gone.
     LaneLost,
     /// The clocks have not reached the time asked for.
-    Behind(Need),
+    Behind(MissingProof),
 }
 
 impl Cache {
@@ -274,7 +274,7 @@ impl Cache {
         let lane = lane.ok_or(Absence::LaneLost)?;
         let time = if sabotage::on(Rule::Floors) { watermark } else { watermark.max(floor) };
         if lane.min(link) < time {
-            return Err(Absence::Behind(Need { time, lane: stamp }));
+            return Err(Absence::Behind(MissingProof { time, lane: stamp }));
         }
         Ok(node)
     }
@@ -300,15 +300,15 @@ impl Cache {
         let lead = || Arc::new(InFlight { flight: Flight::default(), revision, epoch });
         let flight = match self.flights.entry(flight_key(hash, variant)) {
             // A revoked flight may be joined by nobody: it may have read what is now old.
-            sync::Place::Occupied(f) if f.get().revision == revision && f.get().epoch == epoch => {
+            sync::MapPlace::Occupied(f) if f.get().revision == revision && f.get().epoch == epoch => {
                 return Begin::Join(f.get().clone());
             }
-            sync::Place::Occupied(mut f) => {
+            sync::MapPlace::Occupied(mut f) => {
                 let new = lead();
                 f.insert(new.clone());
                 new
             }
-            sync::Place::Vacant(place) => place.insert(lead()).clone(),
+            sync::MapPlace::Vacant(place) => place.insert(lead()).clone(),
         };
         // Release: who counts this token knows that its revision was read before (`begun`).
         let seq = self.seq.fetch_add(1, Ordering::Release);
@@ -349,11 +349,11 @@ impl Cache {
             node.raise_floor(told);
         }
         let removed: Vec<CachedReply> = match place {
-            Place::Vacant(place) => {
+            EntryPlace::Vacant(place) => {
                 place.insert(Entry::of(node));
                 Vec::new()
             }
-            Place::Occupied(mut place) if place.get().is_of(v.key) => {
+            EntryPlace::Occupied(mut place) if place.get().is_of(v.key) => {
                 let old = match place.get().replies() {
                     Replies::One(old) => self.variant_hash(&old.variant()),
                     Replies::Many(_) => 0,
@@ -361,7 +361,7 @@ impl Cache {
                 let hashes = Hashes { new: token.variant, old };
                 place.get_mut().insert(hashes, v, node, sent).into_iter().collect()
             }
-            Place::Occupied(mut place) => {
+            EntryPlace::Occupied(mut place) => {
                 let old = place.insert(Entry::of(node));
                 old.nodes().cloned().collect()
             }
@@ -398,7 +398,7 @@ impl Cache {
     /// in between either sees the time or is raised with the entry.
     pub fn observe(&self, hash: u64, t: Time) {
         self.doubt.tell(hash, t);
-        if let Place::Occupied(mut place) = self.table.place(hash) {
+        if let EntryPlace::Occupied(mut place) = self.table.place(hash) {
             place.get_mut().observe(t);
         }
     }

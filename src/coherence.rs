@@ -15,7 +15,7 @@ use atomic_waker::AtomicWaker;
 use tokio::sync::Notify;
 
 use crate::cache::events::Event;
-use crate::cache::{Cache, FlushCause, Need};
+use crate::cache::{Cache, FlushCause, MissingProof};
 use crate::clock::{Clocks, LaneStamp, MAX_LANES};
 use crate::config::Level;
 use crate::sabotage::{self, Rule};
@@ -212,7 +212,7 @@ impl Coherence {
 
     /// Asks link and lane for a PING and waits until both have reached `need`. False if the link or the lane is lost
     /// meanwhile, or after `patience`: the read then goes upstream.
-    pub async fn reach(&self, need: Need, patience: Duration) -> bool {
+    pub async fn reach(&self, need: MissingProof, patience: Duration) -> bool {
         let lane = Some(need.lane);
         self.wait(need.time, lane, patience).await
     }
@@ -234,7 +234,7 @@ impl Coherence {
     }
 
     async fn wait(&self, t: Time, lane: Option<LaneStamp>, patience: Duration) -> bool {
-        let _waiting = Waiting::new(self);
+        let _waiting = BarrierWaiter::new(self);
         self.waits.fetch_add(1, Ordering::Relaxed);
         let deadline = tokio::time::Instant::now() + patience;
         loop {
@@ -284,16 +284,16 @@ impl Coherence {
 }
 
 /// Counts who waits, so that a PONG nobody waits for wakes nobody.
-struct Waiting<'a>(&'a AtomicUsize);
+struct BarrierWaiter<'a>(&'a AtomicUsize);
 
-impl<'a> Waiting<'a> {
+impl<'a> BarrierWaiter<'a> {
     fn new(coherence: &'a Coherence) -> Self {
         coherence.waiting.fetch_add(1, Ordering::AcqRel);
-        Waiting(&coherence.waiting)
+        BarrierWaiter(&coherence.waiting)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for BarrierWaiter<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }

@@ -4,7 +4,7 @@
 #[cfg(not(feature = "shuttle"))]
 mod real {
     pub use dashmap::DashMap;
-    pub use dashmap::mapref::entry::Entry as Place;
+    pub use dashmap::mapref::entry::Entry as MapPlace;
     pub use std::sync::{Mutex, MutexGuard, atomic};
 }
 #[cfg(not(feature = "shuttle"))]

@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 use super::Cache;
 use super::entry::CachedReply;
 use super::eviction::{Item, Probe, Queues};
-use super::table::Place;
+use super::table::EntryPlace;
 use crate::numbers::{at_least_zero, difference, index};
 use crate::sync::atomic::{AtomicI64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
@@ -95,7 +95,7 @@ impl Cache {
     fn evict_from(&self, share: &Share) -> bool {
         let mut queues = share.queues();
         let Some(victim) = queues.victim(|i| self.probe(i, true)) else { return false };
-        if let Place::Occupied(mut place) = self.table.place(victim.hash)
+        if let EntryPlace::Occupied(mut place) = self.table.place(victim.hash)
             && place.get().by_seq(victim.variant, victim.seq).is_some()
         {
             let told = place.get().latest();

@@ -18,8 +18,8 @@ use smallvec::SmallVec;
 use super::entry::Entry;
 use crate::numbers::index;
 
-type Slot = (Entry, SharedValue<()>);
-type Slots = RawTable<Slot>;
+type TableSlot = (Entry, SharedValue<()>);
+type TableSlots = RawTable<TableSlot>;
 
 /// Entries asked of the memory at a time when a shard grows: more than a processor fetches at once.
 const AHEAD: usize = 32;
@@ -41,7 +41,7 @@ impl<S: BuildHasher + Clone> Table<S> {
     }
 
     #[inline(always)]
-    fn shard(&self, hash: u64) -> &RwLock<Slots> {
+    fn shard(&self, hash: u64) -> &RwLock<TableSlots> {
         &self.0.shards()[self.0.determine_shard(index(hash))]
     }
 
@@ -58,11 +58,11 @@ impl<S: BuildHasher + Clone> Table<S> {
     }
 
     /// Where the entry of this hash is or could be, its shard locked for everybody else.
-    pub fn place(&self, hash: u64) -> Place<'_, S> {
+    pub fn place(&self, hash: u64) -> EntryPlace<'_, S> {
         let slots = self.shard(hash).write();
         match slots.find(hash, |(entry, _)| self.hash(entry) == hash) {
-            Some(at) => Place::Occupied(Occupied { slots, at }),
-            None => Place::Vacant(Vacant { slots, hash, table: self }),
+            Some(at) => EntryPlace::Occupied(Occupied { slots, at }),
+            None => EntryPlace::Vacant(Vacant { slots, hash, table: self }),
         }
     }
 
@@ -138,12 +138,12 @@ impl<S: BuildHasher + Clone> Table<S> {
     /// rest being marks of what was taken out. (Hashbrown does it alike, but would wait for the memory of one entry after
     /// the other, and everybody else for the shard.)
     #[cold]
-    fn grow(&self, slots: &mut Slots) {
+    fn grow(&self, slots: &mut TableSlots) {
         let full = slots.buckets() / 8 * 7;
         let room = (2 * slots.len()).max(full).max(1);
-        let mut old = mem::replace(slots, Slots::with_capacity(room)).into_iter();
+        let mut old = mem::replace(slots, TableSlots::with_capacity(room)).into_iter();
         loop {
-            let chunk: SmallVec<[Slot; AHEAD]> = old.by_ref().take(AHEAD).collect();
+            let chunk: SmallVec<[TableSlot; AHEAD]> = old.by_ref().take(AHEAD).collect();
             if chunk.is_empty() {
                 return;
             }
@@ -165,7 +165,7 @@ pub struct Cursor {
 
 /// A shard, locked against changes.
 pub struct Reading<'t> {
-    slots: RwLockReadGuard<'t, Slots>,
+    slots: RwLockReadGuard<'t, TableSlots>,
     hash: u64,
 }
 
@@ -184,7 +184,7 @@ impl Reading<'_> {
 }
 
 /// Where an entry is, or could be.
-pub enum Place<'t, S = ahash::RandomState> {
+pub enum EntryPlace<'t, S = ahash::RandomState> {
     /// The hash has an entry.
     Occupied(Occupied<'t>),
     /// The hash has no entry.
@@ -194,8 +194,8 @@ pub enum Place<'t, S = ahash::RandomState> {
 /// An entry that is there. `at` is its slot, a full one, for as long as the lock is held: only [`Occupied::remove`] empties
 /// it, which ends both.
 pub struct Occupied<'t> {
-    slots: RwLockWriteGuard<'t, Slots>,
-    at: Bucket<Slot>,
+    slots: RwLockWriteGuard<'t, TableSlots>,
+    at: Bucket<TableSlot>,
 }
 
 impl Occupied<'_> {
@@ -226,7 +226,7 @@ impl Occupied<'_> {
 
 /// Room for an entry.
 pub struct Vacant<'t, S = ahash::RandomState> {
-    slots: RwLockWriteGuard<'t, Slots>,
+    slots: RwLockWriteGuard<'t, TableSlots>,
     hash: u64,
     table: &'t Table<S>,
 }

@@ -6,17 +6,17 @@ use std::time::Duration;
 
 const LATER: Time = Time(u64::MAX - 1);
 
-struct Bench {
+struct CacheBench {
     cache: Arc<Cache>,
     lane: LaneStamp,
 }
 
-fn bench(budget: u64) -> Bench {
+fn bench(budget: u64) -> CacheBench {
     let cache = Arc::new(Cache::new(budget, 1 << 20));
     let lane = cache.clocks.open_lane(Time(1)).expect("a lane");
     cache.clocks.advance_link(Time(100));
     cache.clocks.advance_lane(lane, Time(100));
-    Bench { cache, lane }
+    CacheBench { cache, lane }
 }
 
 fn get(key: &str) -> Variant<'_> {
@@ -27,7 +27,7 @@ fn field<'a>(key: &'a str, tail: &'a str) -> Variant<'a> {
     Variant { view: 0, id: 7, key: key.as_bytes(), tail: tail.as_bytes() }
 }
 
-impl Bench {
+impl CacheBench {
     fn token(&self, v: &Variant<'_>) -> FillToken {
         match self.cache.begin(self.cache.hash(v.key), v) {
             Begin::Lead(token) => token,
@@ -71,7 +71,7 @@ fn what_was_filled_is_found_by_exactly_the_same_read() {
 
 #[test]
 fn a_token_is_revoked_by_whatever_makes_its_reply_doubtful() {
-    let revokers: [fn(&Bench); 2] = [|b| b.drop_key("k"), |b| b.cache.flush(FlushCause::Command)];
+    let revokers: [fn(&CacheBench); 2] = [|b| b.drop_key("k"), |b| b.cache.flush(FlushCause::Command)];
     for revoke in revokers {
         let b = bench(1 << 20);
         let token = b.token(&get("k"));
@@ -234,7 +234,7 @@ fn an_evicted_reply_is_not_forgotten_by_an_older_one_on_its_way() {
     assert!(evicted);
     b.fill_at(late, &field("h", "f"), "f=1", 10, 70);
     let found = b.cache.explain(&field("h", "f"), Time(80), Time(0));
-    let floor = Absence::Behind(Need { time: Time(60), lane: b.lane });
+    let floor = Absence::Behind(MissingProof { time: Time(60), lane: b.lane });
     assert!(found != Ok(()) || b.cache.clocks.link() >= Time(60), "{found:?}");
     b.cache.clocks.stop_link();
     assert_eq!(b.cache.explain(&field("h", "f"), Time(80), Time(0)), Err(floor));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Session;
 use super::local::ask_again;
-use crate::audit::{Before, Sample, Told, Verdict, says_nothing};
+use crate::audit::{AuditVerdict, Before, Sample, Told, says_nothing};
 use crate::cache::entry::CachedReply;
 use crate::command::Request;
 use crate::sabotage;
@@ -46,7 +46,7 @@ impl Session {
             let verdict = match tokio::time::timeout(shared.config.upstream_timeout, again).await {
                 Ok(again) if !says_nothing(&again) => {
                     let verdict = sample.judge(coherence, &again).await;
-                    if let Verdict::Stale(violation) = verdict {
+                    if let AuditVerdict::Stale(violation) = verdict {
                         sample.report(coherence, violation, &again);
                     }
                     Some(verdict)
@@ -61,11 +61,11 @@ impl Session {
 /// An audit on its way; it is counted when dropped, however it has ended.
 struct Begun {
     shared: Arc<Shared>,
-    verdict: Option<Verdict>,
+    verdict: Option<AuditVerdict>,
 }
 
 impl Begun {
-    fn ends(&mut self, verdict: Option<Verdict>) {
+    fn ends(&mut self, verdict: Option<AuditVerdict>) {
         self.verdict = verdict;
     }
 }

@@ -14,7 +14,7 @@ use super::outstanding::Read;
 use super::{After, Session, Stall, Step};
 use crate::bypass::{Bypass, MGET_MAX};
 use crate::cache::entry::{CachedReply, Variant};
-use crate::cache::{InFlight, Lookup, Need};
+use crate::cache::{InFlight, Lookup, MissingProof};
 use crate::command::{self, CacheRead, FieldTtl, GET_ID, Plan, Request};
 use crate::config::Level;
 use crate::outbox::{Piece, Place};
@@ -287,7 +287,7 @@ impl Session {
             && coherence.clock_age(self.now).is_some_and(|age| age <= self.shared.config.max_staleness)
     }
 
-    fn wait_for(&self, need: Need) -> Step {
+    fn wait_for(&self, need: MissingProof) -> Step {
         let node = self.shared.node.clone();
         Step::Stall(Stall::For(Box::pin(async move {
             if node.coherence.reach(need, PATIENCE).await { After::Again } else { After::Upstream }
@@ -434,7 +434,7 @@ impl Session {
         }
         match slowest {
             Some(lane) if youngest > proven && !sabotage::on(Rule::Snapshot) => {
-                Lookup::Behind(Need { time: youngest, lane })
+                Lookup::Behind(MissingProof { time: youngest, lane })
             }
             _ => {
                 self.shown = self.shown.max(youngest);

@@ -39,25 +39,25 @@ impl<K: Eq + Hash, V, G: DerefMut<Target = HashMap<K, V>>> DerefMut for Ref<G, K
 }
 
 /// A value, its shard locked against changes.
-pub type Shared<'a, K, V> = Ref<RwLockReadGuard<'a, HashMap<K, V>>, K>;
+pub type SharedRef<'a, K, V> = Ref<RwLockReadGuard<'a, HashMap<K, V>>, K>;
 
 type Alone<'a, K, V> = RwLockWriteGuard<'a, HashMap<K, V>>;
 
 /// Where a value is, or could be.
-pub enum Place<'a, K, V> {
+pub enum MapPlace<'a, K, V> {
     /// The key is there.
-    Occupied(Occupied<'a, K, V>),
+    Occupied(MapOccupied<'a, K, V>),
     /// The key is not there.
-    Vacant(Vacant<'a, K, V>),
+    Vacant(MapVacant<'a, K, V>),
 }
 
 /// A value that is there.
-pub struct Occupied<'a, K, V>(Ref<Alone<'a, K, V>, K>);
+pub struct MapOccupied<'a, K, V>(Ref<Alone<'a, K, V>, K>);
 
 /// Room for one.
-pub struct Vacant<'a, K, V>(Ref<Alone<'a, K, V>, K>);
+pub struct MapVacant<'a, K, V>(Ref<Alone<'a, K, V>, K>);
 
-impl<K: Copy + Eq + Hash, V> Occupied<'_, K, V> {
+impl<K: Copy + Eq + Hash, V> MapOccupied<'_, K, V> {
     /// The value.
     pub fn get(&self) -> &V {
         &self.0
@@ -76,7 +76,7 @@ impl<K: Copy + Eq + Hash, V> Occupied<'_, K, V> {
     }
 }
 
-impl<'a, K: Copy + Eq + Hash, V> Vacant<'a, K, V> {
+impl<'a, K: Copy + Eq + Hash, V> MapVacant<'a, K, V> {
     /// Puts it there.
     pub fn insert(mut self, value: V) -> impl Deref<Target = V> + 'a
     where
@@ -102,17 +102,17 @@ impl<K: Copy + Eq + Hash + Into<u64>, V, S> DashMap<K, V, S> {
     }
 
     /// The value, with its shard locked against changes.
-    pub fn get(&self, key: &K) -> Option<Shared<'_, K, V>> {
+    pub fn get(&self, key: &K) -> Option<SharedRef<'_, K, V>> {
         let guard = self.shard(key).read().expect("nobody panics with the lock");
         guard.contains_key(key).then_some(Ref { guard, key: *key })
     }
 
     /// The place of this key.
-    pub fn entry(&self, key: K) -> Place<'_, K, V> {
+    pub fn entry(&self, key: K) -> MapPlace<'_, K, V> {
         let mut guard = self.alone(&key);
         let found = matches!(guard.entry(key), Entry::Occupied(_));
         let place = Ref { guard, key };
-        if found { Place::Occupied(Occupied(place)) } else { Place::Vacant(Vacant(place)) }
+        if found { MapPlace::Occupied(MapOccupied(place)) } else { MapPlace::Vacant(MapVacant(place)) }
     }
 
     /// Takes it out if `wanted` says so.

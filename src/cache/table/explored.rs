@@ -4,7 +4,7 @@ use crate::cache::entry::{Entry, IdentityState};
 use crate::sync::{self, DashMap};
 
 /// Where an entry is, or could be.
-pub type Place<'t> = sync::Place<'t, u64, Entry>;
+pub type EntryPlace<'t> = sync::MapPlace<'t, u64, Entry>;
 
 /// The entries, by hash.
 pub struct Table(DashMap<u64, Entry, IdentityState>);
@@ -14,7 +14,7 @@ pub struct Table(DashMap<u64, Entry, IdentityState>);
 pub struct Cursor {}
 
 /// A shard, locked against changes if the entry is there.
-pub struct Reading<'t>(Option<sync::Shared<'t, u64, Entry>>);
+pub struct Reading<'t>(Option<sync::SharedRef<'t, u64, Entry>>);
 
 impl Reading<'_> {
     /// The entry, if it is there.
@@ -42,13 +42,13 @@ impl Table {
     /// Takes the entry of this hash out.
     pub fn remove(&self, hash: u64) -> Option<Entry> {
         match self.place(hash) {
-            Place::Occupied(place) => Some(place.remove()),
-            Place::Vacant(_) => None,
+            EntryPlace::Occupied(place) => Some(place.remove()),
+            EntryPlace::Vacant(_) => None,
         }
     }
 
     /// Where the entry of this hash is or could be, its shard locked for everybody else.
-    pub fn place(&self, hash: u64) -> Place<'_> {
+    pub fn place(&self, hash: u64) -> EntryPlace<'_> {
         self.0.entry(hash)
     }
 

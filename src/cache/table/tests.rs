@@ -27,8 +27,8 @@ impl<S: BuildHasher + Clone> Table<S> {
     /// The key of the entry that this one took the place of.
     fn put(&self, key: &[u8], reply: &[u8]) -> Option<Vec<u8>> {
         match self.place(self.of(key)) {
-            Place::Occupied(mut place) => Some(place.insert(entry(key, reply)).key().to_vec()),
-            Place::Vacant(place) => {
+            EntryPlace::Occupied(mut place) => Some(place.insert(entry(key, reply)).key().to_vec()),
+            EntryPlace::Vacant(place) => {
                 place.insert(entry(key, reply));
                 None
             }
@@ -36,7 +36,7 @@ impl<S: BuildHasher + Clone> Table<S> {
     }
 
     fn take(&self, key: &[u8]) -> bool {
-        let Place::Occupied(place) = self.place(self.of(key)) else { return false };
+        let EntryPlace::Occupied(place) = self.place(self.of(key)) else { return false };
         place.remove().is_of(key)
     }
 
