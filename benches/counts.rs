@@ -17,7 +17,7 @@ use std::task::Poll;
 use nearside::config::{Address, Config, Level, ScriptKeys, Upstream};
 use nearside::test_support::cache::FillTimes;
 use nearside::test_support::clock::LaneStamp;
-use nearside::test_support::command::{Keys, Request, Table};
+use nearside::test_support::command::{CommandTable, Keys, Request};
 use nearside::test_support::resp::{Scan, Scanner, encode};
 use nearside::test_support::session;
 use nearside::test_support::shared::{Presence, Shared};
@@ -71,7 +71,7 @@ fn scan(args: &[&str]) -> u64 {
 }
 
 fn plan(args: &[&str]) -> u64 {
-    let table = Table::from_command_reply(COMMAND, ScriptKeys::Any).expect("a table");
+    let table = CommandTable::from_command_reply(COMMAND, ScriptKeys::Any).expect("a table");
     let bytes = encode(args);
     let mut scanner = Scanner::default();
     scanner.scan(&bytes, 1 << 20).expect("a request");

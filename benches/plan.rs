@@ -4,14 +4,14 @@ use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use nearside::config::ScriptKeys;
-use nearside::test_support::command::{Keys, Request, Table};
+use nearside::test_support::command::{CommandTable, Keys, Request};
 use nearside::test_support::resp::{Scanner, encode};
 
 mod common;
 use common::COMMAND;
 
 fn plan(c: &mut Criterion) {
-    let table = Table::from_command_reply(COMMAND, ScriptKeys::Any).expect("a table");
+    let table = CommandTable::from_command_reply(COMMAND, ScriptKeys::Any).expect("a table");
     let requests: [(&str, &[&str]); 4] = [
         ("GET", &["GET", "key:000000012345"]),
         ("get", &["get", "key:000000012345"]),

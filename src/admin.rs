@@ -336,7 +336,7 @@ fn explain_absence(absence: Absence, key: &str, now: Time) -> (&'static str, Str
     }
 }
 
-fn explain_route(route: Route, effect: command::Effect) -> &'static str {
+fn explain_route(route: Route, effect: command::EffectClass) -> &'static str {
     match (route, effect) {
         (Route::Local(Local::Info), _) => "answered by the upstream, with a section of the proxy's own",
         (Route::Local(Local::Channels), _) => "answered by the upstream, without the proxies' own channel",
@@ -345,22 +345,22 @@ fn explain_route(route: Route, effect: command::Effect) -> &'static str {
         }
         (Route::Unlisted, _) => "no command's name that is known: the server is asked once what it means",
         (Route::Local(_), _) => "answered by the proxy: it is about this connection",
-        (Route::Dedicated(Need::Alone), command::Effect::Unknown) => {
+        (Route::Dedicated(Need::Alone), command::EffectClass::Unknown) => {
             "a script: it gets a connection of its own; it may touch any key, so its reply waits until the cache is known to reflect it"
         }
         (Route::Dedicated(Need::Alone), _) => "a script: it gets a connection of its own",
         (Route::Dedicated(Need::Block | Need::Wait), _) => "it may block: it gets a connection of its own",
         (Route::Dedicated(_), _) => "it keeps state on its connection: the session gets one of its own",
-        (_, command::Effect::Unknown) => {
+        (_, command::EffectClass::Unknown) => {
             "forwarded: it may touch any key, so its reply waits until the cache is known to reflect it"
         }
-        (_, command::Effect::Rights) => {
+        (_, command::EffectClass::Rights) => {
             "forwarded; if rights or passwords are others by it, all that is cached is flushed before it is acknowledged"
         }
-        (_, command::Effect::Flush) => "forwarded; all that is cached is flushed before it is acknowledged",
-        (_, command::Effect::Keys) => {
+        (_, command::EffectClass::Flush) => "forwarded; all that is cached is flushed before it is acknowledged",
+        (_, command::EffectClass::Keys) => {
             "forwarded: it writes, or its reply cannot be kept (random, dependent on time, of several keys, or not tracked by the server)"
         }
-        (_, command::Effect::None) => "forwarded: it reads no key that could be cached",
+        (_, command::EffectClass::None) => "forwarded: it reads no key that could be cached",
     }
 }

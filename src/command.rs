@@ -17,7 +17,7 @@ mod table;
 use crate::config::ScriptKeys;
 use build::{Spec, Subcommands};
 pub use names::{Meaning, Word};
-use table::{Fate, Shape};
+use table::{Shape, StaticRoute};
 
 /// One parsed request: argument ranges into the bytes it was scanned from.
 #[derive(Clone, Copy)]
@@ -128,7 +128,7 @@ pub enum Local {
 
 /// The command's effect on the cache once its reply has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum EffectClass {
     /// Nothing: no key is touched.
     None,
     /// Its keys are known: `Keys::writes` are dropped, `Keys::reads` observed.
@@ -166,11 +166,11 @@ pub struct Plan {
     /// Where it is answered.
     pub route: Route,
     /// Its effect on the cache.
-    pub effect: Effect,
+    pub effect: EffectClass,
     /// For a cacheable read, a number for the command's name, however it is spelled and whichever server is asked. GET
     /// is 1; MGET has its own, since it answers nil where GET answers WRONGTYPE. Anything else has 0.
     pub id: u16,
-    /// For [`Table::name`].
+    /// For [`CommandTable::name`].
     pub name: u16,
     /// Which command it is, by whatever name the server takes it, if the session has to know.
     pub word: Word,
@@ -185,7 +185,7 @@ pub const GET_ID: u16 = 1;
 /// The plan of a GET.
 pub const GET: Plan = Plan {
     route: Route::Cache(CacheRead::One(FieldTtl::No)),
-    effect: Effect::Keys,
+    effect: EffectClass::Keys,
     id: GET_ID,
     name: build::GET_NAME,
     word: Word::Other,
@@ -196,7 +196,7 @@ pub const GET: Plan = Plan {
 const RENAMED_GET_ID: u16 = u16::MAX;
 const UNKNOWN: Plan = Plan {
     route: Route::Lane,
-    effect: Effect::Unknown,
+    effect: EffectClass::Unknown,
     id: 0,
     name: build::NO_NAME,
     word: Word::Other,
@@ -209,16 +209,16 @@ const OWN_CONNECTION: Plan = Plan { route: Route::Dedicated(Need::Pin), ..UNKNOW
 /// Longest command name that is looked up, `container|sub` included. What is longer is unknown.
 const NAME_MAX: usize = 256;
 
-type Places = HashMap<Vec<u8>, usize, ahash::RandomState>;
+type PlacesByName = HashMap<Vec<u8>, usize, ahash::RandomState>;
 
 /// Every command's plan, for one server. Built for each COMMAND reply; a name that is learned later makes a new one.
 #[derive(Clone)]
-pub struct Table {
+pub struct CommandTable {
     specs: Vec<Spec>,
     /// Places in `specs`, by the command's own name in lower case; a subcommand is `container|sub`.
-    places: Places,
+    places: PlacesByName,
     /// Places in `specs`, by the name by which the server takes the command, in lower case.
-    spoken: Places,
+    spoken: PlacesByName,
     /// The same of short names, by [`word`].
     short: HashMap<u64, usize, ahash::RandomState>,
     /// Names among `spoken` that are no command's own.
@@ -232,7 +232,7 @@ pub struct Table {
     script_keys: ScriptKeys,
 }
 
-impl Table {
+impl CommandTable {
     /// The table of a server that has not been asked yet, or that does not say: the commands of Redis' core, whose keys and
     /// flags are the same everywhere, as Redis 8.2 describes them.
     pub fn by_heart(script_keys: ScriptKeys) -> Self {
@@ -253,7 +253,7 @@ impl Table {
 
     fn of(specs: build::Specs, names: Vec<String>, field_ttl: bool, script_keys: ScriptKeys) -> Self {
         let (found, specs): (Vec<_>, Vec<_>) = specs.into_iter().unzip();
-        let places: Places = found.into_iter().zip(0..).collect();
+        let places: PlacesByName = found.into_iter().zip(0..).collect();
         let spoken = places.iter().filter(|(name, _)| !name.contains(&b'|')).map(|(n, p)| (n.clone(), *p)).collect();
         let short = HashMap::default();
         let mut table = Self { specs, places, spoken, short, renamed: 0, get: true, names, field_ttl, script_keys };
@@ -276,7 +276,7 @@ impl Table {
         };
         let effect = keys::effect(spec, request, self.script_keys, keys);
         let route = self.route(spec, request);
-        let repeatable = spec.repeatable && effect != Effect::Unknown;
+        let repeatable = spec.repeatable && effect != EffectClass::Unknown;
         let id = if matches!(route, Route::Cache(_)) { spec.id } else { 0 };
         Plan { route, effect, id, name: spec.name, word: spec.word, repeatable }
     }
@@ -317,14 +317,14 @@ impl Table {
             return Route::Lane;
         }
         match spec.fate {
-            Fate::Forward => Route::Lane,
-            Fate::ForwardUnlessBlock if keys::says_block(request) => Route::Dedicated(Need::Block),
-            Fate::ForwardUnlessBlock => Route::Lane,
+            StaticRoute::Forward => Route::Lane,
+            StaticRoute::ForwardUnlessBlock if keys::says_block(request) => Route::Dedicated(Need::Block),
+            StaticRoute::ForwardUnlessBlock => Route::Lane,
             // Its elements would be kept as replies to GET.
-            Fate::Read(Shape::Mget) if !self.get => Route::Lane,
-            Fate::Read(shape) => Route::Cache(self.read(shape)),
-            Fate::Answer(local) => Route::Local(local),
-            Fate::Dedicate(need) => Route::Dedicated(need),
+            StaticRoute::Read(Shape::Mget) if !self.get => Route::Lane,
+            StaticRoute::Read(shape) => Route::Cache(self.read(shape)),
+            StaticRoute::Answer(local) => Route::Local(local),
+            StaticRoute::Dedicate(need) => Route::Dedicated(need),
         }
     }
 

@@ -47,7 +47,7 @@ use crate::audit::Sampler;
 use crate::bypass::Bypass;
 use crate::cache::Cache;
 use crate::clients::Client;
-use crate::command::{self, Keys, Need, Plan, Request, Route, Table, Word};
+use crate::command::{self, CommandTable, Keys, Need, Plan, Request, Route, Word};
 use crate::config::Level;
 use crate::outbox::{Outbox, Piece};
 use crate::resp::ProtocolError;
@@ -509,7 +509,7 @@ impl Session {
         self.closing = Some("protocol error");
     }
 
-    fn dispatch(&mut self, request: &Request<'_>, table: &Table, keys: &mut Keys) -> Step {
+    fn dispatch(&mut self, request: &Request<'_>, table: &CommandTable, keys: &mut Keys) -> Step {
         let plan = table.plan(request, keys);
         sabotage::panic_at("session");
         self.command = u32::from(plan.name);
@@ -577,15 +577,15 @@ impl Session {
         let scripted = plan.route == Route::Dedicated(Need::Alone);
         let set = || KeySet { writes: hash(&keys.writes), reads: hash(&keys.reads), scripted };
         match plan.effect {
-            command::Effect::None => Effect::None,
-            command::Effect::Flush => Effect::Flush,
-            command::Effect::Rights => Effect::Rights(Box::new(Change::of(request, plan.word))),
-            command::Effect::Keys => match (&keys.writes[..], &keys.reads[..]) {
+            command::EffectClass::None => Effect::None,
+            command::EffectClass::Flush => Effect::Flush,
+            command::EffectClass::Rights => Effect::Rights(Box::new(Change::of(request, plan.word))),
+            command::EffectClass::Keys => match (&keys.writes[..], &keys.reads[..]) {
                 ([key], []) if !scripted => Effect::Write(self.hash(request, *key)),
                 ([], [key]) if !scripted => Effect::Read(self.hash(request, *key)),
                 _ => Effect::of_keys(set()),
             },
-            command::Effect::Unknown => Effect::Unknown(Box::new(set())),
+            command::EffectClass::Unknown => Effect::Unknown(Box::new(set())),
         }
     }
 

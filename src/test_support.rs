@@ -31,7 +31,7 @@ pub mod coherence {
 
 /// From `src/command.rs`.
 pub mod command {
-    pub use crate::command::{CacheRead, Effect, FieldTtl, GET_ID, Keys, Plan, Request, Route, Table};
+    pub use crate::command::{CacheRead, CommandTable, EffectClass, FieldTtl, GET_ID, Keys, Plan, Request, Route};
 }
 
 /// From `src/resp.rs`.

@@ -50,7 +50,7 @@ use tokio::task::LocalSet;
 use crate::cache::FlushCause;
 use crate::clients::Clients;
 use crate::coherence::Coherence;
-use crate::command::Table;
+use crate::command::CommandTable;
 use crate::config::{Config, Invalidation, Level, ScriptKeys, Upstream};
 use crate::transport::Endpoint;
 use bounds::Bounds;
@@ -105,7 +105,7 @@ pub struct Node {
     /// Cache and clocks.
     pub coherence: Coherence,
     /// Its commands, as it described them last.
-    pub table: ArcSwap<Table>,
+    pub table: ArcSwap<CommandTable>,
     /// HELLO was refused as a command: connections say who they are by AUTH and CLIENT SETNAME.
     pub without_hello: AtomicBool,
     /// Abilities that the server lacks and the proxy would use, in words; empty: none.
@@ -192,7 +192,7 @@ impl Node {
             guesses: guesses::Guesses::new(config.wrong_passwords_per_second),
             clients: Arc::default(),
             coherence,
-            table: ArcSwap::from_pointee(Table::by_heart(config.script_keys)),
+            table: ArcSwap::from_pointee(CommandTable::by_heart(config.script_keys)),
             without_hello: AtomicBool::new(false),
             lacks: ArcSwap::default(),
             names: names::Names::default(),

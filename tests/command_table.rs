@@ -10,7 +10,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nearside::config::ScriptKeys;
-use nearside::test_support::command::{CacheRead, Effect, FieldTtl, GET_ID, Keys, Plan, Request, Route, Table};
+use nearside::test_support::command::{
+    CacheRead, CommandTable, EffectClass, FieldTtl, GET_ID, Keys, Plan, Request, Route,
+};
 use redis_protocol::resp2::decode::decode;
 use redis_protocol::resp2::types::OwnedFrame as Frame;
 
@@ -55,7 +57,7 @@ impl Server {
         Said { name: self.name.clone(), reply: self.client().ask_raw("COMMAND").0 }
     }
 
-    fn table(&self, script_keys: ScriptKeys) -> Table {
+    fn table(&self, script_keys: ScriptKeys) -> CommandTable {
         self.said().table(script_keys)
     }
 
@@ -94,8 +96,8 @@ impl Said {
         lines.concat()
     }
 
-    fn table(&self, script_keys: ScriptKeys) -> Table {
-        Table::from_command_reply(&self.reply, script_keys).unwrap()
+    fn table(&self, script_keys: ScriptKeys) -> CommandTable {
+        CommandTable::from_command_reply(&self.reply, script_keys).unwrap()
     }
 
     fn commands(&self) -> Vec<Listed> {
@@ -239,7 +241,7 @@ fn words(text: &str) -> Vec<&str> {
     text.split(' ').map(|w| if w == "\"\"" { "" } else { w }).collect()
 }
 
-fn plan(table: &Table, text: &str) -> (Plan, Keys) {
+fn plan(table: &CommandTable, text: &str) -> (Plan, Keys) {
     let mut buf = Vec::new();
     let mut args = Vec::new();
     for word in words(text) {
@@ -252,7 +254,7 @@ fn plan(table: &Table, text: &str) -> (Plan, Keys) {
 }
 
 /// `Lane Keys w[1] r[]`
-fn told(table: &Table, text: &str) -> String {
+fn told(table: &CommandTable, text: &str) -> String {
     let (Plan { route, effect, .. }, keys) = plan(table, text);
     let route = match route {
         Route::Cache(CacheRead::One(FieldTtl::No)) => "Cache".into(),
@@ -396,9 +398,9 @@ fn the_whole_table_of_the_server_is_planned_safely() {
             let say = format!("{}: {request}: {}", server.name, told(&table, &request));
             let quiet = command.name.starts_with("function|");
             if command.is("write") && !quiet {
-                let spoken = !keys.writes.is_empty() || plan.effect != Effect::Keys;
+                let spoken = !keys.writes.is_empty() || plan.effect != EffectClass::Keys;
                 let reads_only = ["sort", "georadius", "georadiusbymember", "xreadgroup"].contains(&&command.name[..]);
-                assert!(plan.effect != Effect::None && (spoken || reads_only), "{say}");
+                assert!(plan.effect != EffectClass::None && (spoken || reads_only), "{say}");
                 assert!(!matches!(plan.route, Route::Cache(_)), "{say}");
             }
             let sometimes = command.name.starts_with("xread");
@@ -406,7 +408,7 @@ fn the_whole_table_of_the_server_is_planned_safely() {
                 assert!(matches!(plan.route, Route::Dedicated(_)), "{say}");
             }
             if command.is("module") {
-                assert!(plan.effect == Effect::Unknown || command.is("readonly"), "{say}");
+                assert!(plan.effect == EffectClass::Unknown || command.is("readonly"), "{say}");
             }
             if command.is("@connection") && command.name.starts_with("client|") {
                 assert!(matches!(plan.route, Route::Dedicated(_) | Route::Local(_)), "{say}");
@@ -428,7 +430,7 @@ fn only_what_the_server_calls_a_read_is_repeated() {
             let request = command.shortest();
             let (plan, _) = plan(&table, &request);
             let read = command.is("readonly") && !command.is("module") && !command.is("write");
-            assert_eq!(plan.repeatable, read && plan.effect != Effect::Unknown, "{}: {request}", server.name);
+            assert_eq!(plan.repeatable, read && plan.effect != EffectClass::Unknown, "{}: {request}", server.name);
         }
         let repeatable = |text: &str| plan(&table, text).0.repeatable;
         for once in [

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::reply::{Entry, KeySpec};
-use super::table::{Begin, Fate, Find, ROWS, Row, StaticSpec, Touch};
+use super::reply::{CommandInfo, KeySpec};
+use super::table::{BeginSearch, FindKeys, ROWS, Row, StaticRoute, StaticSpec, Touch};
 use super::{Local, Need, Word};
 
 /// All commands, by lower-case name.
@@ -21,7 +21,7 @@ pub(super) struct Spec {
     pub word: Word,
     /// The server lists it.
     listed: bool,
-    pub fate: Fate,
+    pub fate: StaticRoute,
     pub touch: Touch,
     /// Cache id; 0 if it is not cacheable.
     pub id: u16,
@@ -75,16 +75,16 @@ impl Spec {
     /// Its fate in one of [`FATES`](Self::FATES).
     pub fn words(&self) -> &'static str {
         let place = match (self.fate, self.touch) {
-            (Fate::Read(_), _) => 0,
+            (StaticRoute::Read(_), _) => 0,
             // Its reply is the server's own.
-            (Fate::Answer(Local::Module), _) => 7,
-            (Fate::Answer(_), _) => 1,
-            (Fate::Dedicate(Need::Alone), _) => 4,
-            (Fate::Dedicate(_), _) => 2,
-            (Fate::ForwardUnlessBlock, _) => 3,
-            (Fate::Forward, Touch::Everything) => 5,
-            (Fate::Forward, Touch::Server(_)) if self.unknown => 6,
-            (Fate::Forward, _) => 7,
+            (StaticRoute::Answer(Local::Module), _) => 7,
+            (StaticRoute::Answer(_), _) => 1,
+            (StaticRoute::Dedicate(Need::Alone), _) => 4,
+            (StaticRoute::Dedicate(_), _) => 2,
+            (StaticRoute::ForwardUnlessBlock, _) => 3,
+            (StaticRoute::Forward, Touch::Everything) => 5,
+            (StaticRoute::Forward, Touch::Server(_)) if self.unknown => 6,
+            (StaticRoute::Forward, _) => 7,
         };
         Self::FATES[place]
     }
@@ -94,7 +94,7 @@ impl Spec {
         self.listed
     }
 
-    fn new(name: &[u8], row: Option<(u16, &Row)>, entry: Option<&Entry>, subcommands: Subcommands) -> Self {
+    fn new(name: &[u8], row: Option<(u16, &Row)>, entry: Option<&CommandInfo>, subcommands: Subcommands) -> Self {
         let touch = row.map_or(Touch::Server(&[]), |(_, row)| row.touch);
         let (keys, incomplete) = merged_keys(touch, entry);
         let module = entry.is_some_and(|e| e.module);
@@ -119,7 +119,7 @@ impl Spec {
 }
 
 /// Builds the table and the list of its names; without entries, of our rows alone.
-pub(super) fn specs(entries: &[Entry], by_heart: bool) -> (Specs, Vec<String>) {
+pub(super) fn specs(entries: &[CommandInfo], by_heart: bool) -> (Specs, Vec<String>) {
     let mut specs: Specs = entries.iter().flat_map(of_entry).collect();
     for (id, row) in numbered_rows() {
         if !specs.contains_key(row.name.as_bytes()) && holds_unlisted(row, &specs, by_heart) {
@@ -137,8 +137,8 @@ pub(super) fn specs(entries: &[Entry], by_heart: bool) -> (Specs, Vec<String>) {
 }
 
 /// The command that the server describes, and its subcommands, by their own names.
-pub(super) fn of_entry(entry: &Entry) -> Vec<(Vec<u8>, Spec)> {
-    let spec = |entry: &Entry, subcommands| {
+pub(super) fn of_entry(entry: &CommandInfo) -> Vec<(Vec<u8>, Spec)> {
+    let spec = |entry: &CommandInfo, subcommands| {
         (entry.name.clone(), Spec::new(&entry.name, row(&entry.name), Some(entry), subcommands))
     };
     let subcommands = entry.subcommands.iter().map(|sub| spec(sub, Subcommands::None));
@@ -166,14 +166,14 @@ pub(super) fn display(name: &[u8]) -> String {
 }
 
 fn numbered_rows() -> impl Iterator<Item = (u16, &'static Row)> {
-    (1..).zip(ROWS).map(|(place, row)| (if matches!(row.fate, Fate::Read(_)) { place } else { 0 }, row))
+    (1..).zip(ROWS).map(|(place, row)| (if matches!(row.fate, StaticRoute::Read(_)) { place } else { 0 }, row))
 }
 
 fn row(name: &[u8]) -> Option<(u16, &'static Row)> {
     numbered_rows().find(|(_, row)| row.name.as_bytes() == name)
 }
 
-fn subcommands_of(entry: &Entry) -> Subcommands {
+fn subcommands_of(entry: &CommandInfo) -> Subcommands {
     if entry.subcommands.is_empty() { has_static_subcommands(&entry.name) } else { Subcommands::All }
 }
 
@@ -190,24 +190,24 @@ fn holds_unlisted(row: &Row, specs: &Specs, by_heart: bool) -> bool {
     if !by_heart && container.is_some_and(|c| specs.get(c).is_some_and(|s| s.subcommands == Subcommands::All)) {
         return false;
     }
-    if by_heart || matches!(row.fate, Fate::Answer(_)) {
+    if by_heart || matches!(row.fate, StaticRoute::Answer(_)) {
         return true;
     }
     match container {
         Some(container) => specs.get(container).is_some_and(|s| s.subcommands == Subcommands::Some),
-        None => matches!(row.fate, Fate::Dedicate(_)) || row.touch == Touch::Everything,
+        None => matches!(row.fate, StaticRoute::Dedicate(_)) || row.touch == Touch::Everything,
     }
 }
 
-fn fate(row: Option<&Row>, entry: Option<&Entry>) -> Fate {
+fn fate(row: Option<&Row>, entry: Option<&CommandInfo>) -> StaticRoute {
     match (row.map(|row| row.fate), entry) {
         // Someone has put another command in its place.
-        (Some(Fate::Read(_)), Some(entry)) if !entry.readonly || entry.module => Fate::Forward,
-        (Some(fate), _) if fate != Fate::Forward => fate,
-        (_, Some(entry)) if entry.blocking => Fate::Dedicate(Need::Block),
+        (Some(StaticRoute::Read(_)), Some(entry)) if !entry.readonly || entry.module => StaticRoute::Forward,
+        (Some(fate), _) if fate != StaticRoute::Forward => fate,
+        (_, Some(entry)) if entry.blocking => StaticRoute::Dedicate(Need::Block),
         // Whatever it sets, it sets on the connection.
-        (None, Some(entry)) if entry.name.starts_with(b"client|") => Fate::Dedicate(Need::Pin),
-        _ => Fate::Forward,
+        (None, Some(entry)) if entry.name.starts_with(b"client|") => StaticRoute::Dedicate(Need::Pin),
+        _ => StaticRoute::Forward,
     }
 }
 
@@ -220,7 +220,7 @@ fn word(name: &[u8], module_reads: bool) -> Word {
 }
 
 /// The key specs, and whether they miss any key.
-fn merged_keys(touch: Touch, entry: Option<&Entry>) -> (Vec<KeySpec>, bool) {
+fn merged_keys(touch: Touch, entry: Option<&CommandInfo>) -> (Vec<KeySpec>, bool) {
     let Touch::Server(fallback) = touch else {
         return (Vec::new(), false);
     };
@@ -236,10 +236,11 @@ fn merged_keys(touch: Touch, entry: Option<&Entry>) -> (Vec<KeySpec>, bool) {
     }
 }
 
-impl Entry {
+impl CommandInfo {
     /// Whether the specs say how the keys move; a fixed range does not.
     fn has_moving_spec(&self) -> bool {
-        let fixed = |spec: &KeySpec| matches!((&spec.begin, &spec.find), (Begin::Index(_), Find::Range { .. }));
+        let fixed =
+            |spec: &KeySpec| matches!((&spec.begin, &spec.find), (BeginSearch::Index(_), FindKeys::Range { .. }));
         !self.keys.iter().all(fixed)
     }
 }
@@ -247,8 +248,8 @@ impl Entry {
 impl StaticSpec {
     fn owned(&self) -> KeySpec {
         let begin = match self.begin {
-            Begin::Index(at) => Begin::Index(at),
-            Begin::Keyword { word, from } => Begin::Keyword { word: word.to_vec(), from },
+            BeginSearch::Index(at) => BeginSearch::Index(at),
+            BeginSearch::Keyword { word, from } => BeginSearch::Keyword { word: word.to_vec(), from },
         };
         KeySpec { begin, find: self.find, write: self.write }
     }

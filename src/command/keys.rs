@@ -2,22 +2,22 @@
 
 use super::build::Spec;
 use super::reply::KeySpec;
-use super::table::{Begin, Fate, Find, Shape, Touch};
-use super::{Effect, Keys, Request};
+use super::table::{BeginSearch, FindKeys, Shape, StaticRoute, Touch};
+use super::{EffectClass, Keys, Request};
 use crate::config::ScriptKeys;
 
 /// Finds the keys of `request` and says what it does to the cache. Where a rule can only guess, it finds more keys than
 /// there are, never fewer.
-pub(super) fn effect(spec: &Spec, request: &Request<'_>, script_keys: ScriptKeys, keys: &mut Keys) -> Effect {
-    if let Fate::Read(shape) = spec.fate {
+pub(super) fn effect(spec: &Spec, request: &Request<'_>, script_keys: ScriptKeys, keys: &mut Keys) -> EffectClass {
+    if let StaticRoute::Read(shape) = spec.fate {
         let end = if matches!(shape, Shape::Mget | Shape::Single) { request.len() } else { request.len().min(2) };
         keys.reads.extend(1..end);
-        return if keys.reads.is_empty() { Effect::None } else { Effect::Keys };
+        return if keys.reads.is_empty() { EffectClass::None } else { EffectClass::Keys };
     }
     match spec.touch {
-        Touch::Nothing => Effect::None,
-        Touch::Everything => Effect::Flush,
-        Touch::Rights => Effect::Rights,
+        Touch::Nothing => EffectClass::None,
+        Touch::Everything => EffectClass::Flush,
+        Touch::Rights => EffectClass::Rights,
         Touch::Settings => settings(request),
         Touch::Script { writes } => script(request, writes, script_keys, keys),
         Touch::Sort => sort(request, keys),
@@ -28,9 +28,9 @@ pub(super) fn effect(spec: &Spec, request: &Request<'_>, script_keys: ScriptKeys
 }
 
 /// Settings and their values take turns; a value that is taken for a setting costs one look at the rights.
-fn settings(request: &Request<'_>) -> Effect {
+fn settings(request: &Request<'_>) -> EffectClass {
     let password = (2..request.len()).any(|i| request.arg(i).eq_ignore_ascii_case(b"requirepass"));
-    if password { Effect::Rights } else { Effect::None }
+    if password { EffectClass::Rights } else { EffectClass::None }
 }
 
 /// Whether XREAD or XREADGROUP says BLOCK among its options. The group and the consumer can have any name.
@@ -49,17 +49,17 @@ pub(super) fn says_block(request: &Request<'_>) -> bool {
     false
 }
 
-fn by_specs(spec: &Spec, request: &Request<'_>, keys: &mut Keys) -> Effect {
+fn by_specs(spec: &Spec, request: &Request<'_>, keys: &mut Keys) -> EffectClass {
     for one in &spec.keys {
         let to = if one.write && !spec.readonly { &mut keys.writes } else { &mut keys.reads };
         one.find_in(request, to);
     }
     let none = keys.writes.is_empty() && keys.reads.is_empty();
     match (spec.unknown, none) {
-        (true, _) => Effect::Unknown,
-        (false, true) if spec.unknown_without_keys => Effect::Unknown,
-        (false, true) => Effect::None,
-        (false, false) => Effect::Keys,
+        (true, _) => EffectClass::Unknown,
+        (false, true) if spec.unknown_without_keys => EffectClass::Unknown,
+        (false, true) => EffectClass::None,
+        (false, false) => EffectClass::Keys,
     }
 }
 
@@ -71,9 +71,11 @@ impl KeySpec {
         };
         let end = request.len();
         match self.find {
-            Find::Range { last: 0, .. } => to.push(first),
-            Find::Range { last, step, limit } => to.extend((first..range_end(first, last, limit, end)).step_by(step)),
-            Find::KeyNum { count, first: skip, step } => {
+            FindKeys::Range { last: 0, .. } => to.push(first),
+            FindKeys::Range { last, step, limit } => {
+                to.extend((first..range_end(first, last, limit, end)).step_by(step))
+            }
+            FindKeys::KeyNum { count, first: skip, step } => {
                 let count = if first + count < end { number(request.arg(first + count)).unwrap_or(0) } else { 0 };
                 let first = first + skip;
                 to.extend((first..end).step_by(step).take(count));
@@ -83,8 +85,8 @@ impl KeySpec {
 
     fn first(&self, request: &Request<'_>) -> Option<usize> {
         let (word, from) = match &self.begin {
-            Begin::Index(at) => return Some(*at).filter(|at| *at < request.len()),
-            Begin::Keyword { word, from } => (word, *from),
+            BeginSearch::Index(at) => return Some(*at).filter(|at| *at < request.len()),
+            BeginSearch::Keyword { word, from } => (word, *from),
         };
         // The last argument is not looked at: no key could follow.
         let last = request.len().saturating_sub(1);
@@ -116,7 +118,7 @@ fn number(text: &[u8]) -> Option<usize> {
 }
 
 /// A script that only reads gets a barrier as well: what it has read must not be newer than what the cache says next.
-fn script(request: &Request<'_>, writes: bool, script_keys: ScriptKeys, keys: &mut Keys) -> Effect {
+fn script(request: &Request<'_>, writes: bool, script_keys: ScriptKeys, keys: &mut Keys) -> EffectClass {
     let count = if request.len() > 2 { number(request.arg(2)) } else { Some(0) };
     let declared = (3..request.len()).take(count.unwrap_or(0));
     if writes {
@@ -125,34 +127,34 @@ fn script(request: &Request<'_>, writes: bool, script_keys: ScriptKeys, keys: &m
         keys.reads.extend(declared)
     }
     match script_keys {
-        ScriptKeys::Declared if count.is_some() => Effect::Keys,
-        _ => Effect::Unknown,
+        ScriptKeys::Declared if count.is_some() => EffectClass::Keys,
+        _ => EffectClass::Unknown,
     }
 }
 
 /// `SORT key [BY pattern] [GET pattern …] [STORE destination] …`: a pattern with a star reads keys that it makes of the
 /// elements.
-fn sort(request: &Request<'_>, keys: &mut Keys) -> Effect {
+fn sort(request: &Request<'_>, keys: &mut Keys) -> EffectClass {
     if request.len() < 2 {
-        return Effect::None;
+        return EffectClass::None;
     }
     keys.reads.push(1);
-    let mut effect = Effect::Keys;
+    let mut effect = EffectClass::Keys;
     for i in 2..request.len().saturating_sub(1) {
         let (word, next) = (request.arg(i), request.arg(i + 1));
         if word.eq_ignore_ascii_case(b"store") {
             keys.writes.push(i + 1);
         } else if (word.eq_ignore_ascii_case(b"by") || word.eq_ignore_ascii_case(b"get")) && next.contains(&b'*') {
-            effect = Effect::Unknown;
+            effect = EffectClass::Unknown;
         }
     }
     effect
 }
 
 /// The last STORE or STOREDIST counts; taking all of them is safe.
-fn geo_store(request: &Request<'_>, from: usize, keys: &mut Keys) -> Effect {
+fn geo_store(request: &Request<'_>, from: usize, keys: &mut Keys) -> EffectClass {
     if request.len() < 2 {
-        return Effect::None;
+        return EffectClass::None;
     }
     keys.reads.push(1);
     for i in from..request.len().saturating_sub(1) {
@@ -161,15 +163,15 @@ fn geo_store(request: &Request<'_>, from: usize, keys: &mut Keys) -> Effect {
             keys.writes.push(i + 1);
         }
     }
-    Effect::Keys
+    EffectClass::Keys
 }
 
 /// `MIGRATE host port key|"" db timeout [options] [KEYS key …]`. The key named first is empty if KEYS follows.
-fn migrate(request: &Request<'_>, keys: &mut Keys) -> Effect {
+fn migrate(request: &Request<'_>, keys: &mut Keys) -> EffectClass {
     if request.len() > 3 && !request.arg(3).is_empty() {
         keys.writes.push(3);
     }
     let word = (6..request.len()).find(|i| request.arg(*i).eq_ignore_ascii_case(b"keys"));
     keys.writes.extend(word.map_or(request.len(), |i| i + 1)..request.len());
-    if keys.writes.is_empty() { Effect::Unknown } else { Effect::Keys }
+    if keys.writes.is_empty() { EffectClass::Unknown } else { EffectClass::Keys }
 }

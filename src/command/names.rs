@@ -2,8 +2,8 @@
 //! that is not its own any more, while COMMAND INFO answers by the new name, with the entry of the old.
 
 use super::build;
-use super::reply::{self, Entry};
-use super::{GET_ID, RENAMED_GET_ID, Table, word};
+use super::reply::{self, CommandInfo};
+use super::{CommandTable, GET_ID, RENAMED_GET_ID, word};
 
 /// Commands that a session has to tell apart, by whatever name they are said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,13 +115,13 @@ pub enum Meaning {
     /// The server has no such command.
     NoCommand,
     /// The command is in this table now.
-    Command(Box<Table>),
+    Command(Box<CommandTable>),
 }
 
 /// Names that the server takes without looking for them among its commands, or that are ours.
 const OWN: [&[u8]; 3] = [b"host:", b"post", b"nearside"];
 
-impl Table {
+impl CommandTable {
     /// Makes the short way to the names.
     pub(super) fn index(&mut self) {
         let short = self.spoken.iter().filter_map(|(name, place)| Some((word(name)?, *place)));
@@ -167,7 +167,7 @@ impl Table {
     }
 
     /// The names to ask COMMAND INFO about for [`heed`](Self::heed): every name in this table, and those that were learned for the one before.
-    pub fn names_to_ask(&self, before: &Table) -> Vec<Vec<u8>> {
+    pub fn names_to_ask(&self, before: &CommandTable) -> Vec<Vec<u8>> {
         let all = self.spoken.keys().chain(before.learned());
         let mut names: Vec<_> = all.filter(|name| !OWN.contains(&&name[..])).cloned().collect();
         names.sort_unstable();
@@ -217,7 +217,7 @@ impl Table {
     }
 
     /// `name` means this command, whose own name may be another.
-    fn take(&mut self, name: &[u8], entry: &Entry) {
+    fn take(&mut self, name: &[u8], entry: &CommandInfo) {
         if !self.places.contains_key(&entry.name) {
             for (own, mut spec) in build::of_entry(entry) {
                 spec.name = u16::try_from(self.names.len()).unwrap_or(build::NO_NAME);

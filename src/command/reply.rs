@@ -3,11 +3,11 @@
 use redis_protocol::resp2::decode::decode;
 use redis_protocol::resp2::types::OwnedFrame as Frame;
 
-use super::table::{Begin, Find};
+use super::table::{BeginSearch, FindKeys};
 
 /// The server's description of one command.
 #[derive(Default)]
-pub(super) struct Entry {
+pub(super) struct CommandInfo {
     /// Lower case; a subcommand is `container|sub`.
     pub name: Vec<u8>,
     /// The name included; negative: at least so many.
@@ -22,20 +22,20 @@ pub(super) struct Entry {
     pub keys: Vec<KeySpec>,
     /// Some of its keys cannot be described.
     pub opaque: bool,
-    pub subcommands: Vec<Entry>,
+    pub subcommands: Vec<CommandInfo>,
 }
 
 /// Where some keys of a command are.
 #[derive(Clone)]
 pub(super) struct KeySpec {
-    pub begin: Begin<Vec<u8>>,
-    pub find: Find,
+    pub begin: BeginSearch<Vec<u8>>,
+    pub find: FindKeys,
     /// Not only read.
     pub write: bool,
 }
 
 /// Parses the RESP2 reply to COMMAND.
-pub(super) fn parse(reply: &[u8]) -> Result<Vec<Entry>, String> {
+pub(super) fn parse(reply: &[u8]) -> Result<Vec<CommandInfo>, String> {
     let (frame, _) = decode(reply).map_err(|e| format!("COMMAND: {e}"))?.ok_or("COMMAND: the reply is cut off")?;
     match frame {
         Frame::Array(list) if !list.is_empty() => list.iter().map(entry).collect(),
@@ -45,7 +45,7 @@ pub(super) fn parse(reply: &[u8]) -> Result<Vec<Entry>, String> {
 }
 
 /// Parses the RESP2 reply to COMMAND INFO: of each name that was asked about the entry, or none.
-pub(super) fn parse_info(reply: &[u8]) -> Result<Vec<Option<Entry>>, String> {
+pub(super) fn parse_info(reply: &[u8]) -> Result<Vec<Option<CommandInfo>>, String> {
     let (frame, _) = decode(reply).map_err(|e| format!("COMMAND INFO: {e}"))?.ok_or("COMMAND INFO: cut off")?;
     let known = |frame: &Frame| if matches!(frame, Frame::Null) { Ok(None) } else { entry(frame).map(Some) };
     match frame {
@@ -59,13 +59,13 @@ pub(super) fn parse_info(reply: &[u8]) -> Result<Vec<Option<Entry>>, String> {
 const BY_HEART: &str = include_str!("../../tests/commands/redis-8.2.txt");
 
 /// The entries of Redis' core.
-pub(super) fn by_heart() -> Vec<Entry> {
+pub(super) fn by_heart() -> Vec<CommandInfo> {
     let lines = BY_HEART.lines().filter(|line| !line.starts_with('#')).map(|line| line.replace('\t', "\r\n") + "\r\n");
     lines.filter_map(|line| entry(&decode(line.as_bytes()).ok()??.0).ok()).collect()
 }
 
 /// `name arity flags first last step [categories [tips specs subcommands]]`
-fn entry(frame: &Frame) -> Result<Entry, String> {
+fn entry(frame: &Frame) -> Result<CommandInfo, String> {
     let fields = list(frame);
     let [name, arity, flags, first, last, step, rest @ ..] = fields else {
         return Err(format!("COMMAND: an entry of {} elements", fields.len()));
@@ -73,7 +73,7 @@ fn entry(frame: &Frame) -> Result<Entry, String> {
     let name = word(name).to_ascii_lowercase();
     let has = |flag: &str| list(flags).iter().any(|f| word(f) == flag.as_bytes());
     let in_category = |name: &str| rest.first().is_some_and(|c| list(c).iter().any(|f| word(f) == name.as_bytes()));
-    let mut entry = Entry {
+    let mut entry = CommandInfo {
         arity: number(arity),
         write: has("write"),
         readonly: has("readonly"),
@@ -82,7 +82,7 @@ fn entry(frame: &Frame) -> Result<Entry, String> {
         module: has("module") || name.contains(&b'.'),
         movable: has("movablekeys"),
         name,
-        ..Entry::default()
+        ..CommandInfo::default()
     };
     match rest.get(2) {
         Some(specs) => entry.add_specs(list(specs)),
@@ -94,7 +94,7 @@ fn entry(frame: &Frame) -> Result<Entry, String> {
     Ok(entry)
 }
 
-impl Entry {
+impl CommandInfo {
     fn add_specs(&mut self, specs: &[Frame]) {
         for spec in specs {
             let fields = list(spec);
@@ -114,31 +114,31 @@ impl Entry {
     fn add_range(&mut self, first: i64, last: i64, step: i64) {
         if first > 0 {
             let last = if last < 0 { last } else { last - first };
-            let find = Find::Range { last, step: size(step).max(1), limit: 0 };
-            self.keys.push(KeySpec { begin: Begin::Index(size(first)), find, write: self.write });
+            let find = FindKeys::Range { last, step: size(step).max(1), limit: 0 };
+            self.keys.push(KeySpec { begin: BeginSearch::Index(size(first)), find, write: self.write });
         }
     }
 }
 
-fn begin(search: &Frame) -> Option<Begin<Vec<u8>>> {
+fn begin(search: &Frame) -> Option<BeginSearch<Vec<u8>>> {
     let spec = list(field(list(search), "spec"));
     match word(field(list(search), "type")) {
-        b"index" => Some(Begin::Index(size(number(field(spec, "index"))))),
+        b"index" => Some(BeginSearch::Index(size(number(field(spec, "index"))))),
         b"keyword" => {
             let word = word(field(spec, "keyword")).to_vec();
-            Some(Begin::Keyword { word, from: number(field(spec, "startfrom")) })
+            Some(BeginSearch::Keyword { word, from: number(field(spec, "startfrom")) })
         }
         _ => None,
     }
 }
 
-fn find(search: &Frame) -> Option<Find> {
+fn find(search: &Frame) -> Option<FindKeys> {
     let spec = list(field(list(search), "spec"));
     let int = |name| number(field(spec, name));
     let step = size(int("keystep")).max(1);
     match word(field(list(search), "type")) {
-        b"range" => Some(Find::Range { last: int("lastkey"), step, limit: int("limit") }),
-        b"keynum" => Some(Find::KeyNum { count: size(int("keynumidx")), first: size(int("firstkey")), step }),
+        b"range" => Some(FindKeys::Range { last: int("lastkey"), step, limit: int("limit") }),
+        b"keynum" => Some(FindKeys::KeyNum { count: size(int("keynumidx")), first: size(int("firstkey")), step }),
         _ => None,
     }
 }

@@ -12,14 +12,14 @@ pub(super) struct Row {
     /// Arguments, the name included; negative: at least so many. The server's arity, where known, counts as well.
     pub arity: i64,
     /// Where it is answered.
-    pub fate: Fate,
+    pub fate: StaticRoute,
     /// How its keys are found.
     pub touch: Touch,
 }
 
 /// Where a command is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum StaticRoute {
     /// On the lane, or on a dedicated connection if the server's table says that it blocks.
     Forward,
     /// Blocks only if it says BLOCK (XREAD, XREADGROUP).
@@ -79,14 +79,14 @@ pub(super) enum Touch {
 /// A key spec in the server's words, for servers that give none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StaticSpec {
-    pub begin: Begin<&'static [u8]>,
-    pub find: Find,
+    pub begin: BeginSearch<&'static [u8]>,
+    pub find: FindKeys,
     pub write: bool,
 }
 
 /// Where the keys of a spec begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Begin<W> {
+pub(super) enum BeginSearch<W> {
     /// At this argument.
     Index(usize),
     /// Behind this word, looked for from argument `from` on; if negative, from the end towards the front.
@@ -95,7 +95,7 @@ pub(super) enum Begin<W> {
 
 /// Which arguments from there on are keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Find {
+pub(super) enum FindKeys {
     /// Up to `last`, counted from the first, or if negative from the end; `limit` n: only the first n-th of the rest.
     Range { last: i64, step: usize, limit: i64 },
     /// As many as the argument `count` places further says, the first of them `first` places further.
@@ -103,15 +103,15 @@ pub(super) enum Find {
 }
 
 const fn read(name: &'static str, arity: i64, shape: Shape) -> Row {
-    Row { name, arity, fate: Fate::Read(shape), touch: Touch::Server(&[]) }
+    Row { name, arity, fate: StaticRoute::Read(shape), touch: Touch::Server(&[]) }
 }
 
 const fn answer(name: &'static str, arity: i64, local: Local) -> Row {
-    Row { name, arity, fate: Fate::Answer(local), touch: Touch::Nothing }
+    Row { name, arity, fate: StaticRoute::Answer(local), touch: Touch::Nothing }
 }
 
 const fn dedicate(name: &'static str, arity: i64, need: Need, touch: Touch) -> Row {
-    Row { name, arity, fate: Fate::Dedicate(need), touch }
+    Row { name, arity, fate: StaticRoute::Dedicate(need), touch }
 }
 
 const fn script(name: &'static str, writes: bool) -> Row {
@@ -127,7 +127,7 @@ const fn block(name: &'static str, specs: &'static [StaticSpec]) -> Row {
 }
 
 const fn forward(name: &'static str, touch: Touch) -> Row {
-    Row { name, arity: -1, fate: Fate::Forward, touch }
+    Row { name, arity: -1, fate: StaticRoute::Forward, touch }
 }
 
 const fn quiet(name: &'static str) -> Row {
@@ -139,18 +139,18 @@ const fn flush(name: &'static str) -> Row {
 }
 
 const fn range(first: usize, last: i64, write: bool) -> StaticSpec {
-    StaticSpec { begin: Begin::Index(first), find: Find::Range { last, step: 1, limit: 0 }, write }
+    StaticSpec { begin: BeginSearch::Index(first), find: FindKeys::Range { last, step: 1, limit: 0 }, write }
 }
 
 const fn keynum(at: usize, write: bool) -> StaticSpec {
-    StaticSpec { begin: Begin::Index(at), find: Find::KeyNum { count: 0, first: 1, step: 1 }, write }
+    StaticSpec { begin: BeginSearch::Index(at), find: FindKeys::KeyNum { count: 0, first: 1, step: 1 }, write }
 }
 
 /// The keys of XREAD and XREADGROUP: the first half of what follows STREAMS. XREADGROUP changes only what consumers
 /// have seen, which no cached read shows.
 const fn streams(from: i64) -> StaticSpec {
-    let begin = Begin::Keyword { word: b"streams".as_slice(), from };
-    StaticSpec { begin, find: Find::Range { last: -1, step: 1, limit: 2 }, write: false }
+    let begin = BeginSearch::Keyword { word: b"streams".as_slice(), from };
+    StaticSpec { begin, find: FindKeys::Range { last: -1, step: 1, limit: 2 }, write: false }
 }
 
 const STORE_NUMKEYS: &[StaticSpec] = &[range(1, 0, true), keynum(2, false)];
@@ -297,8 +297,8 @@ pub(super) const ROWS: &[Row] = &[
     block("bzmpop", &[keynum(2, true)]),
     dedicate("wait", -1, Need::Wait, Touch::Nothing),
     dedicate("waitaof", -1, Need::Wait, Touch::Nothing),
-    Row { name: "xread", arity: -4, fate: Fate::ForwardUnlessBlock, touch: Touch::Server(&[streams(1)]) },
-    Row { name: "xreadgroup", arity: -7, fate: Fate::ForwardUnlessBlock, touch: Touch::Server(&[streams(4)]) },
+    Row { name: "xread", arity: -4, fate: StaticRoute::ForwardUnlessBlock, touch: Touch::Server(&[streams(1)]) },
+    Row { name: "xreadgroup", arity: -7, fate: StaticRoute::ForwardUnlessBlock, touch: Touch::Server(&[streams(4)]) },
     // Everything may be another after these.
     flush("flushall"),
     flush("flushdb"),

@@ -1,7 +1,7 @@
 use super::*;
 
 /// The ranges of whitespace-separated words; `""` is an empty one.
-fn plan_of(table: &Table, text: &str) -> (Plan, Vec<usize>, Vec<usize>) {
+fn plan_of(table: &CommandTable, text: &str) -> (Plan, Vec<usize>, Vec<usize>) {
     let mut buf = Vec::new();
     let mut args = Vec::new();
     for word in text.split(' ') {
@@ -14,8 +14,8 @@ fn plan_of(table: &Table, text: &str) -> (Plan, Vec<usize>, Vec<usize>) {
     (plan, keys.writes, keys.reads)
 }
 
-fn empty() -> Table {
-    Table::by_heart(ScriptKeys::Any)
+fn empty() -> CommandTable {
+    CommandTable::by_heart(ScriptKeys::Any)
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn rows_are_unique_and_lower_case_and_fit_the_lookup() {
 
 #[test]
 fn reads_come_first_so_that_ids_are_stable() {
-    let read = |row: &table::Row| matches!(row.fate, Fate::Read(_));
+    let read = |row: &table::Row| matches!(row.fate, StaticRoute::Read(_));
     assert!(table::ROWS.is_sorted_by_key(|row| !read(row)));
     let (short, ..) = plan_of(&empty(), "gEt k");
     assert_eq!((short.id, table::ROWS[0].name), (GET_ID, "get"));
@@ -57,12 +57,12 @@ fn spellings_share_an_id_and_names_do_not() {
 #[test]
 fn without_a_table_the_core_is_known_by_heart_and_no_more() {
     for (text, effect, writes, reads) in [
-        ("SET k v", Effect::Keys, vec![1], vec![]),
-        ("DEL a b", Effect::Keys, vec![1, 2], vec![]),
-        ("MSET a 1 b 2", Effect::Keys, vec![1, 3], vec![]),
-        ("TTL k", Effect::Keys, vec![], vec![1]),
-        ("PING", Effect::None, vec![], vec![]),
-        ("CONFIG GET x", Effect::None, vec![], vec![]),
+        ("SET k v", EffectClass::Keys, vec![1], vec![]),
+        ("DEL a b", EffectClass::Keys, vec![1, 2], vec![]),
+        ("MSET a 1 b 2", EffectClass::Keys, vec![1, 3], vec![]),
+        ("TTL k", EffectClass::Keys, vec![], vec![1]),
+        ("PING", EffectClass::None, vec![], vec![]),
+        ("CONFIG GET x", EffectClass::None, vec![], vec![]),
     ] {
         let (plan, w, r) = plan_of(&empty(), text);
         assert_eq!((plan.route, plan.effect, w, r), (Route::Lane, effect, writes, reads), "{text}");
@@ -89,12 +89,12 @@ fn list(entries: &[String]) -> String {
 }
 
 /// A server that has renamed GET to `fetch`, MONITOR to `watchall`, FLUSHALL and CLIENT to nothing.
-fn renamed() -> Table {
+fn renamed() -> CommandTable {
     let get = || entry("get", 2, &["readonly"], true);
     let (mget, flush) = (entry("mget", -2, &["readonly"], true), entry("flushall", -1, &["write"], false));
     let monitor = entry("monitor", 1, &[], false);
     let all = list(&[get(), mget, flush, monitor.clone()]);
-    let mut table = Table::from_command_reply(all.as_bytes(), ScriptKeys::Any).expect("a table");
+    let mut table = CommandTable::from_command_reply(all.as_bytes(), ScriptKeys::Any).expect("a table");
     let asked: Vec<Vec<u8>> =
         [&b"get"[..], b"mget", b"flushall", b"monitor", b"client", b"fetch"].map(<[u8]>::to_vec).into();
     let nil = || "*-1\r\n".to_owned();
@@ -172,15 +172,15 @@ fn without_a_table_our_rows_hold() {
     // No table, no knowledge of HPEXPIRE: a field may have a TTL.
     assert_eq!(route("hmget k a b"), Route::Cache(CacheRead::One(FieldTtl::Named)));
     assert_eq!(route("hgetall k"), Route::Cache(CacheRead::One(FieldTtl::Whole)));
-    assert_eq!(plan_of(&empty(), "FLUSHALL").0.effect, Effect::Flush);
+    assert_eq!(plan_of(&empty(), "FLUSHALL").0.effect, EffectClass::Flush);
     assert_eq!(route("EVAL s 0"), Route::Dedicated(Need::Alone));
-    assert_eq!(plan_of(&empty(), "debug sleep 0").0.effect, Effect::None);
-    assert_eq!(plan_of(&empty(), "debug nosuch").0.effect, Effect::Flush);
+    assert_eq!(plan_of(&empty(), "debug sleep 0").0.effect, EffectClass::None);
+    assert_eq!(plan_of(&empty(), "debug nosuch").0.effect, EffectClass::Flush);
 }
 
 #[test]
 fn scripts_wait_for_a_barrier_unless_their_keys_are_believed() {
-    let declared = Table::by_heart(ScriptKeys::Declared);
+    let declared = CommandTable::by_heart(ScriptKeys::Declared);
     for (text, writes, reads) in [
         ("EVAL s 2 a b c", vec![3, 4], vec![]),
         ("FCALL f 0", vec![], vec![]),
@@ -188,26 +188,26 @@ fn scripts_wait_for_a_barrier_unless_their_keys_are_believed() {
         ("EVAL s 9 a", vec![3], vec![]),
     ] {
         let (plan, w, r) = plan_of(&empty(), text);
-        assert_eq!((plan.effect, &w, &r), (Effect::Unknown, &writes, &reads), "{text}");
-        assert_eq!(plan_of(&declared, text).0.effect, Effect::Keys, "{text}");
+        assert_eq!((plan.effect, &w, &r), (EffectClass::Unknown, &writes, &reads), "{text}");
+        assert_eq!(plan_of(&declared, text).0.effect, EffectClass::Keys, "{text}");
     }
-    assert_eq!(plan_of(&declared, "EVAL s x a").0.effect, Effect::Unknown);
+    assert_eq!(plan_of(&declared, "EVAL s x a").0.effect, EffectClass::Unknown);
 }
 
 #[test]
 fn options_that_store_or_read_elsewhere_are_found() {
     for (text, effect, writes, reads) in [
-        ("sort k LIMIT 0 5 desc", Effect::Keys, vec![], vec![1]),
-        ("sort k by nosort get # store d", Effect::Keys, vec![7], vec![1]),
-        ("sort k by w_* store d", Effect::Unknown, vec![5], vec![1]),
-        ("sort_ro k get o_*->f", Effect::Unknown, vec![], vec![1]),
-        ("georadius k 1 2 3 m store d", Effect::Keys, vec![7], vec![1]),
-        ("georadiusbymember k m 3 m withcoord STOREDIST d STORE e", Effect::Keys, vec![7, 9], vec![1]),
-        ("migrate h 1 k 0 9", Effect::Keys, vec![3], vec![]),
-        ("migrate h 1 \"\" 0 9 replace KEYS a b", Effect::Keys, vec![8, 9], vec![]),
-        ("migrate h 1 \"\" 0 9", Effect::Unknown, vec![], vec![]),
-        ("zunionstore d 2 a b weights 1 2", Effect::Keys, vec![1], vec![3, 4]),
-        ("xread count 1 streams a b 0 0", Effect::Keys, vec![], vec![4, 5]),
+        ("sort k LIMIT 0 5 desc", EffectClass::Keys, vec![], vec![1]),
+        ("sort k by nosort get # store d", EffectClass::Keys, vec![7], vec![1]),
+        ("sort k by w_* store d", EffectClass::Unknown, vec![5], vec![1]),
+        ("sort_ro k get o_*->f", EffectClass::Unknown, vec![], vec![1]),
+        ("georadius k 1 2 3 m store d", EffectClass::Keys, vec![7], vec![1]),
+        ("georadiusbymember k m 3 m withcoord STOREDIST d STORE e", EffectClass::Keys, vec![7, 9], vec![1]),
+        ("migrate h 1 k 0 9", EffectClass::Keys, vec![3], vec![]),
+        ("migrate h 1 \"\" 0 9 replace KEYS a b", EffectClass::Keys, vec![8, 9], vec![]),
+        ("migrate h 1 \"\" 0 9", EffectClass::Unknown, vec![], vec![]),
+        ("zunionstore d 2 a b weights 1 2", EffectClass::Keys, vec![1], vec![3, 4]),
+        ("xread count 1 streams a b 0 0", EffectClass::Keys, vec![], vec![4, 5]),
     ] {
         let (plan, w, r) = plan_of(&empty(), text);
         assert_eq!((plan.effect, w, r), (effect, writes, reads), "{text}");
@@ -231,7 +231,7 @@ fn what_is_no_table_is_refused() {
     for reply in
         ["", "*", "*1\r\n", "-NOPERM no\r\n", "*0\r\n", "+OK\r\n", "*1\r\n+get\r\n", "*1\r\n*2\r\n+get\r\n:2\r\n"]
     {
-        assert!(Table::from_command_reply(reply.as_bytes(), ScriptKeys::Any).is_err(), "{reply:?}");
+        assert!(CommandTable::from_command_reply(reply.as_bytes(), ScriptKeys::Any).is_err(), "{reply:?}");
     }
 }
 

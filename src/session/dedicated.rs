@@ -365,7 +365,7 @@ impl Session {
         if let Some(lent) = self.lent.as_ref().filter(|l| l.monitoring)
             && !matches!(plan.route, Route::Local(Local::Quit | Local::Reset))
         {
-            if plan.effect == command::Effect::Rights {
+            if plan.effect == command::EffectClass::Rights {
                 lent.connection.heed();
             }
             lent.connection.send_raw(Bytes::copy_from_slice(request.buf), Raw::Watching);

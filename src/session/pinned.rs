@@ -187,7 +187,7 @@ impl Session {
             {
                 return self.carry_out(step, input);
             }
-            self.swaps |= matches!(plan.effect, command::Effect::Flush | command::Effect::Rights);
+            self.swaps |= matches!(plan.effect, command::EffectClass::Flush | command::EffectClass::Rights);
             if let Some(turn) = self.guess(&input.request(), plan) {
                 return self.carry_out(Step::Stall(turn), input);
             }

@@ -35,7 +35,7 @@ use super::connection::Role;
 use super::handshake::{self, Wire};
 use super::probe::{CHANNEL, NOTIFICATIONS};
 use crate::bypass::REQUEST_MAX;
-use crate::command::{CacheRead, FieldTtl, Keys, Request, Route, Table};
+use crate::command::{CacheRead, CommandTable, FieldTtl, Keys, Request, Route};
 use crate::resp::{self, Scan, Scanner};
 
 /// The argument of a proxy's own PING; others begin with it and a colon.
@@ -224,7 +224,7 @@ impl Lines {
     }
 
     /// Whether this is a line about what a proxy said for itself. Each line is to be asked about once, in order.
-    pub fn hide(&mut self, line: &[u8], table: &Table) -> bool {
+    pub fn hide(&mut self, line: &[u8], table: &CommandTable) -> bool {
         let Some(line) = Line::parse(line) else { return false };
         if let Some((name, greeting)) = line.introduction() {
             self.learn(line.address, Kind::of(name), greeting);
@@ -274,7 +274,7 @@ impl Lines {
     }
 
     /// CLIENT SETNAME: whether a proxy's connection says its name. Another client's name ends what is known of the address.
-    fn names_itself(&mut self, line: &Line<'_>, table: &Table) -> bool {
+    fn names_itself(&mut self, line: &Line<'_>, table: &CommandTable) -> bool {
         let mut words = line.words();
         let is = |word: Option<&[u8]>, wanted| word.is_some_and(|word| word.eq_ignore_ascii_case(wanted));
         if !is(words.next(), table.says("CLIENT")) || !is(words.next(), b"SETNAME") {
@@ -365,20 +365,20 @@ impl<'a> Line<'a> {
     }
 
     /// Whether it can be what a proxy says behind its HELLO.
-    fn is_greeting(&self, table: &Table) -> bool {
+    fn is_greeting(&self, table: &CommandTable) -> bool {
         let mut words = self.words();
         let name = words.next();
         name == Some(table.says("SELECT"))
             || name == Some(table.says("CLIENT")) && words.next().is_some_and(|word| word == b"SETINFO")
     }
 
-    fn is_hello(&self, table: &Table) -> bool {
+    fn is_hello(&self, table: &CommandTable) -> bool {
         let hello = table.says("HELLO");
         self.words().next().is_some_and(|name| name.eq_ignore_ascii_case(hello))
     }
 
     /// The questions that a fill puts behind this read about its keys: see [`super::fill::Fill::write`].
-    fn questions(&self, table: &Table) -> VecDeque<u64> {
+    fn questions(&self, table: &CommandTable) -> VecDeque<u64> {
         if self.words.len() > LONGEST {
             return VecDeque::new();
         }

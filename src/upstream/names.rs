@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use super::Node;
 use super::handshake::{Refusal, Wire, is_no_answer};
-use crate::command::{Meaning, Table};
+use crate::command::{CommandTable, Meaning};
 use crate::time::Time;
 
 /// Names kept that the server does not know.
@@ -226,9 +226,9 @@ pub async fn learn(node: &Node, wire: &mut Wire) -> Result<Option<String>, Refus
     if is_no_answer(&reply) {
         return Err(Refusal::Server(reply));
     }
-    let (mut table, mut lack) = match Table::from_command_reply(&reply, node.script_keys) {
+    let (mut table, mut lack) = match CommandTable::from_command_reply(&reply, node.script_keys) {
         Ok(table) => (table, None),
-        Err(why) => (Table::by_heart(node.script_keys), Some(why)),
+        Err(why) => (CommandTable::by_heart(node.script_keys), Some(why)),
     };
     loop {
         let asked = table.names_to_ask(&node.table.load());

@@ -11,7 +11,7 @@ const INTRODUCTION: &str =
 
 struct Shown {
     lines: Lines,
-    table: Table,
+    table: CommandTable,
 }
 
 impl Shown {
@@ -21,7 +21,7 @@ impl Shown {
         assert!(lines.wait() && !lines.go_on());
         lines.know(Ok(list.into()));
         assert!(!lines.wait() && lines.go_on() && !lines.go_on());
-        Shown { lines, table: Table::by_heart(ScriptKeys::default()) }
+        Shown { lines, table: CommandTable::by_heart(ScriptKeys::default()) }
     }
 
     /// Which of these commands from one address are hidden: `+` shown, `-` hidden.
@@ -147,7 +147,7 @@ fn an_address_is_anothers_once_it_says_what_a_proxy_does_not() {
 
 #[test]
 fn without_a_list_the_lines_tell() {
-    let mut shown = Shown { lines: Lines::default(), table: Table::by_heart(ScriptKeys::default()) };
+    let mut shown = Shown { lines: Lines::default(), table: CommandTable::by_heart(ScriptKeys::default()) };
     shown.lines.know(Err(io::Error::other("-NOPERM")));
     assert!(shown.lines.go_on());
     assert_eq!(shown.of(LANE, &[CACHE, &format!(r#"{INTRODUCTION} "nearside-lane""#), CACHE]), "+--");
