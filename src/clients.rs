@@ -323,9 +323,9 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Woken(AtomicUsize);
+    struct Wakes(AtomicUsize);
 
-    impl Wake for Woken {
+    impl Wake for Wakes {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
@@ -335,7 +335,7 @@ mod tests {
     fn who_has_said_once_whom_to_wake_is_woken_each_time() {
         let client = Clients::default().enter(1, String::new(), String::new()).expect("the only client");
         client.want_own();
-        let woken = Arc::new(Woken::default());
+        let woken = Arc::new(Wakes::default());
         client.wakes(&Waker::from(woken.clone()));
         client.want_own();
         client.drain();

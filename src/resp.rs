@@ -402,16 +402,16 @@ fn single_quoted(mut arg: Vec<u8>, mut rest: &[u8]) -> Option<(Vec<u8>, &[u8])> 
 }
 
 /// A line like `$12`, its CRLF included, on the stack.
-pub struct Line {
+pub struct LengthLine {
     /// From the back: as many digits as a `usize` can have, the type's byte and CRLF.
     bytes: [u8; 23],
     start: usize,
 }
 
-impl Line {
+impl LengthLine {
     /// `kind` and `n`.
     #[expect(clippy::cast_possible_truncation, reason = "a digit")]
-    pub fn new(kind: u8, mut n: usize) -> Line {
+    pub fn new(kind: u8, mut n: usize) -> LengthLine {
         let mut bytes = [b'\n'; 23];
         bytes[21] = b'\r';
         let mut start = 21;
@@ -425,11 +425,11 @@ impl Line {
         }
         start -= 1;
         bytes[start] = kind;
-        Line { bytes, start }
+        LengthLine { bytes, start }
     }
 }
 
-impl std::ops::Deref for Line {
+impl std::ops::Deref for LengthLine {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         &self.bytes[self.start..]
@@ -439,7 +439,7 @@ impl std::ops::Deref for Line {
 /// Encodes a request as clients do.
 pub fn encode<A: AsRef<[u8]>>(args: &[A]) -> Vec<u8> {
     let mut out = Vec::with_capacity(16 + args.iter().map(|a| a.as_ref().len() + 16).sum::<usize>());
-    out.extend_from_slice(&Line::new(b'*', args.len()));
+    out.extend_from_slice(&LengthLine::new(b'*', args.len()));
     for arg in args {
         encode_bulk(&mut out, arg.as_ref());
     }
@@ -448,7 +448,7 @@ pub fn encode<A: AsRef<[u8]>>(args: &[A]) -> Vec<u8> {
 
 /// Appends one bulk string.
 pub fn encode_bulk(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.extend_from_slice(&Line::new(b'$', bytes.len()));
+    out.extend_from_slice(&LengthLine::new(b'$', bytes.len()));
     out.extend_from_slice(bytes);
     out.extend_from_slice(b"\r\n");
 }

@@ -16,12 +16,12 @@ const OWN_NAMES: &str = "nearside-";
 
 /// One line of CLIENT LIST: names and values, in the server's order.
 #[derive(Clone)]
-pub struct Line(Vec<(String, String)>);
+pub struct ClientLine(Vec<(String, String)>);
 
-impl Line {
-    fn parse(text: &str) -> Line {
+impl ClientLine {
+    fn parse(text: &str) -> ClientLine {
         let field = |f: &str| f.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
-        Line(text.trim_end().split(' ').filter_map(field).collect())
+        ClientLine(text.trim_end().split(' ').filter_map(field).collect())
     }
 
     /// The value of one field, if this server's lines have it.
@@ -58,7 +58,7 @@ impl Line {
     }
 }
 
-impl std::fmt::Display for Line {
+impl std::fmt::Display for ClientLine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (i, (name, value)) in self.0.iter().enumerate() {
             write!(f, "{}{name}={value}", if i == 0 { "" } else { " " })?;
@@ -69,22 +69,22 @@ impl std::fmt::Display for Line {
 
 /// The server's lines about its connections.
 pub struct Listing {
-    lines: HashMap<i64, Line>,
-    shared: Line,
+    lines: HashMap<i64, ClientLine>,
+    shared: ClientLine,
 }
 
 impl Listing {
     /// From the server's lines and the number of the lane that asked for them.
     pub fn parse(text: &str, lane: i64) -> Listing {
-        let lines = text.lines().map(Line::parse).filter_map(|line| Some((line.number("id")?, line)));
-        let lines: HashMap<i64, Line> = lines.collect();
+        let lines = text.lines().map(ClientLine::parse).filter_map(|line| Some((line.number("id")?, line)));
+        let lines: HashMap<i64, ClientLine> = lines.collect();
         let shared = lines.get(&lane).or_else(|| lines.values().next()).cloned();
-        Listing { lines, shared: shared.unwrap_or_else(|| Line::parse(TEMPLATE)) }
+        Listing { lines, shared: shared.unwrap_or_else(|| ClientLine::parse(TEMPLATE)) }
     }
 
     /// The line of a client. `command`: the name of its last one. `asked`: the length of the request that asks, if it is
     /// the client's own.
-    pub fn line(&self, client: &Client, command: &str, now: Time, asked: Option<usize>) -> Line {
+    pub fn line(&self, client: &Client, command: &str, now: Time, asked: Option<usize>) -> ClientLine {
         let own = client.upstream_id().and_then(|id| self.lines.get(&id));
         let mut line = own.cloned().unwrap_or_else(|| self.of_shared(client, asked));
         let words = client.words().clone();
@@ -117,7 +117,7 @@ impl Listing {
     }
 
     /// Nothing of what a client shares with others is its own: what the proxy does not count is zero.
-    fn of_shared(&self, client: &Client, asked: Option<usize>) -> Line {
+    fn of_shared(&self, client: &Client, asked: Option<usize>) -> ClientLine {
         let mut line = self.shared.clone();
         let buffered = line.number("qbuf").is_some_and(|n| n > 0);
         for (name, value) in &mut line.0 {
@@ -172,7 +172,7 @@ impl Filters {
     }
 
     /// Whether they mean the client with this line. `me`: it is the one who asks.
-    pub fn mean(&self, line: &Line, me: bool) -> bool {
+    pub fn mean(&self, line: &ClientLine, me: bool) -> bool {
         !(me && self.skip_me)
             && self.tests.iter().all(|(name, values)| match name.strip_prefix("not-") {
                 Some(name) => !holds(line, name, values),
@@ -181,7 +181,7 @@ impl Filters {
     }
 }
 
-fn holds(line: &Line, name: &str, values: &[String]) -> bool {
+fn holds(line: &ClientLine, name: &str, values: &[String]) -> bool {
     let Some(value) = values.first() else { return true };
     let at_least = |field| line.number(field) >= value.parse().ok();
     match name {
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn filters_mean_what_the_servers_mean() {
-        let line = Line::parse(SUBSCRIBER);
+        let line = ClientLine::parse(SUBSCRIBER);
         let mean = |filters: &[&str]| {
             let args: Vec<&[u8]> = filters.iter().map(|f| f.as_bytes()).collect();
             Filters::parse(&args, true).unwrap().mean(&line, false)

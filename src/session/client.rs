@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::local::{ask, ask_again, verbatim};
 use super::{After, Session, Stall, Step};
-use crate::clients::listing::{Filters, Line, Listing};
+use crate::clients::listing::{ClientLine, Filters, Listing};
 use crate::clients::{Client, Words};
 use crate::command::{Request, Word};
 use crate::resp;
@@ -256,7 +256,7 @@ struct Asker {
 }
 
 impl Asker {
-    fn line(&self, listing: &Listing, client: &Client) -> Line {
+    fn line(&self, listing: &Listing, client: &Client) -> ClientLine {
         let table = self.shared.node.table.load();
         let command = u16::try_from(client.command.load(Ordering::Relaxed)).unwrap_or(0);
         let asked = (client.id == self.client.id).then_some(self.asked);
@@ -265,7 +265,7 @@ impl Asker {
         line
     }
 
-    fn find(&self, listing: &Listing, filters: &Filters) -> Vec<(Arc<Client>, Line)> {
+    fn find(&self, listing: &Listing, filters: &Filters) -> Vec<(Arc<Client>, ClientLine)> {
         let all = self.shared.clients.all().into_iter();
         let described = all.map(|client| {
             let line = self.line(listing, &client);
@@ -276,7 +276,7 @@ impl Asker {
 
     /// Ends them all but the one who asks. Connections that they have of their own are killed by the server, so that
     /// with the answer their subscriptions and locks on lists are gone too.
-    async fn kill(&self, lane: &Connection, victims: &[(Arc<Client>, Line)]) {
+    async fn kill(&self, lane: &Connection, victims: &[(Arc<Client>, ClientLine)]) {
         let mut deaths = Vec::new();
         for (client, _) in victims.iter().filter(|(client, _)| client.id != self.client.id) {
             client.kill();

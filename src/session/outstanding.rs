@@ -31,12 +31,12 @@ struct Noted {
 enum What {
     Write,
     Read,
-    Shared(Read),
+    Shared(SharedRead),
 }
 
 /// A read whose reply others may share.
 #[derive(Clone)]
-pub(super) struct Read {
+pub(super) struct SharedRead {
     /// As it was sent.
     pub(super) request: Rc<[u8]>,
     /// The view of the session.
@@ -64,7 +64,7 @@ impl Outstanding {
     }
 
     /// The read at `place` is of these keys.
-    pub(super) fn note_read(&mut self, place: u64, hashes: &[u64], read: &Read) {
+    pub(super) fn note_read(&mut self, place: u64, hashes: &[u64], read: &SharedRead) {
         hashes.iter().for_each(|hash| self.note(place, *hash, What::Shared(read.clone())));
     }
 
@@ -84,7 +84,7 @@ impl Outstanding {
     }
 
     /// The latest command about each of these keys, if that is one and the same read of theirs: its place.
-    pub(super) fn latest(&self, hashes: &[u64], request: &[u8], view: u32) -> Option<(u64, &Read)> {
+    pub(super) fn latest(&self, hashes: &[u64], request: &[u8], view: u32) -> Option<(u64, &SharedRead)> {
         let latest = |hash: &u64| self.keys.iter().rev().find(|noted| noted.hash == *hash);
         let Noted { place, what: What::Shared(read), .. } = latest(hashes.first()?)? else { return None };
         let same = read.view == view && *read.request == *request;
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn a_read_is_the_latest_of_its_keys_until_another_command_about_one_of_them() {
         let mut outstanding = Outstanding::default();
-        let read = Read { request: b"MGET".as_slice().into(), view: 1, sent: Time(7) };
+        let read = SharedRead { request: b"MGET".as_slice().into(), view: 1, sent: Time(7) };
         outstanding.note_read(3, &[1, 2], &read);
         let place = |outstanding: &Outstanding, hashes: &[u64], request: &[u8], view| {
             outstanding.latest(hashes, request, view).map(|(place, read)| (place, read.sent))

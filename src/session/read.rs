@@ -10,7 +10,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::flow::OUTPUT_SOFT;
 use super::input::Input;
-use super::outstanding::Read;
+use super::outstanding::SharedRead;
 use super::{After, Session, Stall, Step};
 use crate::bypass::{Bypass, MGET_MAX};
 use crate::cache::entry::{CachedReply, Variant};
@@ -269,7 +269,7 @@ impl Session {
 
     /// The place of a read that is sent now, and whose reply others of this session may share.
     fn reserve_read(&mut self, request: Rc<[u8]>, hashes: &[u64]) -> Place {
-        let read = Read { request, view: self.view, sent: self.now };
+        let read = SharedRead { request, view: self.view, sent: self.now };
         self.outstanding.note_read(self.outbox.next(), hashes, &read);
         self.outbox.reserve(false)
     }
