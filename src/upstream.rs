@@ -57,7 +57,7 @@ use bounds::Bounds;
 use connection::{Around, Connection, Role};
 use dedicated::{IDLE, IdleSet, Places};
 use lanes::{Cargo, Lanes};
-use login::{Login, Logins};
+use login::{End, Login, Logins};
 
 /// How errors begin that the server has not said.
 const OWN_ERROR: &str = "-ERR nearside: upstream ";
@@ -265,12 +265,18 @@ impl Node {
         broken
     }
 
-    /// The user was deleted, or one of the same name has taken its place: as at the server, its connections are closed.
-    fn user_gone(&self, user: &[u8], anew: bool) {
-        for login in self.logins.end(user, anew) {
+    /// The user was deleted, or another of its name has taken its place: as at the server, its connections are closed. False:
+    /// of some only the next look can tell, and it is wanted.
+    fn end_logins(&self, user: &[u8], end: End) -> bool {
+        let ended = self.logins.end(user, end);
+        for login in ended.logins {
             tracing::info!("user {} was deleted: its sessions are closed", String::from_utf8_lossy(user));
             self.clients.kill_login(login.number());
         }
+        if ended.undecided {
+            self.looks.want();
+        }
+        !ended.undecided
     }
 
     /// An error reply in the proxy's name.

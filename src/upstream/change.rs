@@ -7,8 +7,10 @@
 //! kept, since its fill token is void.
 
 use super::effect::Wait;
+use super::login::End;
 use super::{Node, refusal};
 use crate::command::{Request, Word};
+use crate::time::Time;
 
 /// A change of rights on its way.
 #[derive(Debug, Default)]
@@ -17,6 +19,8 @@ pub struct Change {
     deleted: Vec<Vec<u8>>,
     /// Which users it concerns its words do not say.
     any: bool,
+    /// When it was said: a login that began later may be of the next user of that name.
+    said: Time,
 }
 
 impl Change {
@@ -25,7 +29,7 @@ impl Change {
         let deletes = word == Word::DelUser;
         let deleted = (2..request.len()).filter(|_| deletes).map(|i| request.arg(i).to_vec()).collect();
         // ACL LOAD; every other change names its user, or is about the default one.
-        Change { deleted, any: request.len() == 2 }
+        Change { deleted, any: request.len() == 2, said: Time::now() }
     }
 
     /// Settles it by the reply; `None`: the outcome is not known.
@@ -35,11 +39,14 @@ impl Change {
         }
         node.rights_changed();
         let told = reply.is_some_and(|reply| !reply.starts_with(b"-"));
+        let mut decided = told;
         if told {
-            self.deleted.iter().for_each(|user| node.user_gone(user, false));
+            for user in &self.deleted {
+                decided &= node.end_logins(user, End::Deleted { asked: self.said });
+            }
         }
-        // The server is asked which users have gone if the words do not tell.
-        if self.any || !told { Wait::Look } else { Wait::No }
+        // The server is asked which users have gone if words and times do not tell.
+        if self.any || !decided { Wait::Look } else { Wait::No }
     }
 }
 

@@ -6,7 +6,8 @@
 //!   and the proxy's own login only while the server accepts a new connection that says what the upstream's address says
 //!   ([`prove`]). Until then a session is a [stranger](Login::is_stranger), for whom no connection is ever opened.
 //! * A login ends when its user is deleted ([`Logins::end`]): its sessions are closed, and whoever logs in by the same name
-//!   later gets another login, so nobody rides on what a namesake may do.
+//!   later gets another login, so nobody rides on what a namesake may do. A login that began after the server was asked, and did
+//!   not have the user, may be the namesake's: the next look decides. `test_namesakes.py`.
 //!
 //! Accepted window: that the ACL has changed is noticed by [`watch`](super::watch), or at once if the command comes through this
 //! proxy. Until then the last proof holds, and a deleted user's sessions go on.
@@ -45,6 +46,8 @@ pub struct Login {
     user: Vec<u8>,
     number: u64,
     kind: Kind,
+    /// When the server had accepted its first AUTH.
+    since: Time,
     /// In the clear, for as long as the login is used; the latest that was verified comes first.
     passwords: Mutex<Vec<Vec<u8>>>,
     ended: AtomicBool,
@@ -87,6 +90,7 @@ impl Login {
             user: user.to_vec(),
             number,
             kind,
+            since: Time::now(),
             passwords,
             ended: AtomicBool::new(false),
             cut: AtomicU64::new(0),
@@ -167,6 +171,27 @@ struct Proven {
     proof: Option<(u64, Proof)>,
     /// When the server could not be asked for the last time, and why.
     failed: Option<(Time, Bytes)>,
+}
+
+/// Why logins of a user end.
+#[derive(Clone, Copy, Debug)]
+pub enum End {
+    /// The server had no such user when it answered what it was asked at this time, so a login from before is of a deleted one.
+    Deleted {
+        /// When the question was sent, or the command that deletes the user.
+        asked: Time,
+    },
+    /// Perhaps deleted and made anew: logins of which the server has closed a connection end.
+    Anew,
+}
+
+/// The outcome of [`Logins::end`].
+#[derive(Default)]
+pub struct Ended {
+    /// The logins that end.
+    pub logins: Vec<Arc<Login>>,
+    /// Whether others began since the server was asked: of the deleted user, or of the next of its name. The next look tells.
+    pub undecided: bool,
 }
 
 /// All logins of one node.
@@ -291,17 +316,24 @@ impl Logins {
         lock(&self.users).keys().cloned().collect()
     }
 
-    /// The user has been deleted; `anew`: and another of its name is there, to whom those logins belong of which the server has
-    /// closed nothing. The logins that end: the sessions that have them are to be closed.
-    pub fn end(&self, user: &[u8], anew: bool) -> Vec<Arc<Login>> {
+    /// Logins of this user end, as `end` says: the sessions that have them are to be closed. The others may be of the next of
+    /// that name: no session joins them until the watch has looked again.
+    pub fn end(&self, user: &[u8], end: End) -> Ended {
         let mut users = lock(&self.users);
         self.ends.fetch_add(1, Ordering::AcqRel);
-        let Some(same) = users.get_mut(user) else { return Vec::new() };
+        let Some(same) = users.get_mut(user) else { return Ended::default() };
         let all = same.iter().filter_map(Weak::upgrade);
-        let (ended, kept): (Vec<_>, Vec<_>) = all.partition(|login| !anew || login.is_cut());
+        let (logins, kept): (Vec<_>, Vec<_>) = all.partition(|login| match end {
+            End::Deleted { asked } => login.since < asked,
+            End::Anew => login.is_cut(),
+        });
         *same = kept.iter().map(Arc::downgrade).collect();
-        ended.iter().for_each(|login| login.ended.store(true, Ordering::Release));
-        ended
+        logins.iter().for_each(|login| login.ended.store(true, Ordering::Release));
+        let undecided = matches!(end, End::Deleted { .. }) && !kept.is_empty();
+        if undecided {
+            kept.iter().for_each(|login| login.cut());
+        }
+        Ended { logins, undecided }
     }
 
     /// The user is what it was when the server was asked, at this time: what the server closed before, it closed for another reason.
@@ -353,6 +385,22 @@ mod tests {
         login.attempts().into_iter().flatten().map(|(_, password)| password).collect()
     }
 
+    /// Seen to be deleted by a question asked from here on.
+    fn deleted() -> End {
+        End::Deleted { asked: Time(Time::now().0 + 1) }
+    }
+
+    #[test]
+    fn a_login_that_began_after_the_question_is_decided_by_the_next() {
+        let logins = logins();
+        let asked = Time::now();
+        let bob = logins.enter(b"bob", b"pw", 0).expect("a login");
+        let first = logins.end(b"bob", End::Deleted { asked });
+        assert!(first.logins.is_empty() && first.undecided && bob.is_cut() && !bob.ended());
+        let next = logins.end(b"bob", deleted());
+        assert!(next.logins == std::slice::from_ref(&bob) && !next.undecided);
+    }
+
     #[test]
     fn all_of_one_user_share_a_login_and_the_latest_password_comes_first() {
         let logins = logins();
@@ -372,7 +420,7 @@ mod tests {
         let logins = logins();
         let first = logins.enter(b"bob", b"old", logins.ends()).expect("a login");
         let before = logins.ends();
-        assert!(logins.end(b"bob", false) == std::slice::from_ref(&first) && first.ended());
+        assert!(logins.end(b"bob", deleted()).logins == std::slice::from_ref(&first) && first.ended());
         assert!(logins.enter(b"bob", b"old", before).is_none(), "the server's word is older than the end");
         let second = logins.enter(b"bob", b"new", logins.ends()).expect("a login");
         assert!(second != first && !second.ended());
@@ -387,7 +435,7 @@ mod tests {
         let second = enter();
         assert!(first != second && second == enter());
         assert_eq!(passwords(&first).len(), 1);
-        assert!(logins.end(b"bob", true) == std::slice::from_ref(&first) && !second.ended());
+        assert!(logins.end(b"bob", End::Anew).logins == std::slice::from_ref(&first) && !second.ended());
         second.cut();
         logins.still(b"bob", Time::ZERO);
         assert!(second.is_cut(), "asked before that");
@@ -401,7 +449,7 @@ mod tests {
         drop(logins.enter(b"bob", b"old", 0));
         let again = logins.enter(b"bob", b"new", 0).expect("a login");
         assert_eq!(passwords(&again), [b"new".to_vec()]);
-        assert!(logins.end(b"eve", false).is_empty());
+        assert!(logins.end(b"eve", deleted()).logins.is_empty());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::acl::{Acl, Seen};
 use super::handshake::{Refusal, Wire, is_no_answer, out_of_turn};
-use super::login::is_login_refusal;
+use super::login::{End, is_login_refusal};
 use super::touch::Eviction;
 use super::users::{self, Fate};
 use super::{Node, bounds, names, probe};
@@ -385,11 +385,15 @@ fn compare(node: &Node, old: &Look, new: &mut Look) -> bool {
         let (was, is, replaced) =
             (users::by_name(old_acl), users::by_name(new_acl), changed(&old.replaced, &new.replaced));
         for user in node.logins.users() {
-            match users::fate(&user, &was, &is, replaced) {
-                Fate::Gone => node.user_gone(&user, false),
-                Fate::Anew => node.user_gone(&user, true),
-                Fate::Still => node.logins.still(&user, new.asked),
-            }
+            let end = match users::fate(&user, &was, &is, replaced) {
+                Fate::Gone => End::Deleted { asked: new.asked },
+                Fate::Anew => End::Anew,
+                Fate::Still => {
+                    node.logins.still(&user, new.asked);
+                    continue;
+                }
+            };
+            node.end_logins(&user, end);
         }
     }
     let acl_changed = differs || changed(&old.acl_changes, &new.acl_changes);
