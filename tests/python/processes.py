@@ -1,5 +1,6 @@
 """Real servers and real proxies as child processes, on free ports, in temporary folders."""
 
+import contextlib
 import os
 import random
 import re
@@ -233,6 +234,21 @@ class Proxy(Child):
     def huge_page_bytes(self):
         """Its memory in pages of 2 MiB."""
         return self._memory("AnonHugePages", "smaps_rollup")
+
+    def open_files(self, upstream_port):
+        """How many connections to the server it has, and how many other files."""
+        files = list(self._files())
+        lines = Path(f"/proc/{self.process.pid}/net/tcp").read_text().splitlines()[1:]
+        # column 2 is the other side's address, column 9 the socket's number
+        there = {f"socket:[{fields[9]}]" for fields in map(str.split, lines) if fields[2].endswith(f":{upstream_port:04X}")}
+        connections = sum(name in there for name in files)
+        return connections, len(files) - connections
+
+    def _files(self):
+        for file in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            # it may have been closed while they are counted
+            with contextlib.suppress(FileNotFoundError):
+                yield os.readlink(file)
 
     def _memory(self, which, file="status"):
         told = Path(f"/proc/{self.process.pid}/{file}").read_text()

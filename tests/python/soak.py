@@ -4,7 +4,6 @@ By itself (scripts/soak) it runs for as long as is asked for and prints a table;
 """
 
 import argparse
-import os
 import random
 import re
 import sys
@@ -125,13 +124,15 @@ class Soak:
         stats = self.proxy.stats()
         # The connection that asked is one of the files until the proxy has seen its end.
         time.sleep(0.1)
+        connections, others = self.proxy.open_files(self.server.port)
         return {
-            "open files": len(os.listdir(f"/proc/{self.proxy.process.pid}/fd")),
+            "connections": connections,
+            "other files": others,
             "resident MB": self.proxy.resident_bytes() / 1e6,
             "lanes": stats["lanes"],
             "dedicated": stats["dedicated"],
             "sessions": stats["clients"],
-            "threads": len(os.listdir(f"/proc/{self.proxy.process.pid}/task")),
+            "threads": len(list(Path(f"/proc/{self.proxy.process.pid}/task").iterdir())),
         }
 
     def settled(self):
@@ -141,19 +142,21 @@ class Soak:
         for _ in range(4):
             time.sleep(0.5)
             looks.append(self.measure())
-        return min(looks, key=lambda look: look["open files"])
+        return min(looks, key=lambda look: (look["other files"], look["connections"]))
 
     def leftovers(self, before, after, growth_mb):
         """What is there that should not be; empty if all is well."""
         kept = after["dedicated"] - before["dedicated"]
-        # An idle connection that has just been given up may still be open: fewer of them are no reason for fewer files.
-        extra_files = after["open files"] - before["open files"] - max(kept, 0) - (after["lanes"] - before["lanes"])
+        extra_files = after["other files"] - before["other files"]
         found = []
         if after["sessions"] > before["sessions"]:
             found.append("sessions")
         # idle ones come and go, a few to each user, protocol, database and thread
         if kept > IDLE or after["lanes"] > before["lanes"]:
             found.append(f"{kept} dedicated connections and {after['lanes'] - before['lanes']} lanes more")
+        # a lane at rest has no connection, so their number is no difference of the two above
+        if after["connections"] > before["connections"] + IDLE:
+            found.append(f"{after['connections'] - before['connections']} connections to the server more")
         if extra_files > 0:
             found.append(f"{extra_files} open files that are no connection to the server")
         if after["resident MB"] > before["resident MB"] + growth_mb:

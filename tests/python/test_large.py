@@ -79,8 +79,8 @@ def test_memory_comes_in_small_pages(lab):
     proxy = lab.proxy(server.port)
     with Connection(server.port) as direct, Connection(proxy.port) as conn:
         direct.pipeline([("SET", f"key:{i}", "x" * 10_000) for i in range(2000)])
-        # once that is answered, it has a connection that can fill the cache
-        conn.call("GET", "another")
+        # the link and a lane are there, and the lane may fill the cache
+        wait_until(lambda: conn.pipeline([("GET", "another")] * 2 + [("NEARSIDE", "EXPLAIN", "GET", "another")])[-1][0] == b"hit", "hits")
         before = proxy.resident_bytes()
         conn.pipeline([("GET", f"key:{i}") for i in range(2000)])
         assert proxy.stats()["entries"] >= 2000

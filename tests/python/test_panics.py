@@ -38,7 +38,8 @@ class Fragile:
         wait_until(lambda: self.proxy.stats()["panics"] == times, "the panic is counted")
         # The log is written by a thread of its own.
         wait_until(lambda: len(self.proxy.panics()) == times, "the panic is in the log")
-        assert self.proxy.stats()["flushes_panic"] == times
+        # The panic is counted before it is caught, and what it may have left half done is flushed then.
+        wait_until(lambda: self.proxy.stats()["flushes_panic"] == times, "the cache is flushed")
 
     def serves(self, conn, key):
         """A value written past the proxy is what a hit tells."""
@@ -62,15 +63,19 @@ def test_a_lane_fails_what_is_awaited_and_comes_back(fragile):
     with Connection(fragile.port) as conn:
         conn.call("SET", "k", "old")
         assert conn.call("GET", "k") == b"old"
-        for n in range(1, 4):
+        panics = failed = 0
+        while failed < 3:
             fragile.panic_at("nearside-lane")
-            replies = conn.pipeline([("SET", "k", n), ("INCR", "n"), ("SET", "k", f"{n}!")])
+            panics += 1
+            replies = conn.pipeline([("SET", "k", panics), ("INCR", "n"), ("SET", "k", f"{panics}!")])
             assert all(r == b"OK" or isinstance(r, int) or "outcome" in str(r) or "before this command was sent" in str(r) for r in replies)
-            assert any(isinstance(r, ReplyError) for r in replies)
+            # The lane of the other thread, or this one's own PING, may be what panics: no client awaits anything then.
+            failed += any(isinstance(r, ReplyError) for r in replies)
+            assert panics < 20
             # whatever became of the writes, the cache tells what the server has
             assert conn.call("GET", "k") == fragile.server.call("GET", "k")
             assert conn.call("GET", "k") == fragile.server.call("GET", "k")
-        fragile.has_panicked(3)
+        fragile.has_panicked(panics)
         fragile.serves(conn, "s")
         # as many lanes as were open before: the thread of the connection that asks may open its own
         assert fragile.proxy.stats()["lanes"] <= 2
