@@ -136,7 +136,7 @@ async fn turns(
     client.set_nonblocking(true).expect("a socket");
     theirs.set_nonblocking(true).expect("a socket");
     let stream = Stream::Unix(tokio::net::UnixStream::from_std(theirs).expect("a socket"));
-    let pool = Rc::new(Pool::new(shared.node.clone()));
+    let pool = Rc::new(Pool::new(shared.node.clone(), shared.capacity.clone()));
     let entered = Presence::enter(shared, String::new(), String::new()).expect("the only client");
     let mut session = pin!(session::run(shared, &pool, stream, entered, Level::Bounded));
     let mut keys = common::random_keys((batch * (rounds + 1)) as usize, KEYS).into_iter();

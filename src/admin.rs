@@ -56,12 +56,12 @@ fn of_upstream(shared: &Shared, add: &mut impl FnMut(&str, &dyn std::fmt::Displa
     add("clock_age_ms", &age.map_or(-1, |a| i64::try_from(a.as_millis()).unwrap_or(i64::MAX)));
     add("lanes", &node.lanes.load(Ordering::Relaxed));
     add("lanes_rested", &get(&node.lanes_rested));
-    let (dedicated, idle) = (node.places.taken(), node.places.idle());
+    let (dedicated, idle) = (shared.capacity.dedicated.taken(), shared.capacity.dedicated.idle());
     add("dedicated", &dedicated);
     add("dedicated_idle", &idle);
     add("dedicated_lent", &dedicated.saturating_sub(idle));
-    add("dedicated_given_up", &node.places.given_up());
-    add("dedicated_refused", &node.places.refused());
+    add("dedicated_given_up", &shared.capacity.dedicated.given_up());
+    add("dedicated_refused", &shared.capacity.dedicated.refused());
     add("upstream_out_of_turn", &get(&node.out_of_turn));
     add("upstream_lacks", &*node.lacks.load_full());
     add("commands_renamed", &node.table.load().renamed());

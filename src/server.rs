@@ -158,7 +158,7 @@ fn start_worker(n: usize, shared: &Arc<Shared>, mut dealt: mpsc::Receiver<Dealt>
     let shared = shared.clone();
     let runtime = runtime().map_err(Error::Io)?;
     spawn(format!("nearside-{n}"), move || {
-        let pool = Rc::new(Pool::new(shared.node.clone()));
+        let pool = Rc::new(Pool::new(shared.node.clone(), shared.capacity.clone()));
         let deal = async {
             // The dealers are dropped only once the drain is over.
             while let Some(dealt) = dealt.recv().await {

@@ -10,6 +10,7 @@ use crate::coherence::Coherence;
 use crate::config::{Config, ConfigError, Upstream};
 use crate::time::Time;
 use crate::transport::Endpoint;
+use crate::upstream::capacity::Capacity;
 use crate::upstream::login::Login;
 use crate::upstream::{ConnectionKey, Node};
 
@@ -46,6 +47,8 @@ pub struct Shared {
     pub upstream: Upstream,
     /// The upstream.
     pub node: Arc<Node>,
+    /// Places for connections to it.
+    pub capacity: Arc<Capacity>,
     /// The cache.
     pub cache: Arc<Cache>,
     /// Whether hits are true.
@@ -75,6 +78,7 @@ impl Shared {
         let coherence = Coherence::new(cache.clone(), config.max_staleness);
         let node = Arc::new(Node::new(&config, &upstream, address, coherence));
         Shared {
+            capacity: Arc::new(Capacity::new(&config)),
             audit: Audit::new(config.audit_one_in, config.audit_per_second),
             config,
             upstream,

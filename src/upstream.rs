@@ -3,6 +3,7 @@
 
 pub mod acl;
 pub mod bounds;
+pub mod capacity;
 pub mod change;
 pub mod connection;
 pub mod dedicated;
@@ -54,8 +55,9 @@ use crate::command::CommandTable;
 use crate::config::{Config, Invalidation, Level, ScriptKeys, Upstream};
 use crate::transport::Endpoint;
 use bounds::Bounds;
+use capacity::Capacity;
 use connection::{Around, Connection, Role};
-use dedicated::{IDLE, IdleSet, Places};
+use dedicated::{IDLE, IdleSet};
 use lanes::{Cargo, Lanes};
 use login::{End, Login, Logins};
 
@@ -124,22 +126,12 @@ pub struct Node {
     pub seen: AtomicU64,
     /// Lanes that are up.
     pub lanes: AtomicUsize,
-    /// Lanes that are open or being opened ([`lanes::Berth`]).
-    berths: AtomicUsize,
-    /// When a lane last found all berths taken ([`crate::time::Time`] in nanoseconds).
-    berths_wanted: AtomicU64,
     /// The server's own bounds, beyond which it ends a connection.
     pub bounds: Bounds,
-    /// The setting of the same name ([`Config`]).
-    max_lanes: usize,
-    /// The setting of the same name ([`Config`]).
-    lane_idle_timeout: Duration,
     /// Lanes that came to rest.
     pub lanes_rested: AtomicU64,
     /// The database that sessions begin in.
     home: u32,
-    /// Connections lent to single sessions, or idle until the next.
-    pub places: Places,
     /// Connections that ended because they were sent what cannot be: a reply that nobody asked for, or no RESP.
     pub out_of_turn: AtomicU64,
     /// The setting of the same name ([`Config`]).
@@ -202,14 +194,9 @@ impl Node {
             touch_per_second: config.touch_per_second,
             seen: AtomicU64::new(0),
             lanes: AtomicUsize::new(0),
-            berths: AtomicUsize::new(0),
-            berths_wanted: AtomicU64::new(0),
             bounds: Bounds::new(config.proto_max_bulk_len),
-            max_lanes: config.max_lanes,
-            lane_idle_timeout: config.lane_idle_timeout,
             lanes_rested: AtomicU64::new(0),
             home: upstream.db,
-            places: Places::new(config.max_dedicated, config.dedicated_idle_timeout),
             out_of_turn: AtomicU64::new(0),
             connect_timeout: config.connect_timeout,
             upstream_timeout: config.upstream_timeout,
@@ -321,6 +308,7 @@ pub fn wake_after_sessions(cx: &mut Context<'_>) {
 pub struct Pool {
     /// The node they lead to.
     pub node: Arc<Node>,
+    capacity: Arc<Capacity>,
     lanes: Rc<Lanes>,
     idle: Rc<IdleSet>,
     scripts: Rc<Cell<usize>>,
@@ -346,11 +334,12 @@ impl Drop for Turn {
 
 impl Pool {
     /// An empty pool.
-    pub fn new(node: Arc<Node>) -> Pool {
+    pub fn new(node: Arc<Node>, capacity: Arc<Capacity>) -> Pool {
         Pool {
-            lanes: Rc::new(Lanes::new(node.clone())),
-            idle: IdleSet::new(&node),
+            lanes: Rc::new(Lanes::new(node.clone(), capacity.clone())),
+            idle: IdleSet::new(capacity.clone()),
             node,
+            capacity,
             scripts: Rc::default(),
             guest: guest::Guest::default(),
             judge: judge::Judge::default(),

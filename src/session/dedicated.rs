@@ -118,7 +118,7 @@ fn is_bare(request: &Request<'_>, said: Word, word: Word) -> bool {
 
 /// Why a session does not get a connection of its own.
 fn full(shared: &Shared) -> String {
-    let max = shared.node.places.max();
+    let max = shared.capacity.dedicated.max();
     format!(
         "-ERR nearside: all {max} connections for transactions, blocking commands and subscriptions are taken (max_dedicated)"
     )
@@ -157,7 +157,7 @@ impl Session {
             Lending::Lent(loan) => Ok(loan),
             Lending::Soon => Err(self.wait_for_place()),
             Lending::Full => {
-                self.shared.node.places.refuse();
+                self.shared.capacity.dedicated.refuse();
                 Err(self.say(&full(&self.shared)))
             }
         }
@@ -168,10 +168,10 @@ impl Session {
         let shared = self.shared.clone();
         Step::Stall(Stall::For(Box::pin(async move {
             // Sooner or later all idle ones are gone: who is overtaken again and again is refused in the end.
-            match tokio::time::timeout(shared.config.connect_timeout, shared.node.places.room()).await {
+            match tokio::time::timeout(shared.config.connect_timeout, shared.capacity.dedicated.room()).await {
                 Ok(()) => After::Again,
                 Err(_) => {
-                    shared.node.places.refuse();
+                    shared.capacity.dedicated.refuse();
                     After::Reply((full(&shared) + "\r\n").into())
                 }
             }

@@ -35,11 +35,12 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, oneshot};
 
+use super::capacity::Berth;
 use super::dedicated::IdleSet;
 use super::effect::{Effect, KeySet, Wait};
 use super::fill::{Fill, FillRead, Terms, Then};
 use super::handshake::{self, Opened, Refusal, Wire};
-use super::lanes::{Berth, Lanes};
+use super::lanes::Lanes;
 use super::login::SHUT_OUT;
 use super::rights::{self, Rights};
 use super::{ConnectionKey, Node, monitor, panicking};

@@ -2,24 +2,22 @@
 //!
 //! One count holds for the whole process: `max_dedicated`, lent and idle ones together. Idle ones never keep a session
 //! from getting its own: at the limit the least recently used one of the process is given up. The connection belongs to
-//! one thread, so another thread asks for it ([`Lending::Soon`]) and is told when there is room ([`Places::room`]).
+//! one thread, so another thread asks for it ([`Lending::Soon`]) and is told when there is room ([`Places::room`](super::capacity::Places::room)).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Deref;
-use std::pin::pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::Notify;
-
+use super::capacity::{Capacity, NONE, Seat, Shelf};
 use super::connection::{Around, Connection, Role};
 use super::handshake::Opened;
 use super::kept::Holds;
 use super::login::Login;
-use super::{ConnectionKey, Node, Pool, panicking};
+use super::{ConnectionKey, Pool, panicking};
 use crate::time::Time;
 
 /// Idle dedicated connections kept per key and thread.
@@ -33,113 +31,6 @@ const LOOKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_s
 /// How long a connection that no session has had is kept for a login that no session of the thread has: by the next that
 /// comes so soon, it is judged without a new connection.
 const KEPT: Duration = Duration::from_secs(5);
-/// [`Shelf::oldest`] of a thread without idle connections.
-const NONE: u64 = u64::MAX;
-
-/// How many dedicated connections the process may have, and has.
-pub struct Places {
-    max: usize,
-    /// An idle connection is closed after this long; zero: never.
-    idle_timeout: Duration,
-    taken: AtomicUsize,
-    idle: AtomicUsize,
-    given_up: AtomicU64,
-    refused: AtomicU64,
-    shelves: Mutex<Vec<Arc<Shelf>>>,
-    freed: Notify,
-}
-
-/// The idle connections of one thread, as the other threads see them.
-struct Shelf {
-    /// Since when the least recently used one is idle ([`Time`] in nanoseconds).
-    oldest: AtomicU64,
-    /// How many connections other threads ask to be given up.
-    wanted: AtomicUsize,
-    asked: Notify,
-}
-
-fn lock(shelves: &Mutex<Vec<Arc<Shelf>>>) -> MutexGuard<'_, Vec<Arc<Shelf>>> {
-    shelves.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Places {
-    /// None is taken.
-    pub fn new(max: usize, idle_timeout: Duration) -> Places {
-        Places {
-            max,
-            idle_timeout,
-            taken: AtomicUsize::new(0),
-            idle: AtomicUsize::new(0),
-            given_up: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
-            shelves: Mutex::default(),
-            freed: Notify::new(),
-        }
-    }
-
-    /// `max_dedicated`.
-    pub fn max(&self) -> usize {
-        self.max
-    }
-
-    /// Connections there are, idle ones included.
-    pub fn taken(&self) -> usize {
-        self.taken.load(Ordering::Relaxed)
-    }
-
-    /// Connections that wait for a session.
-    pub fn idle(&self) -> usize {
-        self.idle.load(Ordering::Relaxed)
-    }
-
-    /// Idle connections closed because another session needed the place.
-    pub fn given_up(&self) -> u64 {
-        self.given_up.load(Ordering::Relaxed)
-    }
-
-    /// Sessions that got none because all were lent.
-    pub fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
-    }
-
-    /// A session was told that all are lent.
-    pub fn refuse(&self) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Waits until it is worth to try again: a place is free, or the thread that was asked has no idle connection left.
-    /// Another session may be faster to take the place.
-    pub async fn room(&self) {
-        let mut freed = pin!(self.freed.notified());
-        freed.as_mut().enable();
-        if self.taken() >= self.max {
-            freed.await;
-        }
-    }
-
-    fn take(node: &Arc<Node>) -> Option<Seat> {
-        let places = &node.places;
-        let one_more = |n| (n < places.max).then_some(n + 1);
-        places.taken.fetch_update(Ordering::AcqRel, Ordering::Relaxed, one_more).ok()?;
-        Some(Seat(node.clone()))
-    }
-
-    /// The thread whose idle connection was used least recently.
-    fn oldest(&self) -> Option<Arc<Shelf>> {
-        let age = |shelf: &Arc<Shelf>| shelf.oldest.load(Ordering::Acquire);
-        lock(&self.shelves).iter().min_by_key(|shelf| age(shelf)).filter(|shelf| age(shelf) != NONE).cloned()
-    }
-}
-
-/// One connection's place in the count, free again when dropped.
-struct Seat(Arc<Node>);
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.places.taken.fetch_sub(1, Ordering::AcqRel);
-        self.0.places.freed.notify_waiters();
-    }
-}
 
 /// A dedicated connection and its place. Dropped, the connection is closed and the place free; see [`Pool::give_back`].
 pub struct Loan {
@@ -165,7 +56,7 @@ impl Drop for Loan {
 pub enum Lending {
     /// This one.
     Lent(Loan),
-    /// All places are taken, and another thread was asked to give one up: see [`Places::room`].
+    /// All places are taken, and another thread was asked to give one up: see [`Places::room`](super::capacity::Places::room).
     Soon,
     /// All are lent.
     Full,
@@ -239,25 +130,23 @@ impl Waiting {
 
 /// The idle connections of one thread. (Every change of them goes through [`IdleSet::change`], which tells the others.)
 pub(super) struct IdleSet {
-    node: Arc<Node>,
+    capacity: Arc<Capacity>,
     shelf: Arc<Shelf>,
     waiting: RefCell<Waiting>,
     pub(super) holds: RefCell<Holds>,
 }
 
 impl IdleSet {
-    pub(super) fn new(node: &Arc<Node>) -> Rc<IdleSet> {
-        let shelf = Shelf { oldest: AtomicU64::new(NONE), wanted: AtomicUsize::new(0), asked: Notify::new() };
-        let shelf = Arc::new(shelf);
-        lock(&node.places.shelves).push(shelf.clone());
-        Rc::new(IdleSet { node: node.clone(), shelf, waiting: RefCell::default(), holds: RefCell::default() })
+    pub(super) fn new(capacity: Arc<Capacity>) -> Rc<IdleSet> {
+        let shelf = capacity.dedicated.add_shelf();
+        Rc::new(IdleSet { capacity, shelf, waiting: RefCell::default(), holds: RefCell::default() })
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Waiting) -> T) -> T {
         let mut waiting = self.waiting.borrow_mut();
         let before = waiting.all.len();
         let result = change(&mut waiting);
-        let idle = &self.node.places.idle;
+        let idle = &self.capacity.dedicated.idle;
         match waiting.all.len() {
             after if after > before => idle.fetch_add(after - before, Ordering::Relaxed),
             after => idle.fetch_sub(before - after, Ordering::Relaxed),
@@ -269,7 +158,7 @@ impl IdleSet {
     /// Closes the least recently used one of this thread.
     fn give_up(&self) -> bool {
         let given_up = self.change(Waiting::pop_oldest).is_some();
-        self.node.places.given_up.fetch_add(u64::from(given_up), Ordering::Relaxed);
+        self.capacity.dedicated.given_up.fetch_add(u64::from(given_up), Ordering::Relaxed);
         given_up
     }
 
@@ -321,7 +210,7 @@ impl IdleSet {
 
     /// Closes what other threads ask for, and what has been idle for too long. Runs as long as the thread.
     pub(super) async fn tend(&self) {
-        let limit = self.node.places.idle_timeout;
+        let limit = self.capacity.dedicated.idle_timeout;
         let look = if limit.is_zero() { LOOKS.1 } else { (limit / 4).clamp(LOOKS.0, LOOKS.1) };
         loop {
             tokio::select! {
@@ -331,7 +220,7 @@ impl IdleSet {
             let wanted = self.shelf.wanted.swap(0, Ordering::AcqRel);
             if !(0..wanted).all(|_| self.give_up()) {
                 // Lent meanwhile, or asked for twice: those who wait ask elsewhere.
-                self.node.places.freed.notify_waiters();
+                self.capacity.dedicated.freed.notify_waiters();
             }
             let now = Time::now();
             let is_over = |since: Time| !limit.is_zero() && now.since(since) >= limit;
@@ -346,7 +235,7 @@ impl IdleSet {
 impl Drop for IdleSet {
     fn drop(&mut self) {
         self.change(|waiting| *waiting = Waiting::default());
-        lock(&self.node.places.shelves).retain(|shelf| !Arc::ptr_eq(shelf, &self.shelf));
+        self.capacity.dedicated.remove_shelf(&self.shelf);
     }
 }
 
@@ -378,7 +267,7 @@ impl Pool {
             self.make_ready(key);
             return Lending::Lent(loan);
         }
-        match self.node.places.oldest() {
+        match self.capacity.dedicated.oldest() {
             None => Lending::Full,
             Some(shelf) if Arc::ptr_eq(&shelf, &self.idle.shelf) => {
                 self.idle.give_up();
@@ -403,8 +292,8 @@ impl Pool {
     }
 
     fn make_ready(&self, key: &ConnectionKey) {
-        let places = &self.node.places;
-        while self.idle.waiting.borrow().count(key) < READY && places.taken() + SPARED <= places.max {
+        let places = &self.capacity.dedicated;
+        while self.idle.waiting.borrow().count(key) < READY && places.taken() + SPARED <= places.max() {
             let Some(loan) = self.open(key) else { return };
             self.idle.change(|waiting| waiting.put(loan, Time::now()));
         }
@@ -417,7 +306,7 @@ impl Pool {
 
     /// `already`: the connection is open.
     fn begin(&self, key: &ConnectionKey, already: Option<Opened>) -> Option<Loan> {
-        let seat = Places::take(&self.node)?;
+        let seat = Seat::take(&self.capacity)?;
         let connection = Connection::new(self.node.clone(), key.clone(), Role::Dedicated);
         let (running, idle) = (connection.clone(), self.idle.clone());
         self.tasks.spawn_local(async move {
@@ -436,12 +325,12 @@ impl Pool {
 
     /// Keeps a connection that was opened for another reason, if there is room for one more idle one.
     pub fn adopt(&self, key: &ConnectionKey, opened: Opened) {
-        let places = &self.node.places;
+        let places = &self.capacity.dedicated;
         // A session that begins gets the proxy's own login with the connection that proves it; one that has gone leaves one.
         let held = key.login == self.node.own.login || self.idle.holds.borrow().contains_key(&key.login.number());
         if !held && self.idle.spares(&key.login, 1) > 0
             || self.idle.waiting.borrow().count(key) >= IDLE
-            || places.taken() + SPARED > places.max
+            || places.taken() + SPARED > places.max()
         {
             return;
         }

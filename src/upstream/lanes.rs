@@ -19,9 +19,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::capacity::{Berth, Capacity};
 use super::connection::Connection;
 use super::handshake::Refusal;
 use super::{ConnectionKey, Node};
@@ -44,30 +44,14 @@ pub enum Cargo {
 /// The lanes of one thread.
 pub struct Lanes {
     node: Arc<Node>,
+    capacity: Arc<Capacity>,
     all: RefCell<HashMap<(ConnectionKey, Cargo), Rc<Connection>>>,
-}
-
-/// A place among the `max_lanes` that may be open.
-pub struct Berth(Arc<Node>);
-
-impl Berth {
-    fn take(node: &Arc<Node>) -> Option<Berth> {
-        let one_more = |n: usize| (n < node.max_lanes).then_some(n + 1);
-        node.berths.fetch_update(Ordering::AcqRel, Ordering::Relaxed, one_more).ok()?;
-        Some(Berth(node.clone()))
-    }
-}
-
-impl Drop for Berth {
-    fn drop(&mut self) {
-        self.0.berths.fetch_sub(1, Ordering::AcqRel);
-    }
 }
 
 impl Lanes {
     /// None yet.
-    pub fn new(node: Arc<Node>) -> Lanes {
-        Lanes { node, all: RefCell::default() }
+    pub fn new(node: Arc<Node>, capacity: Arc<Capacity>) -> Lanes {
+        Lanes { node, capacity, all: RefCell::default() }
     }
 
     /// The lane for this user, protocol, database and cargo; `start` makes its handle if there is none.
@@ -79,16 +63,16 @@ impl Lanes {
     }
 
     /// A place for one more open lane, if one becomes free within `connect_timeout`.
-    pub async fn berth(&self) -> Result<Berth, Refusal> {
+    pub(super) async fn berth(&self) -> Result<Berth, Refusal> {
         let deadline = Time::now() + self.node.connect_timeout;
         loop {
-            if let Some(berth) = Berth::take(&self.node) {
+            if let Some(berth) = Berth::take(&self.capacity) {
                 return Ok(berth);
             }
-            self.node.berths_wanted.store(Time::now().0, Ordering::Relaxed);
+            self.capacity.lanes.want(Time::now());
             self.rest_idlest(Duration::ZERO);
             if Time::now() >= deadline {
-                let text = format!("all {} lanes are in use (max_lanes)", self.node.max_lanes);
+                let text = format!("all {} lanes are in use (max_lanes)", self.capacity.lanes.max);
                 return Err(Refusal::Server(self.node.error(&text)));
             }
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -110,8 +94,7 @@ impl Lanes {
         loop {
             tokio::time::sleep(self.node.heartbeat).await;
             let now = Time::now();
-            let wanted = Time(self.node.berths_wanted.load(Ordering::Relaxed));
-            if wanted != Time::ZERO && now.since(wanted) < self.node.heartbeat * 2 {
+            if self.capacity.lanes.were_wanted(now, self.node.heartbeat * 2) {
                 self.rest_idlest(self.node.heartbeat);
             }
             self.sweep(now);
@@ -119,7 +102,7 @@ impl Lanes {
     }
 
     fn sweep(&self, now: Time) {
-        let limit = self.node.lane_idle_timeout;
+        let limit = self.capacity.lanes.idle_timeout;
         self.all.borrow_mut().retain(|_, lane| {
             let unused = !limit.is_zero() && now.since(lane.used()) > limit;
             if unused && !lane.is_home() && lane.is_idle() {

@@ -392,7 +392,8 @@ impl Proxy {
         let shared = Arc::new(Shared::at(server.clone(), config.clone(), upstream()));
         spawn_local(link::run(shared.node.clone()));
         spawn_local(watch::run(shared.node.clone()));
-        let pools: Vec<_> = (0..POOLS).map(|_| Rc::new(Pool::new(shared.node.clone()))).collect();
+        let pools: Vec<_> =
+            (0..POOLS).map(|_| Rc::new(Pool::new(shared.node.clone(), shared.capacity.clone()))).collect();
         for pool in pools.clone() {
             spawn_local(async move { pool.run().await });
         }
