@@ -44,7 +44,8 @@
 //! | [`session`] | what becomes of one client's bytes, in order |
 //! | [`admin`] | what can be seen from inside |
 //! | [`shared`] | what do all threads share |
-//! | [`upstream`] | which connection, what is sent, whose reply is this ([`upstream::connection`], [`upstream::fill`], [`upstream::link`]) |
+//! | [`upstream`] | which connection, what is sent, whose reply is this ([`upstream::connection`], [`upstream::fill`], [`upstream::effect`]) |
+//! | [`node`] | one server: where, as whom, what is known of it, what has changed there ([`node::link`], [`node::watch`], [`node::login`]) |
 //! | [`audit`] | were the hits true |
 //! | [`coherence`] | what do the link's events mean, what does a level ask of a hit |
 //! | [`command`] | what does this request need, what may it change; pure |
@@ -58,6 +59,7 @@
 //!
 //! # Words
 //!
+//! * **node**: the Redis or Valkey behind the proxy.
 //! * **lane**: a shared, pipelined connection to the node, for one user, protocol and database, in one thread.
 //! * **dedicated connection**: lent to one session while its state needs one.
 //! * **link**: the connection on which the node reports changed keys.
@@ -110,6 +112,7 @@ pub mod error;
 pub mod limits;
 pub mod logging;
 pub mod memory;
+mod node;
 mod numbers;
 mod outbox;
 pub mod panics;

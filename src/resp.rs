@@ -570,6 +570,11 @@ pub fn value_len(buf: &[u8]) -> Option<usize> {
     Cutter::default().cut(buf).ok().flatten()
 }
 
+/// Whether a value is nil, in whichever protocol and of whichever type.
+pub fn is_nil(value: &[u8]) -> bool {
+    matches!(value, b"$-1\r\n" | b"*-1\r\n" | b"_\r\n")
+}
+
 /// The bytes of the bulk string at the start of `buf` and what follows it.
 pub fn split_bulk(buf: &[u8]) -> Option<(&[u8], &[u8])> {
     let len = value_len(buf)?;

@@ -20,12 +20,13 @@ use tokio::task::LocalSet;
 use crate::cache::FlushCause;
 use crate::config::Config;
 use crate::error::Error;
+use crate::node;
 use crate::panics;
 use crate::sabotage;
 use crate::session;
 use crate::shared::{Presence, Shared};
 use crate::time::Time;
-use crate::upstream::{self, Pool, link};
+use crate::upstream::Pool;
 use crate::{clients, memory};
 use door::{Door, Open, Socket};
 
@@ -206,14 +207,14 @@ async fn serve(shared: &Arc<Shared>, pool: &Rc<Pool>, dealt: Dealt) {
 
 /// The link has a thread of its own.
 fn start_control(shared: &Arc<Shared>, mut stopping: watch::Receiver<bool>) -> Result<JoinHandle<()>, Error> {
-    let (node, shared) = (shared.node.clone(), shared.clone());
+    let shared = shared.clone();
     let runtime = runtime().map_err(Error::Io)?;
     spawn("nearside-link".into(), move || {
         runtime.block_on(async {
             tokio::select! {
-                () = link::run(node.clone()) => {}
-                () = upstream::watch::run(node.clone()) => {}
-                () = upstream::touch::run(node, |view| shared.views.database(view)) => {}
+                () = node::link::run(shared.node.clone()) => {}
+                () = node::watch::run(shared.node.clone()) => {}
+                () = node::touch::run(shared.node.clone(), |view| shared.views.database(view)) => {}
                 _ = stopping.changed() => {}
             }
         });
@@ -260,7 +261,7 @@ mod tests {
             })
         };
         let lanes = LocalSet::new();
-        lanes.spawn_local(busy(heard, upstream::wake_after_sessions));
+        lanes.spawn_local(busy(heard, crate::upstream::wake_after_sessions));
         let deal = async {
             for _ in 0..1000 {
                 tokio::task::spawn_local(busy(polled, |cx| cx.waker().wake_by_ref()));

@@ -49,19 +49,20 @@ use crate::cache::Cache;
 use crate::clients::Client;
 use crate::command::{self, CommandTable, Keys, Need, Plan, Request, Route, Word};
 use crate::config::Level;
+use crate::node::identity::ConnectionKey;
+use crate::node::login::Login;
 use crate::outbox::{Outbox, Piece};
 use crate::resp::ProtocolError;
 use crate::sabotage;
 use crate::shared::{Presence, Shared};
 use crate::time::Time;
 use crate::transport::Stream;
+use crate::upstream::Pool;
 use crate::upstream::change::Change;
 use crate::upstream::connection::Connection;
 use crate::upstream::effect::{Effect, KeySet};
 use crate::upstream::kept::Hold;
 use crate::upstream::lanes::Cargo;
-use crate::upstream::login::Login;
-use crate::upstream::{ConnectionKey, Pool};
 use dedicated::Lent;
 use input::Input;
 use outstanding::Outstanding;
@@ -397,7 +398,7 @@ impl Session {
             After::Again => {}
             After::Upstream => self.bypass = true,
             After::Share => self.share_lane(),
-            After::Reply(reply) | After::Farewell(reply, _) if reply == crate::upstream::login::SHUT_OUT => {
+            After::Reply(reply) | After::Farewell(reply, _) if reply == crate::node::login::SHUT_OUT => {
                 self.closing = Some(SHUT_OUT);
                 self.request_done(input);
             }

@@ -8,11 +8,12 @@ use crate::cache::Cache;
 use crate::clients::{Client, Clients, Views};
 use crate::coherence::Coherence;
 use crate::config::{Config, ConfigError, Upstream};
+use crate::node::Node;
+use crate::node::identity::ConnectionKey;
+use crate::node::login::Login;
 use crate::time::Time;
 use crate::transport::Endpoint;
 use crate::upstream::capacity::Capacity;
-use crate::upstream::login::Login;
-use crate::upstream::{ConnectionKey, Node};
 
 /// No user of the server has this name: names hold no null.
 const NO_USER: &[u8] = b"\0";

@@ -65,24 +65,27 @@ pub mod transport {
     pub use crate::transport::{Endpoint, Stream};
 }
 
+/// From `src/node.rs`.
+pub mod node {
+    /// From `src/node/event.rs`.
+    pub mod event {
+        pub use crate::node::event::Event;
+    }
+
+    /// From `src/node/link.rs`.
+    pub mod link {
+        pub use crate::node::link::run;
+    }
+
+    /// From `src/node/watch.rs`.
+    pub mod watch {
+        pub use crate::node::watch::run;
+    }
+}
+
 /// From `src/upstream.rs`.
 pub mod upstream {
     pub use crate::upstream::Pool;
-
-    /// From `src/upstream/event.rs`.
-    pub mod event {
-        pub use crate::upstream::event::Event;
-    }
-
-    /// From `src/upstream/link.rs`.
-    pub mod link {
-        pub use crate::upstream::link::run;
-    }
-
-    /// From `src/upstream/watch.rs`.
-    pub mod watch {
-        pub use crate::upstream::watch::run;
-    }
 }
 
 /// From `src/verify.rs`.

@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use bolero::check;
+use nearside::test_support::node::event::Event;
 use nearside::test_support::resp::{self, Cutter, Scan, Scanner};
-use nearside::test_support::upstream::event::Event;
 use redis_protocol::resp2::decode::decode as decode2;
 use redis_protocol::resp2::encode::encode as encode2;
 use redis_protocol::resp2::types::Resp2Frame;

@@ -16,6 +16,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "clock",
             "coherence",
             "command",
+            "node",
             "resp",
             "session",
             "shared",
@@ -37,6 +38,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "command",
             "config",
             "memory",
+            "node",
             "session",
             "shared",
             "time",
@@ -57,6 +59,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "coherence",
             "command",
             "config",
+            "node",
             "outbox",
             "resp",
             "shared",
@@ -66,23 +69,12 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("admin", &["audit", "cache", "clock", "coherence", "command", "config", "resp", "shared", "time"]),
-    ("shared", &["audit", "cache", "clients", "coherence", "config", "time", "transport", "upstream"]),
+    ("shared", &["audit", "cache", "clients", "coherence", "config", "node", "time", "transport", "upstream"]),
     (
         "upstream",
-        &[
-            "buffer",
-            "cache",
-            "clients",
-            "clock",
-            "coherence",
-            "command",
-            "config",
-            "outbox",
-            "resp",
-            "time",
-            "transport",
-        ],
+        &["buffer", "cache", "clock", "coherence", "command", "config", "node", "outbox", "resp", "time", "transport"],
     ),
+    ("node", &["buffer", "cache", "clients", "coherence", "command", "config", "resp", "time", "transport"]),
     ("clients", &["time"]),
     ("embedded", &["config"]),
     ("limits", &["config"]),
@@ -624,7 +616,7 @@ fn the_documents_name_every_setting_and_metric() {
 #[test]
 fn freshness_is_measured_by_one_clock() {
     let foreign = ["SystemTime", "UNIX_EPOCH", "std::time::Instant", "ClockId::", "chrono::", "time::Instant::elapsed"];
-    let of_freshness = ["cache", "clock", "coherence", "upstream", "session", "audit", "outbox"];
+    let of_freshness = ["cache", "clock", "coherence", "node", "upstream", "session", "audit", "outbox"];
     let mut wrong = Vec::new();
     for path in rust_files("src") {
         let code = code(&path);

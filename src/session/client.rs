@@ -12,12 +12,13 @@ use super::{After, Session, Stall, Step};
 use crate::clients::listing::{ClientLine, Filters, Listing};
 use crate::clients::{Client, Words};
 use crate::command::{Request, Word};
+use crate::node::identity::Role;
+use crate::node::wire::MARK;
 use crate::resp;
 use crate::shared::Shared;
 use crate::time::Time;
-use crate::upstream::connection::{Connection, Role};
+use crate::upstream::connection::Connection;
 use crate::upstream::effect::Effect;
-use crate::upstream::monitor::MARK;
 
 /// How long CLIENT KILL waits until the connections are closed.
 const CLOSED_WITHIN: Duration = Duration::from_secs(1);

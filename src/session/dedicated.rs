@@ -12,14 +12,15 @@ use super::pinned::{Named, Unmarked, answers_twice};
 use super::wait;
 use super::{After, Become, Input, Session, Stall, Step};
 use crate::command::{self, Keys, Local, Need, Plan, Request, Route, Word};
+use crate::node::identity::ConnectionKey;
 use crate::outbox::{Outbox, Piece};
 use crate::resp;
 use crate::shared::Shared;
+use crate::upstream::Turn;
 use crate::upstream::connection::Raw;
 use crate::upstream::dedicated::{Lending, Loan};
 use crate::upstream::effect::Effect;
 use crate::upstream::transaction::{self, Transaction};
-use crate::upstream::{ConnectionKey, Turn};
 
 /// A connection lent to the session, and what state the session has on it.
 pub(super) struct Lent {

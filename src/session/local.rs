@@ -10,16 +10,15 @@ use bytes::Bytes;
 use super::{After, Become, Session, Stall, Step};
 use crate::admin;
 use crate::command::{Local, Request};
+use crate::node::identity::ConnectionKey;
+use crate::node::login::SHUT_OUT;
+use crate::node::{Node, names, probe, wire};
 use crate::outbox::{Outbox, Piece};
 use crate::resp;
 use crate::shared::Shared;
 use crate::time::Time;
 use crate::upstream::connection::Connection;
 use crate::upstream::effect::Effect;
-use crate::upstream::handshake;
-use crate::upstream::login::SHUT_OUT;
-use crate::upstream::{ConnectionKey, Node};
-use crate::upstream::{names, probe};
 
 /// How long INFO waits for a server that is known not to answer: it may have come back just now.
 pub(super) const INFO_PATIENCE: Duration = Duration::from_millis(500);
@@ -246,7 +245,7 @@ fn without(list: &[u8], unwanted: &[u8]) -> Option<Vec<u8>> {
 
 /// The reply to HELLO names the connection's number: the session's is ours.
 pub(super) fn set_id(hello: &[u8], id: u64) -> Bytes {
-    let Some(old) = handshake::id_in(hello) else { return Bytes::copy_from_slice(hello) };
+    let Some(old) = wire::id_in(hello) else { return Bytes::copy_from_slice(hello) };
     [&hello[..old.start], id.to_string().as_bytes(), &hello[old.end..]].concat().into()
 }
 

@@ -11,13 +11,16 @@ use super::client::is_word;
 use super::local::{refused, set_id};
 use super::{After, Become, Input, Session, Stall, Step, Why};
 use crate::command::{Local, Need, Plan, Request, Route};
+use crate::node::Node;
+use crate::node::guesses::{self, Address};
+use crate::node::handshake;
+use crate::node::identity::ConnectionKey;
+use crate::node::identity::Role;
+use crate::node::login::Login;
+use crate::node::wire::{self, NOAUTH, Refusal, Wire};
 use crate::outbox::Piece;
-use crate::upstream::connection::Role;
-use crate::upstream::guesses::{self, Address};
+use crate::upstream::Pool;
 use crate::upstream::guest::{self, Answer};
-use crate::upstream::handshake::{self, NOAUTH, Refusal, Wire};
-use crate::upstream::login::{self, Login};
-use crate::upstream::{ConnectionKey, Node, Pool};
 
 /// How often one AUTH is put to the server, if users are deleted meanwhile.
 const VERDICTS: usize = 3;
@@ -81,7 +84,7 @@ impl Session {
         }
         let found = matches!(input.find(&self.cache, self.shared.config.proto_max_bulk_len), Ok(true));
         let marked =
-            |request: &Request<'_>| request.arg(0).eq_ignore_ascii_case(b"HELLO") && handshake::is_marked(request.buf);
+            |request: &Request<'_>| request.arg(0).eq_ignore_ascii_case(b"HELLO") && wire::is_marked(request.buf);
         let question = found.then(|| input.request()).filter(marked).map(|request| request.buf.to_vec());
         // A request that is passed on is the present one until its answer is here.
         if !waits && question.is_none() {
@@ -163,8 +166,8 @@ impl Session {
             }
             _ => {}
         }
-        if handshake::comes_back(request.buf) {
-            return Step::Stall(Stall::For(Box::pin(async { After::Farewell(handshake::ring(), RING) })));
+        if wire::comes_back(request.buf) {
+            return Step::Stall(Stall::For(Box::pin(async { After::Farewell(wire::ring(), RING) })));
         }
         let asked = HelloArgs::of(request);
         let old = self.key.clone();
@@ -172,7 +175,7 @@ impl Session {
         let (pool, question, from) = (self.pool.clone(), request.buf.to_vec(), Address::of(&self.client.addr));
         // A ring of proxies is found by a handshake that goes round.
         let without_hello = self.shared.node.without_hello.load(Ordering::Relaxed);
-        if asked.sound && asked.creds.is_none() && !without_hello && !handshake::is_marked(&question) {
+        if asked.sound && asked.creds.is_none() && !without_hello && !wire::is_marked(&question) {
             return self.move_to(same, asked.name, with_id);
         }
         let logs_in = asked.creds.is_some();
@@ -258,7 +261,7 @@ impl Session {
 
 /// The proof that the session may be what the upstream's address says. The connection that was opened for it is kept.
 async fn admitted(pool: &Rc<Pool>) -> Result<After, Refusal> {
-    let opened = login::prove(&pool.node).await?;
+    let opened = handshake::prove(&pool.node).await?;
     opened.into_iter().for_each(|opened| pool.adopt(&pool.node.own, opened));
     Ok(After::Begin(pool.node.logins.own().clone()))
 }
@@ -326,11 +329,11 @@ const RING: Why = "a handshake of a proxy that has come back to it";
 
 /// The error that another proxy's handshake gets if it leads back to that proxy.
 async fn passed_on(node: &Node, hello: &[u8]) -> Option<Bytes> {
-    if handshake::comes_back(hello) {
-        return Some(handshake::ring());
+    if wire::comes_back(hello) {
+        return Some(wire::ring());
     }
     let reply = put(node, None, hello).await.map_or_else(|error| error, |(_, reply)| reply);
-    handshake::is_ring(&reply).then_some(reply)
+    wire::is_ring(&reply).then_some(reply)
 }
 
 /// Puts AUTH, or HELLO with AUTH, to the server when it is its turn: the login it leads to. `Err`: it leads to none.
@@ -377,7 +380,7 @@ async fn judged(
         }
         if let Some(login) = logins.enter(&creds.user, &creds.password, ends) {
             let Some(wire) = wire else { return Ok((login, reply)) };
-            let resp3 = handshake::is_hello(&reply) && reply.starts_with(b"%");
+            let resp3 = wire::is_hello(&reply) && reply.starts_with(b"%");
             let key = ConnectionKey { login: login.clone(), resp3, db: 0, via: None };
             tokio::task::spawn_local(keep(pool.clone(), key, wire));
             return Ok((login, reply));
@@ -416,8 +419,8 @@ async fn within_limit<T, E: Into<Refusal>>(
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, Bytes> {
     // A question without a mark would go round in a ring without end.
-    if node.ring.load(Ordering::Acquire) && !handshake::is_marked(question) {
-        return Err(handshake::ring());
+    if node.ring.load(Ordering::Acquire) && !wire::is_marked(question) {
+        return Err(wire::ring());
     }
     match tokio::time::timeout(node.connect_timeout, work).await {
         Ok(answer) => answer.map_err(|refusal| refusal.into().reply(node)),

@@ -20,10 +20,12 @@ use super::local::{INFO_PATIENCE, ask, ask_again, verbatim};
 use super::{After, Session, Stall, Step};
 use crate::admin::{self, Asks};
 use crate::command::Request;
+use crate::node::Node;
+use crate::node::identity::ConnectionKey;
 use crate::outbox::Piece;
 use crate::resp;
 use crate::time::Time;
-use crate::upstream::{ConnectionKey, Node, Pool};
+use crate::upstream::Pool;
 
 /// The answer to a command for which the server cannot be asked.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -16,10 +16,10 @@ use super::wait;
 use super::{After, Become, Input, Session, Stall, Step};
 use crate::clients::Words;
 use crate::command::{self, Local, Need, Plan, Request, Route};
+use crate::node::wire;
 use crate::resp;
 use crate::upstream::connection::Raw;
 use crate::upstream::effect::Effect;
-use crate::upstream::handshake;
 
 /// Looks for the word SWAPDB in bytes that are passed on unlooked at otherwise, across the pieces they come in.
 #[derive(Default)]
@@ -81,7 +81,7 @@ impl Session {
         let mut said = if node.without_hello.load(Ordering::Relaxed) {
             vec![resp::encode(&[client, b"SETNAME", words.name.as_bytes()])]
         } else {
-            vec![handshake::hello(node, None, self.key.resp3, &words.name, library.clone().count())]
+            vec![wire::hello(node, None, self.key.resp3, &words.name, library.clone().count())]
         };
         said.extend(
             library.map(|(field, word)| resp::encode(&[client, b"SETINFO", field.as_bytes(), word.as_bytes()])),
@@ -156,7 +156,7 @@ impl Session {
         let key = node.own.clone();
         let own = node.own.login.attempts().into_iter().next().flatten();
         let reset = ask(&connection, &resp::encode(&["RESET"]));
-        let hello = ask(&connection, &handshake::hello(node, own.as_ref(), false, "", 0));
+        let hello = ask(&connection, &wire::hello(node, own.as_ref(), false, "", 0));
         Some(Step::Stall(Stall::For(Box::pin(async move {
             let (reset, hello) = (reset.await, hello.await);
             if hello.starts_with(b"-") {

@@ -294,7 +294,7 @@ impl Session {
         })))
     }
 
-    /// Whether MGET may be answered by what GETs were told, and GETs by what it is told (see [`crate::upstream::acl`]). The count is
+    /// Whether MGET may be answered by what GETs were told, and GETs by what it is told (see [`crate::node::acl`]). The count is
     /// read first: what is then read is as new.
     pub(super) fn shares_get_and_mget(&mut self) -> bool {
         let node = &self.shared.node;

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::{After, Session, Stall, Step};
 use crate::command::{Need, Request, Word};
-use crate::upstream::names::{self, Verdict};
+use crate::node::names::{self, Verdict};
 
 impl Session {
     /// `None`: the server has no such command, and its error answers, wherever the plan has it said; or what the session says

@@ -23,10 +23,10 @@ use super::client::refusal;
 use super::local::ask;
 use super::{After, Session, Stall, Step};
 use crate::command::Request;
+use crate::node::Node;
+use crate::node::wire::is_passing;
 use crate::resp;
-use crate::upstream::Node;
 use crate::upstream::connection::Connection;
-use crate::upstream::handshake::is_passing;
 
 /// The server answers to this word that it is no command, at once or, in a transaction, so that EXEC fails.
 const REFUSED: &str = "nearside: WAIT here would not count writes of this session on other connections";

@@ -1,15 +1,16 @@
 //! The effect here of a change of users, rights or passwords that is said through this proxy, before it is acknowledged: no hit is
 //! served afterwards by the rights of before, no verdict on a login is believed any more, and the sessions of a deleted
-//! user end. A change said elsewhere is noticed by [`watch`](super::watch), with a lag.
+//! user end. A change said elsewhere is noticed by [`watch`](crate::node::watch), with a lag.
 //!
 //! The server's reply is the verdict, as for every effect: whoever may not say the command costs others nothing by saying it.
 //! A read that the server executed before the change may be answered after it, as any read that overlaps it; nothing of it is
 //! kept, since its fill token is void.
 
 use super::effect::Wait;
-use super::login::End;
-use super::{Node, refusal};
+use super::refusal;
 use crate::command::{Request, Word};
+use crate::node::Node;
+use crate::node::login::End;
 use crate::time::Time;
 
 /// A change of rights on its way.

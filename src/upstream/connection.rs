@@ -39,17 +39,20 @@ use super::capacity::Berth;
 use super::dedicated::IdleSet;
 use super::effect::{Effect, KeySet, Wait};
 use super::fill::{Fill, FillRead, Terms, Then};
-use super::handshake::{self, Opened, Refusal, Wire};
 use super::lanes::Lanes;
-use super::login::SHUT_OUT;
-use super::rights::{self, Rights};
-use super::{ConnectionKey, Node, monitor, panicking};
+use super::{monitor, panicking};
 use crate::buffer::{LARGE, OutBuf};
 use crate::bypass::Bypass;
 use crate::cache::Cache;
 use crate::clock::LaneStamp;
 use crate::coherence::standing::Mode;
 use crate::command::FieldTtl;
+use crate::node::Node;
+use crate::node::handshake::{self, Opened};
+use crate::node::identity::{ConnectionKey, Role};
+use crate::node::login::SHUT_OUT;
+use crate::node::rights::{self, Rights};
+use crate::node::wire::{self, Refusal, Wire};
 use crate::numbers::difference;
 use crate::outbox::{Outbox, Piece, Place};
 use crate::resp::{self, Cutter};
@@ -57,7 +60,7 @@ use crate::sabotage::{self, Rule};
 use crate::time::Time;
 use crate::transport::Stream;
 
-/// With an argument that no client gives it ([`monitor::MARK`]), and the answer.
+/// With an argument that no client gives it ([`wire::MARK`]), and the answer.
 const PING: [&[u8]; 2] = [b"*2\r\n$4\r\nPING\r\n$8\r\nnearside\r\n", b"$8\r\nnearside\r\n"];
 /// The same before a question about the fields of a hash ([`monitor::QUESTION`]).
 const PING_AND_ASK: [&[u8]; 2] = [b"*2\r\n$4\r\nPING\r\n$17\r\nnearside:question\r\n", b"$17\r\nnearside:question\r\n"];
@@ -85,25 +88,6 @@ const GIVEN_AWAY: io::ErrorKind = io::ErrorKind::ConnectionAborted;
 const RAW_SOFT: usize = 1 << 20;
 /// Pushes that wait for a held reply before them; with more, they wait no longer.
 const MAX_BEHIND: usize = 1024;
-
-/// The use of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Shared; reconnects when somebody needs it; fills the cache.
-    Lane,
-    /// Lent to one session; never reconnects.
-    Dedicated,
-}
-
-impl Role {
-    /// The name of such a connection in the server's CLIENT LIST.
-    pub fn name(self) -> &'static str {
-        match self {
-            Role::Lane => "nearside-lane",
-            Role::Dedicated => "nearside-dedicated",
-        }
-    }
-}
 
 /// How bytes are passed on whose replies are not matched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -729,7 +713,7 @@ impl Connection {
         .await
     }
 
-    fn opened(&self, opened: &handshake::Opened) {
+    fn opened(&self, opened: &Opened) {
         let mut shared = self.shared.borrow_mut();
         shared.phase = Phase::Up;
         // With the phase: a loss takes it off again.
@@ -742,7 +726,7 @@ impl Connection {
         shared.arming = false;
         shared.rights = opened.rights;
         shared.armed = opened.armed.unwrap_or(0);
-        self.client_id.store(handshake::id_of(&opened.hello), Ordering::Release);
+        self.client_id.store(wire::id_of(&opened.hello), Ordering::Release);
         if self.role == Role::Lane {
             shared.stamp = shared.stamp.or_else(|| self.node.coherence.cache.clocks.open_lane(opened.asked));
         }
@@ -751,7 +735,7 @@ impl Connection {
     }
 
     /// Tells all that wait why the connection could not be opened; until the back-off ends, later requests get the same error.
-    fn not_opened(&self, refusal: handshake::Refusal) -> Outcome {
+    fn not_opened(&self, refusal: Refusal) -> Outcome {
         let now = Time::now();
         let error = refusal.reply(&self.node);
         let mut shared = self.shared.borrow_mut();
@@ -759,7 +743,7 @@ impl Connection {
         shared.wanted = false;
         shared.pings = 0;
         let until = now + self.node.backoff(shared.failures);
-        if shared.failures == 1 && matches!(refusal, handshake::Refusal::Io(_)) {
+        if shared.failures == 1 && matches!(refusal, Refusal::Io(_)) {
             tracing::warn!("{}", String::from_utf8_lossy(&error).trim_start_matches("-ERR nearside: ").trim());
         }
         let awaited = std::mem::take(&mut shared.awaited);

@@ -13,11 +13,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::capacity::{Capacity, NONE, Seat, Shelf};
-use super::connection::{Around, Connection, Role};
-use super::handshake::Opened;
+use super::connection::{Around, Connection};
 use super::kept::Holds;
-use super::login::Login;
-use super::{ConnectionKey, Pool, panicking};
+use super::{Pool, panicking};
+use crate::node::handshake::Opened;
+use crate::node::identity::{ConnectionKey, Role};
+use crate::node::login::Login;
 use crate::time::Time;
 
 /// Idle dedicated connections kept per key and thread.

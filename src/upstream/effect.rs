@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use super::change::Change;
+use super::refusal;
 use super::transaction::Step;
-use super::{Node, refusal};
 use crate::cache::events::Event;
 use crate::coherence::Coherence;
+use crate::node::Node;
 use crate::time::Time;
 
 /// Hashes of the keys of one command.

@@ -17,7 +17,7 @@ use crate::clock::LaneStamp;
 use crate::coherence::Coherence;
 use crate::command::FieldTtl;
 use crate::outbox::{Piece, Place};
-use crate::resp;
+use crate::resp::{self, is_nil};
 use crate::sabotage::{self, Rule};
 use crate::time::Time;
 
@@ -392,10 +392,6 @@ fn deadline(sent: Time, pttl: i64, reply: &[u8]) -> Option<Time> {
         // The key died between the read and the question, or dies this very millisecond.
         _ => None,
     }
-}
-
-pub(super) fn is_nil(value: &[u8]) -> bool {
-    matches!(value, b"$-1\r\n" | b"*-1\r\n" | b"_\r\n")
 }
 
 /// Whether this is what a key that does not exist answers: nil, zero, nothing, or a list of these.

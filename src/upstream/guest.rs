@@ -10,9 +10,9 @@
 
 use bytes::Bytes;
 
-use super::Node;
-use super::handshake::{NOAUTH, Wire};
 use crate::command::Request;
+use crate::node::Node;
+use crate::node::wire::{NOAUTH, Wire};
 
 /// The server closes the connection of a client who has not logged in and says more.
 const LONGEST: usize = 16 * 1024;

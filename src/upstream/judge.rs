@@ -9,8 +9,8 @@ use std::io;
 
 use bytes::Bytes;
 
-use super::Node;
-use super::handshake::Wire;
+use crate::node::Node;
+use crate::node::wire::Wire;
 
 /// The connection on which known logins are judged.
 #[derive(Default)]

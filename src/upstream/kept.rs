@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::Pool;
 use super::dedicated::IdleSet;
-use super::login::Login;
+use crate::node::login::Login;
 
 /// How many sessions of the thread have each login.
 pub(super) type Holds = HashMap<u64, usize>;

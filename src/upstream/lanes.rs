@@ -23,8 +23,9 @@ use std::time::Duration;
 
 use super::capacity::{Berth, Capacity};
 use super::connection::Connection;
-use super::handshake::Refusal;
-use super::{ConnectionKey, Node};
+use crate::node::Node;
+use crate::node::identity::ConnectionKey;
+use crate::node::wire::Refusal;
 use crate::time::Time;
 
 /// How often a lane that waits for a place looks for one.

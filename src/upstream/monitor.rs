@@ -30,16 +30,14 @@ use std::io;
 
 use bytes::Bytes;
 
-use super::Node;
-use super::connection::Role;
-use super::handshake::{self, Wire};
-use super::probe::{CHANNEL, NOTIFICATIONS};
 use crate::bypass::REQUEST_MAX;
 use crate::command::{CacheRead, CommandTable, FieldTtl, Keys, Request, Route};
+use crate::node::Node;
+use crate::node::identity::Role;
+use crate::node::probe::{CHANNEL, NOTIFICATIONS};
+use crate::node::wire::{self, MARK, Wire};
 use crate::resp::{self, Scan, Scanner};
 
-/// The argument of a proxy's own PING; others begin with it and a colon.
-pub const MARK: &str = "nearside";
 /// The argument of the PING that announces a question about the fields of a hash, which is the lane's next command.
 pub const QUESTION: &str = "nearside:question";
 /// Connections of a proxy that carry nothing of clients.
@@ -346,7 +344,7 @@ impl<'a> Line<'a> {
         if option == b"AUTH" {
             option = words.nth(2)?;
         }
-        let announced = handshake::announced(words.next().filter(|_| option == b"SETNAME")?)?;
+        let announced = wire::announced(words.next().filter(|_| option == b"SETNAME")?)?;
         words.next().filter(|option| *option == b"SETNAME")?;
         Some((words.next()?, announced))
     }

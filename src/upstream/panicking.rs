@@ -5,8 +5,8 @@ use std::io;
 use std::rc::Rc;
 
 use super::connection::{self, Around, Connection, Outcome};
-use super::handshake::Opened;
 use crate::cache::FlushCause;
+use crate::node::handshake::Opened;
 use crate::panics;
 
 /// Runs the connection until it is closed or given up, through panics; `already`: it is open.

@@ -6,8 +6,9 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use super::effect::{Effect, Wait};
-use super::{Node, refusal};
+use super::refusal;
 use crate::command::Word;
+use crate::node::Node;
 use crate::resp;
 use crate::time::Time;
 
@@ -53,7 +54,8 @@ impl Transaction {
             return Wait::No;
         }
         let queued = self.end();
-        if reply.is_some_and(|reply| is_nil(reply) || refusal::of_builtin(reply)) {
+        // Nil: WATCH has failed.
+        if reply.is_some_and(|reply| resp::is_nil(reply) || refusal::of_builtin(reply)) {
             return Wait::No;
         }
         let replies = reply.and_then(|reply| elements(reply, queued.len()));
@@ -63,11 +65,6 @@ impl Transaction {
         }
         wait
     }
-}
-
-/// WATCH has failed.
-fn is_nil(reply: &[u8]) -> bool {
-    matches!(reply, b"*-1\r\n" | b"_\r\n" | b"$-1\r\n")
 }
 
 /// The elements of EXEC's reply, if there are so many.

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::handshake::{Wire, out_of_turn};
+use super::wire::{Wire, out_of_turn};
 use crate::resp;
 
 /// How long what is known may be old.

@@ -18,9 +18,8 @@ use std::time::Duration;
 
 use super::acl::Seen;
 use super::event::Event;
-use super::handshake::{Refusal, Wire, id_of, is_ring};
-use super::monitor::MARK;
 use super::probe::{self, CHANNEL, Ears};
+use super::wire::{MARK, Refusal, Wire, id_of, is_ring};
 use super::{Node, names, watch};
 use crate::buffer::OutBuf;
 use crate::coherence::LinkId;

@@ -1,44 +1,24 @@
-//! How a connection to a node begins: who we are, in which protocol and database, and where to report changed keys.
+//! A socket to a server, used for one question at a time: the greeting, and what the proxy asks for itself.
 
 use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::error::Elapsed;
 
-use super::connection::Role;
+use super::Node;
+use super::identity::ConnectionKey;
 use super::login::{Login, SHUT_OUT, is_login_refusal};
-use super::rights::{self, Rights};
-use super::{ConnectionKey, Node};
 use crate::buffer::OutBuf;
-use crate::coherence::standing::Mode;
 use crate::resp::{self, Cutter};
-use crate::time::Time;
 use crate::transport::Stream;
 
-/// An open connection.
-pub struct Opened {
-    /// The socket.
-    pub stream: Stream,
-    /// Bytes read past the handshake.
-    pub input: BytesMut,
-    /// The reply to HELLO.
-    pub hello: Bytes,
-    /// Rights that its user gives the proxy on it.
-    pub rights: Rights,
-    /// The link's generation that changed keys are reported to.
-    pub armed: Option<u64>,
-    /// When the handshake was sent: the server had the connection after that.
-    pub asked: Time,
-}
-
+/// The argument of a proxy's own PING; others begin with it and a colon.
+pub const MARK: &str = "nearside";
 /// Why a connection could not be opened.
 #[derive(Debug)]
 pub enum Refusal {
@@ -75,12 +55,6 @@ impl From<io::Error> for Refusal {
 /// The server's word to whoever has not logged in.
 pub const NOAUTH: &[u8] = b"-NOAUTH Authentication required.\r\n";
 
-/// CLIENT TRACKING towards the link.
-pub fn track(client_id: i64) -> Vec<u8> {
-    let id = client_id.to_string();
-    resp::encode(&["CLIENT", "TRACKING", "ON", "REDIRECT", &id, "OPTIN"])
-}
-
 /// Whether an error says that there is no answer now, or to nobody, whatever the question was.
 pub fn is_no_answer(reply: &[u8]) -> bool {
     is_passing(reply) || [&b"-NOAUTH"[..], b"-ERR max number of clients"].iter().any(|word| reply.starts_with(word))
@@ -96,7 +70,7 @@ fn is_without_hello(reply: &[u8], logs_in: bool) -> bool {
 
 /// HELLO, with AUTH if there are credentials, and the name that the server's CLIENT LIST shows. (To ask for the name by
 /// itself, or for the number that HELLO's reply gives, wants rights that a user may not have; and each refusal is noted in
-/// the server's ACL LOG.) `then`: how many SELECT and CLIENT SETINFO of the proxy's own follow at once, for [`super::monitor`].
+/// the server's ACL LOG.) `then`: how many SELECT and CLIENT SETINFO of the proxy's own follow at once, for MONITOR (`upstream::monitor`).
 pub fn hello(node: &Node, creds: Option<&(Vec<u8>, Vec<u8>)>, resp3: bool, name: &str, then: usize) -> Vec<u8> {
     let table = node.table.load();
     let mut args: Vec<&[u8]> = vec![table.says("HELLO"), if resp3 { b"3" } else { b"2" }];
@@ -104,22 +78,22 @@ pub fn hello(node: &Node, creds: Option<&(Vec<u8>, Vec<u8>)>, resp3: bool, name:
         args.extend([b"AUTH".as_slice(), user, password]);
     }
     // The server keeps the last name; a proxy passes all of them on.
-    let mark = if then == 0 { OWN_MARK.clone() } else { format!("{}+{then}", *OWN_MARK) };
+    let mark = if then == 0 { OWN_GREETING.clone() } else { format!("{}+{then}", *OWN_GREETING) };
     args.extend([b"SETNAME".as_slice(), mark.as_bytes(), b"SETNAME", name.as_bytes()]);
     resp::encode(&args)
 }
 
 /// By which this process knows its own handshakes when they come back to it.
-static OWN_MARK: LazyLock<String> = LazyLock::new(|| {
+static OWN_GREETING: LazyLock<String> = LazyLock::new(|| {
     let random = || RandomState::new().hash_one(0);
-    format!("{MARK}{:016x}{:016x}", random(), random())
+    format!("{GREETING}{:016x}{:016x}", random(), random())
 });
-const MARK: &str = "nearside:";
-const MARK_DIGITS: usize = 32;
+const GREETING: &str = "nearside:";
+const GREETING_DIGITS: usize = 32;
 
 /// Whether this is the mark of any proxy: how many commands it announces.
 pub fn announced(name: &[u8]) -> Option<u32> {
-    let (digits, then) = name.strip_prefix(MARK.as_bytes())?.split_at_checked(MARK_DIGITS)?;
+    let (digits, then) = name.strip_prefix(GREETING.as_bytes())?.split_at_checked(GREETING_DIGITS)?;
     digits.iter().all(u8::is_ascii_hexdigit).then_some(())?;
     match then {
         [] => Some(0),
@@ -134,12 +108,12 @@ const RING: &str = "-ERR nearside: a ring of proxies: ";
 /// A HELLO: whether it is a handshake of this very process, passed on by however many proxies. A proxy that went on would ask
 /// itself, without end.
 pub fn comes_back(hello: &[u8]) -> bool {
-    memchr::memmem::find(hello, OWN_MARK.as_bytes()).is_some()
+    memchr::memmem::find(hello, OWN_GREETING.as_bytes()).is_some()
 }
 
 /// Whether it is the handshake of a proxy. In a ring, its own proxy knows it again.
 pub fn is_marked(hello: &[u8]) -> bool {
-    memchr::memmem::find(hello, MARK.as_bytes()).is_some()
+    memchr::memmem::find(hello, GREETING.as_bytes()).is_some()
 }
 
 /// The reply to a handshake that comes back.
@@ -166,126 +140,6 @@ pub fn id_of(hello: &[u8]) -> i64 {
     id_in(hello).and_then(|range| resp::parse_i64(&hello[range])).unwrap_or(0)
 }
 
-/// As whom else than its present user a session's database may be selected, in the order they are tried. The right to was
-/// asked when the session chose it; the present user may have none.
-fn selectors<'a>(node: &'a Node, key: &'a ConnectionKey) -> impl Iterator<Item = &'a Arc<Login>> {
-    let earlier = [Some(&node.own.login), key.via.as_ref()].into_iter().flatten();
-    earlier.filter(|login| key.db != 0 && **login != key.login)
-}
-
-/// Connects and greets, in `connect_timeout` at the most once its turn has come; before, for a lane, asks for its user's rights.
-pub async fn open(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<Opened, Refusal> {
-    if key.login.is_stranger() {
-        return Err(Refusal::Server(Bytes::from_static(NOAUTH)));
-    }
-    let limit = node.connect_timeout;
-    let rights = if role == Role::Lane { rights::of(node, key).await } else { Rights::NONE };
-    let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}"));
-    let opening = if role == Role::Dedicated { turn(&node.opening, &node.opened, limit).await } else { Ok(None) };
-    let _turn = opening.map_err(|_| late())?;
-    let greeted = async {
-        for selector in selectors(node, key) {
-            match greet(node, key, role, rights, Some(selector)).await {
-                // This one may not, or is gone.
-                Err(Refusal::Server(reply) | Refusal::Login(reply)) if !is_passing(&reply) => {}
-                outcome => return outcome,
-            }
-        }
-        greet(node, key, role, rights, None).await
-    };
-    match tokio::time::timeout(limit, greeted).await {
-        Ok(result) => {
-            node.opened.fetch_add(u64::from(result.is_ok()), Ordering::Relaxed);
-            result
-        }
-        Err(_) => Err(Refusal::Io(late())),
-    }
-}
-
-/// A turn among the connections that are opened at once. Whoever has thousands before it waits for longer than the server may take
-/// for one of them, as long as some of them come to open.
-async fn turn<'a>(
-    turns: &'a Semaphore,
-    opened: &AtomicU64,
-    limit: Duration,
-) -> Result<Option<SemaphorePermit<'a>>, Elapsed> {
-    loop {
-        let before = opened.load(Ordering::Relaxed);
-        match tokio::time::timeout(limit, turns.acquire()).await {
-            Ok(turn) => return Ok(turn.ok()),
-            Err(_) if opened.load(Ordering::Relaxed) != before => {}
-            Err(late) => return Err(late),
-        }
-    }
-}
-
-async fn greet(
-    node: &Arc<Node>,
-    key: &ConnectionKey,
-    role: Role,
-    rights: Rights,
-    selector: Option<&Arc<Login>>,
-) -> Result<Opened, Refusal> {
-    let mut wire = Wire::connect(node).await?;
-    wire.stream.give_up_after(node.upstream_timeout)?;
-    let asked = Time::now();
-    if let Some(login) = selector {
-        wire.log_in(node, login, false, role.name(), 1).await?;
-        wire.select(node, key.db).await?;
-    }
-    let db = if selector.is_some() { 0 } else { key.db };
-    let hello = wire.log_in(node, &key.login, key.resp3, role.name(), usize::from(db != 0)).await?;
-    arm(node, wire, hello, rights, db, asked).await
-}
-
-/// Makes a connection of this key out of one of the same login that is open, in database `db`.
-pub async fn take_over(
-    node: &Arc<Node>,
-    mut wire: Wire,
-    db: u32,
-    key: &ConnectionKey,
-    role: Role,
-) -> Result<Opened, Refusal> {
-    let rights = if role == Role::Lane { rights::of(node, key).await } else { Rights::NONE };
-    wire.stream.give_up_after(node.upstream_timeout)?;
-    let asked = Time::now();
-    let hello = wire.introduce(node, None, key.resp3, role.name(), usize::from(db != key.db)).await?;
-    if !is_hello(&hello) {
-        // The connection is not as it was: RESET, or a server that has changed.
-        return Err(out_of_turn(&hello).into());
-    }
-    if db != key.db {
-        wire.select(node, key.db).await?;
-    }
-    arm(node, wire, hello, rights, 0, asked).await
-}
-
-/// The rest of the greeting, once the server knows who speaks: the database, unless it is 0, and the reports of changed keys.
-async fn arm(
-    node: &Arc<Node>,
-    mut wire: Wire,
-    hello: Bytes,
-    rights: Rights,
-    db: u32,
-    asked: Time,
-) -> Result<Opened, Refusal> {
-    // If there is another by the time of the answer, the lane is armed for a generation that is over: for none.
-    let link = node.coherence.link().filter(|_| rights.fill);
-    let tracking = link.as_ref().is_some_and(|link| link.mode == Mode::Tracked);
-    let track = link.as_ref().filter(|_| tracking).map(|link| track(link.client_id));
-    let select = (db != 0).then(|| selecting(node, db));
-    let request: Vec<u8> = select.iter().chain(&track).flatten().copied().collect();
-    wire.send(&request).await?;
-    if select.is_some() {
-        wire.accepted().await?;
-    }
-    let armed = match link {
-        Some(link) if !tracking || accepted(&wire.reply().await?)? => Some(link.generation),
-        _ => None,
-    };
-    Ok(Opened { stream: wire.stream, input: wire.input, hello, rights, armed, asked })
-}
-
 /// The error for a reply that is no answer: nobody knows which question the next reply is about.
 pub fn out_of_turn(reply: &[u8]) -> io::Error {
     let kind = (reply[0] as char).escape_debug();
@@ -302,7 +156,7 @@ fn closed() -> io::Error {
 }
 
 /// Whether a command was done that answers `+OK`.
-fn accepted(reply: &[u8]) -> io::Result<bool> {
+pub(super) fn accepted(reply: &[u8]) -> io::Result<bool> {
     match reply {
         b"+OK\r\n" => Ok(true),
         [b'-' | b'!', ..] => Ok(false),
@@ -310,7 +164,7 @@ fn accepted(reply: &[u8]) -> io::Result<bool> {
     }
 }
 
-fn selecting(node: &Node, db: u32) -> Vec<u8> {
+pub(super) fn selecting(node: &Node, db: u32) -> Vec<u8> {
     resp::encode(&[node.table.load().says("SELECT"), db.to_string().as_bytes()])
 }
 
@@ -363,7 +217,7 @@ impl Wire {
 
     /// Says HELLO; or AUTH, if the server has no HELLO, with CLIENT SETNAME and CLIENT ID, whose refusals cost no more than
     /// the name and the reports of changed keys. The reply to HELLO, or one made of theirs, or an error.
-    async fn introduce(
+    pub(super) async fn introduce(
         &mut self,
         node: &Node,
         creds: Option<&(Vec<u8>, Vec<u8>)>,
@@ -444,13 +298,13 @@ impl Wire {
         Err(Refusal::Login(refusal))
     }
 
-    async fn select(&mut self, node: &Node, db: u32) -> Result<(), Refusal> {
+    pub(super) async fn select(&mut self, node: &Node, db: u32) -> Result<(), Refusal> {
         self.send(&selecting(node, db)).await?;
         self.accepted().await
     }
 
     /// The next reply is no error.
-    async fn accepted(&mut self) -> Result<(), Refusal> {
+    pub(super) async fn accepted(&mut self) -> Result<(), Refusal> {
         let reply = self.reply().await?;
         if accepted(&reply)? { Ok(()) } else { Err(Refusal::Server(reply)) }
     }
@@ -480,28 +334,5 @@ impl Wire {
     pub async fn ask<A: AsRef<[u8]>>(&mut self, args: &[A]) -> io::Result<Bytes> {
         self.send(&resp::encode(args)).await?;
         self.reply().await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_turn_comes_as_long_as_others_come_to_open() {
-        let (turns, opened, limit) = (Semaphore::new(1), AtomicU64::new(0), Duration::from_millis(60));
-        let held = turns.acquire().await;
-        // The one before it holds its turn for far longer than the limit, while others come to open.
-        let others = async {
-            for _ in 0..12 {
-                tokio::time::sleep(limit / 4).await;
-                opened.fetch_add(1, Ordering::Relaxed);
-            }
-            drop(held);
-        };
-        let (_, waited) = tokio::join!(others, turn(&turns, &opened, limit));
-        assert!(waited.is_ok_and(|turn| turn.is_some()));
-        let _held = turns.acquire().await;
-        assert!(turn(&turns, &opened, limit).await.is_err(), "nobody comes to open");
     }
 }

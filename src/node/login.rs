@@ -4,7 +4,7 @@
 //! Invariants:
 //! * A session gets a user's login only by a connection on which the server has just accepted its AUTH ([`Logins::enter`]),
 //!   and the proxy's own login only while the server accepts a new connection that says what the upstream's address says
-//!   ([`prove`]). Until then a session is a [stranger](Login::is_stranger), for whom no connection is ever opened.
+//!   ([`prove`](super::handshake::prove)). Until then a session is a [stranger](Login::is_stranger), for whom no connection is ever opened.
 //! * A login ends when its user is deleted ([`Logins::end`]): its sessions are closed, and whoever logs in by the same name
 //!   later gets another login, so nobody rides on what a namesake may do. A login that began after the server was asked, and did
 //!   not have the user, may be the namesake's: the next look decides. `test_namesakes.py`.
@@ -20,9 +20,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::Node;
-use super::connection::Role;
-use super::handshake::{self, Opened, Refusal};
 use crate::config::Upstream;
 use crate::time::Time;
 
@@ -159,18 +156,19 @@ impl Login {
 
 /// The server's word on new connections of the proxy's own login.
 #[derive(Clone)]
-enum Proof {
+pub(super) enum Proof {
     Accepted,
     /// At this time, in these words.
     Refused(Time, Bytes),
 }
 
+/// Whether the proxy's own login is accepted, as far as is known.
 #[derive(Default)]
-struct Proven {
+pub(super) struct Proven {
     /// The proof, and the doubts known of at the time ([`Logins::doubts`]); `None`: nothing is proven.
-    proof: Option<(u64, Proof)>,
+    pub(super) proof: Option<(u64, Proof)>,
     /// When the server could not be asked for the last time, and why.
-    failed: Option<(Time, Bytes)>,
+    pub(super) failed: Option<(Time, Bytes)>,
 }
 
 /// Why logins of a user end.
@@ -211,7 +209,7 @@ pub struct Logins {
     pub connected: AtomicU64,
     proven: Mutex<Proven>,
     /// One asks the server, the others wait for what it says.
-    proving: tokio::sync::Mutex<()>,
+    pub(super) proving: tokio::sync::Mutex<()>,
 }
 
 impl Logins {
@@ -260,7 +258,8 @@ impl Logins {
         lock(&self.proven).proof = Some((self.doubts.load(Ordering::Acquire), Proof::Accepted));
     }
 
-    fn proof(&self) -> Option<Proof> {
+    /// The server's word, unless it has become doubtful or is too old.
+    pub(super) fn proof(&self) -> Option<Proof> {
         let proven = lock(&self.proven);
         let (as_of, proof) = proven.proof.as_ref()?;
         let fresh = match proof {
@@ -273,6 +272,16 @@ impl Logins {
     /// The server may judge new connections differently from here on. Sessions that have begun go on.
     pub fn doubt(&self) {
         self.doubts.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How often it has become doubtful so far.
+    pub(super) fn doubts(&self) -> u64 {
+        self.doubts.load(Ordering::Acquire)
+    }
+
+    /// The state of the proof, to be changed by who asks the server.
+    pub(super) fn proven(&self) -> MutexGuard<'_, Proven> {
+        lock(&self.proven)
     }
 
     /// How often logins were ended: to be asked before the AUTH is sent that [`Logins::enter`] is told of.
@@ -343,34 +352,6 @@ impl Logins {
             let _ = login.cut.fetch_update(Ordering::AcqRel, Ordering::Relaxed, earlier);
         }
     }
-}
-
-/// Whether the server takes a new connection of the proxy's own login now: asked unless that is known. With the
-/// connection that was opened to find out, if there was one.
-pub async fn prove(node: &Arc<Node>) -> Result<Option<Opened>, Refusal> {
-    let logins = &node.logins;
-    let began = Time::now();
-    let _turn = logins.proving.lock().await;
-    match logins.proof() {
-        Some(Proof::Accepted) => return Ok(None),
-        Some(Proof::Refused(_, reply)) => return Err(Refusal::Login(reply)),
-        None => {}
-    }
-    // Whoever waited while the server could not be asked does not wait once more.
-    if let Some((_, error)) = lock(&logins.proven).failed.as_ref().filter(|(at, _)| *at >= began) {
-        return Err(Refusal::Server(error.clone()));
-    }
-    // Before the server is asked: what changes from here on is a new doubt.
-    let as_of = logins.doubts.load(Ordering::Acquire);
-    let opened = handshake::open(node, &node.own, Role::Dedicated).await;
-    let mut proven = lock(&logins.proven);
-    match &opened {
-        Ok(_) => proven.proof = Some((as_of, Proof::Accepted)),
-        Err(Refusal::Login(reply)) => proven.proof = Some((as_of, Proof::Refused(Time::now(), reply.clone()))),
-        Err(other) => proven.failed = Some((Time::now(), other.reply(node))),
-    }
-    drop(proven);
-    opened.map(Some)
 }
 
 #[cfg(test)]

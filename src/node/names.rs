@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Node;
-use super::handshake::{Refusal, Wire, is_no_answer};
+use super::wire::{Refusal, Wire, is_no_answer};
 use crate::command::{CommandTable, Meaning};
 use crate::time::Time;
 

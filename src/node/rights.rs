@@ -8,8 +8,9 @@
 
 use std::sync::atomic::Ordering;
 
-use super::handshake::Wire;
-use super::{ConnectionKey, Node};
+use super::Node;
+use super::identity::ConnectionKey;
+use super::wire::Wire;
 use crate::coherence::standing::Mode;
 use crate::command::FieldTtl;
 use crate::resp;

@@ -2,7 +2,7 @@
 //! forward; and in mode `keyspace`, FLUSHALL, FLUSHDB and a server that no longer notifies. Looked at on a connection of its own, twice within `max_staleness`; whatever differs from the last look flushes the cache.
 //!
 //! Accepted window: between two looks, a reply cached before the change may still be served (SWAPDB and
-//! changes of rights through this proxy flush at once, see [`change`](super::change)). So `linearizable` does not hold across another client's SWAPDB, and a right that was withdrawn elsewhere is
+//! changes of rights through this proxy flush at once, see [`change`](crate::upstream::change)). So `linearizable` does not hold across another client's SWAPDB, and a right that was withdrawn elsewhere is
 //! outlived by at most one interval. Two SWAPDBs and a CONFIG RESETSTAT within one interval could cancel out.
 
 use std::io;
@@ -11,10 +11,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::acl::{Acl, Seen};
-use super::handshake::{Refusal, Wire, is_no_answer, out_of_turn};
 use super::login::{End, is_login_refusal};
 use super::touch::Eviction;
 use super::users::{self, Fate};
+use super::wire::{Refusal, Wire, is_no_answer, out_of_turn};
 use super::{Node, bounds, names, probe};
 use crate::cache::FlushCause;
 use crate::config::Invalidation;

@@ -17,9 +17,8 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Node;
-use super::fill::is_nil;
-use super::handshake::Wire;
 use super::login::is_login_refusal;
+use super::wire::Wire;
 use crate::cache::entry::CachedReply;
 use crate::cache::table::Cursor;
 use crate::numbers::difference;
@@ -188,7 +187,7 @@ impl<'n> Toucher<'n> {
             let allowance = &mut self.allowance;
             let cache = &self.node.coherence.cache;
             self.over = cache.take_used(&mut self.cursor, PLACES_AT_ONCE, |reply: &CachedReply| {
-                if is_nil(reply.reply()) || (volatile && reply.deadline() == Time::NEVER) {
+                if resp::is_nil(reply.reply()) || (volatile && reply.deadline() == Time::NEVER) {
                     return;
                 }
                 let view = reply.variant().view;

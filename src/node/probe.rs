@@ -5,7 +5,7 @@
 use bytes::Bytes;
 
 use super::Node;
-use super::handshake::{self, Refusal, Wire, is_passing};
+use super::wire::{self, Refusal, Wire, is_passing};
 use crate::coherence::standing::Mode;
 use crate::config::Invalidation;
 use crate::resp;
@@ -81,7 +81,7 @@ async fn broadcast(node: &Node, wire: &mut Wire, id: i64) -> Verdict<Ears> {
         },
         Err(why) => why,
     };
-    wire.send(&handshake::hello(node, None, true, "nearside-link", 0)).await?;
+    wire.send(&wire::hello(node, None, true, "nearside-link", 0)).await?;
     if judge("HELLO 3", &wire.reply().await?)?.is_ok() {
         wire.send(&command(false)).await?;
         if judge("CLIENT TRACKING ON BCAST", &wire.reply().await?)?.is_ok() {

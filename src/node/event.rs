@@ -1,7 +1,7 @@
 //! The messages of the link: which keys have changed, and which PING is answered.
 
-use super::monitor::MARK;
 use super::probe::CHANNEL;
+use super::wire::MARK;
 use crate::resp;
 use crate::time::Time;
 
