@@ -78,8 +78,9 @@ def run(site):
         assert not bare.returncode, f"the program itself is wrong, against a bare server:\n{bare.stdout}{bare.stderr}"
         assert bare.stdout.splitlines()[-1] == "done"
         through = say(argv, *arguments, ports=(a.port, b.port), env=env)
+        if through.returncode:
+            pytest.fail(f"through the proxies it ended with {through.returncode} after\n{through.stdout[-300:]}\n{through.stderr[-3000:]}", pytrace=False)
         assert through.stdout.splitlines() == bare.stdout.splitlines(), through.stderr
-        assert through.returncode == 0, through.stderr
 
     return run_both
 
