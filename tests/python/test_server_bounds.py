@@ -91,6 +91,13 @@ def test_an_argument_that_the_server_refuses(lab, kind):
         assert conn.call("SET", "k", b"x" * (2 * MB)) == b"OK"
 
 
+def bounds_are_known(server):
+    """The watch asks for them, waits for the answer, and looks at the ACL on the same connection some time later."""
+    wait_until(lambda: server.calls("config|get") >= 2, "the bounds are asked for")
+    looks = server.calls("acl|list")
+    wait_until(lambda: server.calls("acl|list") >= looks + 2, "the answer has come")
+
+
 def last_words_within(port, data):
     conn = Connection(port, timeout=0.2)
     try:
@@ -107,7 +114,7 @@ def test_a_request_that_fills_the_servers_buffer(lab, kind):
     """The server closes a connection whose request exceeds client-query-buffer-limit, without a word."""
     server = lab.server(kind, options=("--client-query-buffer-limit", "1mb"))
     proxy = lab.proxy(server.port, settings=QUICK)
-    wait_until(lambda: server.calls("config|get") >= 2, "the bound is asked for")
+    bounds_are_known(server)
     with Others(proxy.port) as others:
         for _ in range(5):
             with Connection(proxy.port) as conn:
@@ -129,7 +136,7 @@ def test_a_reply_that_the_server_does_not_hold(lab, kind, words):
     with server.connect() as conn:
         conn.pipeline([("RPUSH", "list", b"x" * 100_000) for _ in range(40)])
         conn.pipeline([("SET", "str", b"x" * 100_000), ("SET", "huge", b"x" * (3 * MB))])
-    wait_until(lambda: server.calls("config|get") >= 2, "the bound is asked for")
+    bounds_are_known(server)
     with Others(proxy.port) as others:
         wait_until(lambda: others.done > 10, "the others work")
         for _ in range(8):
@@ -207,7 +214,7 @@ def bounded_sites(tmp_path_factory):
         if kind not in sites:
             server = lab.server(kind, options=("--client-output-buffer-limit", "normal 256kb 0 0"))
             sites[kind] = server, lab.proxy(server.port, settings=QUICK)
-            wait_until(lambda: server.calls("config|get") >= 2, "the bound is asked for")
+            bounds_are_known(server)
         return sites[kind]
 
     yield of

@@ -45,6 +45,7 @@ class Place:
 
     def start(self, lab):
         self.proxy = lab.proxy(f"unix://{self.upstream}?db=2", doors=[{"address": f"unix:{self.door}"}])
+        wait_until(lambda: self.proxy.stats()["link"] == "up", "the link over the unix socket")
 
 
 def test_clients_come_through(place):
