@@ -41,10 +41,12 @@ pub enum Bypass {
     Prefix,
     /// Not kept: fields of this hash have a time to live, as was seen a short while ago.
     MortalFields,
+    /// Not kept: the reply, with its key, is larger than `max_entry`. Known once it has come, so EXPLAIN cannot tell before.
+    ReplyTooLarge,
 }
 
 /// Each reason with its name in INFO (`nearside_bypass_<name>`) and its words in EXPLAIN.
-const REASONS: [(Bypass, &str, &str); 13] = [
+const REASONS: [(Bypass, &str, &str); 14] = [
     (Bypass::Level, "level", "the level of this connection cannot be kept here"),
     (Bypass::Order, "order", "the reply would overtake that of a command sent before"),
     (Bypass::Rights, "rights", "this user's rights to GET and to MGET are not known to be the same for every key"),
@@ -58,6 +60,7 @@ const REASONS: [(Bypass, &str, &str); 13] = [
     (Bypass::LaneRights, "lane_rights", "this user lacks the rights that keeping a reply needs"),
     (Bypass::Prefix, "prefix", "outside of broadcast_prefixes"),
     (Bypass::MortalFields, "mortal_fields", "fields of this hash have a time to live"),
+    (Bypass::ReplyTooLarge, "reply_too_large", "the reply is larger than max_entry"),
 ];
 
 impl Bypass {

@@ -27,6 +27,7 @@ pub mod table;
 
 use std::sync::Arc;
 
+use crate::bypass::Bypass;
 use crate::clock::{Clocks, LaneStamp};
 use crate::numbers::{at_least_zero, low_half};
 use crate::sabotage::{self, Rule};
@@ -319,6 +320,7 @@ impl Cache {
     /// it is now cached.
     pub fn fill(&self, token: FillToken, v: &Variant<'_>, reply: &[u8], times: FillTimes, lane: LaneStamp) -> bool {
         if reply.len() + v.key.len() + v.tail.len() > self.max_entry {
+            self.stats.bypasses.count(Bypass::ReplyTooLarge);
             return false;
         }
         let stamp =

@@ -375,6 +375,8 @@ impl Session {
             let asked = Asked { hash: hashes[i - 1], variant, request: request.buf.len(), field_ttl: FieldTtl::No };
             match FillPermit::ask(lane, &asked, self.now) {
                 Permission::Granted(permit) => return Some(permit),
+                // A key that the request names twice is in flight by its first mention.
+                Permission::InFlight(_) if hashes[..i - 1].contains(&hashes[i - 1]) => {}
                 Permission::InFlight(_) => refused = Some(Bypass::InFlight),
                 Permission::Refused(reason) => refused = Some(reason),
             }

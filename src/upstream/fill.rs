@@ -11,6 +11,7 @@ use smallvec::{SmallVec, smallvec};
 
 use super::fields::{self, Next};
 use super::permit::FillPermit;
+use crate::bypass::Bypass;
 use crate::cache::FillTimes;
 use crate::cache::entry::Variant;
 use crate::clock::LaneStamp;
@@ -254,7 +255,11 @@ impl Fill {
             0 => self.spoiled |= bytes != b"+OK\r\n" && !sabotage::on(Rule::Caching),
             1 => {
                 self.stored = now;
-                self.spoiled |= matches!(bytes[0], b'-' | b'!') || bytes.len() > coherence.cache.max_entry();
+                let large = bytes.len() > coherence.cache.max_entry();
+                if large {
+                    coherence.cache.stats.bypasses.count(Bypass::ReplyTooLarge);
+                }
+                self.spoiled |= matches!(bytes[0], b'-' | b'!') || large;
                 self.reply = Kept::of(frame);
             }
             n if n < 2 + self.read.keys.len() => {

@@ -64,6 +64,18 @@ def test_many_keys(caching):
     assert "not be kept: an MGET of too many keys" in explained(caching.a, "MGET", "one more", *most)
 
 
+def test_a_key_twice_in_one_mget(caching):
+    """Its value is asked for once and kept."""
+    assert counted(caching.a, [("MGET", "twice", "twice")]) == {}
+
+
+def test_a_reply_that_exceeds_max_entry(caching):
+    with Connection(caching.a.port) as conn:
+        conn.call("SET", "large", "x" * 2_000_000)
+        assert counted(caching.a, [("GET", "large")]) == {"reply_too_large": 1}
+        assert counted(caching.a, [("MGET", "large", "small")]) == {"reply_too_large": 1}
+
+
 def test_a_connection_of_its_own(caching):
     reads = [("MULTI",), ("GET", "k"), ("SET", "k", 1), ("MGET", "k", "l"), ("EXEC",), ("GET", "own")]
     assert counted(caching.a, reads) == {"own_connection": 2}
