@@ -109,7 +109,7 @@ fn shared() -> (Arc<Shared>, LaneStamp) {
 /// part, the runtime's and the client's are not counted.
 fn hits(batch: u64, rounds: u64) -> u64 {
     let (shared, lane) = shared();
-    let view = shared.views.number(b"default", 0, false);
+    let view = shared.views.view_number(b"default", 0, false);
     let reply = format!("$64\r\n{}\r\n", "x".repeat(64));
     for n in 0..KEYS {
         let key = key(n);

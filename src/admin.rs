@@ -52,7 +52,7 @@ fn of_upstream(shared: &Shared, add: &mut impl FnMut(&str, &dyn std::fmt::Displa
         Some(_) => add("strongest_level", &"none"),
         None => add("strongest_level", &standing.strongest()),
     }
-    add("reads_of_refused_levels", &shared.cache.stats.bypasses.of(Bypass::Level));
+    add("reads_of_refused_levels", &shared.cache.stats.bypasses.count_of(Bypass::Level));
     add("clock_age_ms", &age.map_or(-1, |a| i64::try_from(a.as_millis()).unwrap_or(i64::MAX)));
     add("lanes", &node.lanes.load(Ordering::Relaxed));
     add("lanes_rested", &get(&node.lanes_rested));
@@ -97,7 +97,7 @@ pub fn fields(shared: &Shared) -> Vec<(String, String)> {
     add("misses", &misses);
     add("hit_ratio", &format!("{ratio:.4}"));
     for reason in Bypass::all() {
-        add(&format!("bypass_{}", reason.name()), &stats.bypasses.of(reason));
+        add(&format!("bypass_{}", reason.name()), &stats.bypasses.count_of(reason));
     }
     add("joined_flights", &get(&stats.joined));
     add("clock_waits", &get(&node.coherence.waits));

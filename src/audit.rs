@@ -191,7 +191,7 @@ impl Told {
     }
 
     /// The rule that was broken, if one was; `read`: when the upstream said something else. `Err`: who knows.
-    async fn judge(&self, coherence: &Coherence, read: Time) -> Result<Option<&'static str>, ()> {
+    async fn broken_rule(&self, coherence: &Coherence, read: Time) -> Result<Option<&'static str>, ()> {
         if self.broken.is_some() {
             return Ok(self.broken);
         }
@@ -231,7 +231,7 @@ impl Sample {
             if same(&self.command, told.node.reply(), answer) {
                 continue;
             }
-            match told.judge(coherence, read).await {
+            match told.broken_rule(coherence, read).await {
                 Ok(Some(rule)) => return AuditVerdict::Stale(BrokenRule { rule, key }),
                 Ok(None) => verdict = AuditVerdict::Undecided,
                 Err(()) => return AuditVerdict::Undecided,
@@ -271,7 +271,7 @@ impl Sample {
 /// The events remembered of a key, the newest first.
 pub fn describe(cache: &Arc<Cache>, hash: u64, now: Time) -> impl Iterator<Item = String> {
     let ago = move |t: Time| now.since(t).as_micros() as f64 / 1000.0;
-    cache.events.of(hash).into_iter().map(move |(t, event)| format!("{event} {:.1} ms ago", ago(t)))
+    cache.events.of_key(hash).into_iter().map(move |(t, event)| format!("{event} {:.1} ms ago", ago(t)))
 }
 
 /// Whether two replies to `command` say the same. The members of a set and the fields of a hash have no order: a server

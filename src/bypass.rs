@@ -91,7 +91,7 @@ impl Bypasses {
     }
 
     /// How many so far.
-    pub fn of(&self, reason: Bypass) -> u64 {
+    pub fn count_of(&self, reason: Bypass) -> u64 {
         self.0[reason as usize].load(Ordering::Relaxed)
     }
 }
@@ -107,7 +107,7 @@ mod tests {
         }
         let counts = Bypasses::default();
         counts.count(Bypass::MortalFields);
-        assert_eq!(Bypass::all().map(|reason| counts.of(reason)).sum::<u64>(), 1);
-        assert_eq!(counts.of(Bypass::MortalFields), 1);
+        assert_eq!(Bypass::all().map(|reason| counts.count_of(reason)).sum::<u64>(), 1);
+        assert_eq!(counts.count_of(Bypass::MortalFields), 1);
     }
 }

@@ -197,8 +197,8 @@ impl Cache {
         hit: impl FnOnce(&CachedReply) -> R,
     ) -> Lookup<R> {
         let shard = self.table.read(hash);
-        let Some(found) = self.find(&shard, v) else { return Lookup::Miss };
-        match self.judge(found, now, watermark) {
+        let Some(found) = self.find_reply(&shard, v) else { return Lookup::Miss };
+        match self.servable(found, now, watermark) {
             Ok(node) => {
                 node.touch();
                 Lookup::Hit(hit(node))
@@ -232,7 +232,7 @@ impl Cache {
     /// The reply to `v`, and the time as of which it must be fresh. Comparing the replies themselves finds the entry: none
     /// but the key's holds such a reply.
     #[inline(always)]
-    fn find<'s>(&self, shard: &'s Reading<'_>, v: &Variant<'_>) -> Option<(&'s CachedReply, Time)> {
+    fn find_reply<'s>(&self, shard: &'s Reading<'_>, v: &Variant<'_>) -> Option<(&'s CachedReply, Time)> {
         match shard.first()?.replies() {
             Replies::One(node) if node.is(v) => Some((node, node.floor())),
             // In parts: who finds it at once need not have the whole in memory.
@@ -255,7 +255,7 @@ impl Cache {
     }
 
     #[inline(always)]
-    fn judge<'e>(
+    fn servable<'e>(
         &self,
         (node, floor): (&'e CachedReply, Time),
         now: Time,
@@ -289,8 +289,8 @@ impl Cache {
     /// Whether and why not a lookup would be served now.
     pub fn explain(&self, v: &Variant<'_>, now: Time, watermark: Time) -> Result<(), Absence> {
         let shard = self.table.read(self.hash(v.key));
-        let found = self.find(&shard, v).ok_or(Absence::NotCached)?;
-        self.judge(found, now, watermark).map(|_| ())
+        let found = self.find_reply(&shard, v).ok_or(Absence::NotCached)?;
+        self.servable(found, now, watermark).map(|_| ())
     }
 
     /// Announces a read that is about to go upstream.

@@ -87,7 +87,7 @@ impl Client {
     }
 
     /// Notes that the client got a connection of its own, or gave it back.
-    pub fn lend(&self, client_id: Option<Arc<AtomicI64>>) {
+    pub fn uses_connection(&self, client_id: Option<Arc<AtomicI64>>) {
         *lock(&self.lent) = client_id;
     }
 
@@ -238,7 +238,7 @@ impl Clients {
     }
 
     /// The one with this number, as a client spells it.
-    pub fn find(&self, id: &[u8]) -> Option<Arc<Client>> {
+    pub fn by_id(&self, id: &[u8]) -> Option<Arc<Client>> {
         let id: u64 = std::str::from_utf8(id).ok()?.parse().ok()?;
         lock(&self.all).get(&id).cloned()
     }
@@ -281,7 +281,7 @@ type View = (Vec<u8>, u32, bool);
 impl Views {
     /// The number of this view; the same for the life of the process.
     #[expect(clippy::cast_possible_truncation, reason = "a view has a user's name: memory ends before the numbers do")]
-    pub fn number(&self, user: &[u8], db: u32, resp3: bool) -> u32 {
+    pub fn view_number(&self, user: &[u8], db: u32, resp3: bool) -> u32 {
         let mut views = lock(&self.0);
         let next = views.len() as u32;
         *views.entry((user.to_vec(), db, resp3)).or_insert(next)

@@ -253,14 +253,14 @@ impl Coherence {
             if self.generation().is_none() || self.refused_since(t) {
                 return false;
             }
-            self.ask(t, lane);
+            self.want_ping(t, lane);
             if tokio::time::timeout_at(deadline, moved).await.is_err() {
                 return false;
             }
         }
     }
 
-    fn ask(&self, t: Time, lane: Option<LaneStamp>) {
+    fn want_ping(&self, t: Time, lane: Option<LaneStamp>) {
         if self.clocks().want_link(t) {
             self.link_waker.wake();
         }
@@ -307,11 +307,11 @@ mod tests {
     async fn behind_a_barrier_hits_are_proven_as_of_then_if_they_were_asked_for_later() {
         let coherence = Coherence::new(Arc::new(Cache::new(1 << 20, 1 << 10)), Duration::from_nanos(100));
         coherence.link_up(LinkId { generation: 1, client_id: 1, mode: Mode::Tracked }, Time(2000));
-        let owed = |asked| coherence.watermark(Level::Bounded, Time(1100), Time(asked), Time::ZERO);
-        assert_eq!(owed(1100), Time(1000));
+        let watermark = |asked| coherence.watermark(Level::Bounded, Time(1100), Time(asked), Time::ZERO);
+        assert_eq!(watermark(1100), Time(1000));
         coherence.barrier(Time(1050)).await;
         coherence.barrier(Time(1040)).await;
-        assert_eq!([owed(1100), owed(1045), owed(900)], [Time(1050), Time(1045), Time(1000)]);
+        assert_eq!([watermark(1100), watermark(1045), watermark(900)], [Time(1050), Time(1045), Time(1000)]);
         assert_eq!(coherence.watermark(Level::Linearizable, Time(1100), Time(1100), Time::ZERO), Time(1100));
     }
 }

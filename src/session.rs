@@ -464,7 +464,7 @@ impl Session {
                 break;
             }
             input.guard(self.is_shut_out());
-            match input.find(&self.cache, max_bulk) {
+            match input.find_request(&self.cache, max_bulk) {
                 Ok(true) => {}
                 Ok(false) => {
                     self.ask_before_more(input);

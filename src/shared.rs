@@ -102,7 +102,7 @@ impl Shared {
     /// cached in it.
     pub fn view(&self, key: &ConnectionKey) -> u32 {
         let user = if key.login.is_stranger() { NO_USER } else { key.user() };
-        self.views.number(user, key.db, key.resp3)
+        self.views.view_number(user, key.db, key.resp3)
     }
 
     /// Adds what one session counted since it last did.

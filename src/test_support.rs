@@ -102,7 +102,7 @@ pub mod verify {
 
     /// From `src/verify/judge.rs`.
     pub mod judge {
-        pub use crate::verify::judge::{Findings, PROMISES, Rules, Violation, judge, name};
+        pub use crate::verify::judge::{Findings, PROMISES, Rules, Violation, judge, promise_name};
     }
 
     /// From `src/verify/wire.rs`.

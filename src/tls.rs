@@ -157,7 +157,7 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        match self.strict.judge(now, |strict| strict.verify_client_cert(end_entity, intermediates, now)) {
+        match self.strict.verified(now, |strict| strict.verify_client_cert(end_entity, intermediates, now)) {
             Err(e) if is_pinned_ca(&e, end_entity, &self.pinned) => Ok(ClientCertVerified::assertion()),
             other => other,
         }
@@ -281,9 +281,9 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         use CertificateError::{NotValidForName, NotValidForNameContext};
         let Some(strict) = &self.strict else { return Ok(ServerCertVerified::assertion()) };
-        match strict
-            .judge(now, |strict| strict.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now))
-        {
+        match strict.verified(now, |strict| {
+            strict.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        }) {
             // The name is looked at last: everything else is in order.
             Err(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }))
                 if self.any_name =>

@@ -311,7 +311,7 @@ impl Run<'_> {
     async fn hand_over(&mut self, mut history: History, began: Time) -> Result<(), String> {
         self.finish_judging().await?;
         if let Some(path) = &self.options.events {
-            self.events = Weather::read(path)?;
+            self.events = Weather::load(path)?;
             let events = self.events.since(began);
             (history.erased, history.eroded) = (events.erased, events.evicted);
             if !history.eroded.is_empty() {

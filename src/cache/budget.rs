@@ -49,10 +49,10 @@ impl Cache {
     }
 
     pub(super) fn share(&self, n: u64) -> &Share {
-        &self.shares[self.number(n)]
+        &self.shares[self.share_number(n)]
     }
 
-    fn number(&self, n: u64) -> usize {
+    fn share_number(&self, n: u64) -> usize {
         index(n) & (self.shares.len() - 1)
     }
 
@@ -87,7 +87,7 @@ impl Cache {
     /// Whichever holds more: the item's own share, or one that takes turns with all others. If each made room in its own, a
     /// share whose keys are written often would lose, at each write, one place to whoever fills next, and in the end all.
     fn fuller(&self, item: &Item) -> usize {
-        let (own, other) = (self.number(item.hash), self.number(u64::from(item.seq)));
+        let (own, other) = (self.share_number(item.hash), self.share_number(u64::from(item.seq)));
         let bytes = |n: usize| self.shares[n].bytes.load(Ordering::Relaxed);
         if bytes(other) > bytes(own) { other } else { own }
     }

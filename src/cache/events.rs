@@ -111,7 +111,7 @@ impl Events {
     }
 
     /// The events remembered of the key, the newest first.
-    pub fn of(&self, hash: u64) -> Vec<(Time, Event)> {
+    pub fn of_key(&self, hash: u64) -> Vec<(Time, Event)> {
         let told = |r: &Record| (r.time, r.event);
         let mut found: Vec<_> = self.shard(hash).iter().filter(|r| r.hash == hash).take(TOLD).map(told).collect();
         found.extend(self.flushes().iter().take(TOLD).map(told));
@@ -132,7 +132,7 @@ mod tests {
         events.note(65, Time(11), Event::Invalidated);
         events.flushed(Time(12), FlushCause::Role);
         events.note(1, Time(13), Event::Written(9));
-        let told: Vec<u64> = events.of(1).iter().map(|(t, _)| t.0).collect();
+        let told: Vec<u64> = events.of_key(1).iter().map(|(t, _)| t.0).collect();
         assert_eq!(told, [13, 12, 10], "not the event of another key of the shard");
         assert_eq!((events.written(1), events.written(65)), (Some(9), None));
     }
@@ -146,6 +146,6 @@ mod tests {
         assert_eq!(events.shard(1).records.len(), KEPT);
         assert_eq!(events.shard(1).iter().map(|r| r.time.0).last(), Some(1_000 - KEPT as u64));
         assert_eq!(events.written(1), Some(999));
-        assert_eq!(events.of(1).len(), TOLD);
+        assert_eq!(events.of_key(1).len(), TOLD);
     }
 }

@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn what_the_server_knows_of_a_connection_of_its_own_is_said() {
         let client = client();
-        client.lend(Some(std::sync::Arc::new(8.into())));
+        client.uses_connection(Some(std::sync::Arc::new(8.into())));
         client.words().name = "me".into();
         let line = Listing::parse(&[LANE, SUBSCRIBER].join("\n"), 7).line(&client, "subscribe", Time::now(), None);
         let said = |field| line.get(field).unwrap();

@@ -72,7 +72,7 @@ pub(super) fn ready(raw: RawConfig, file: Option<Source<'_>>) -> Result<Config, 
         clients_together: blame.count("clients_together", raw.clients_together, default.clients_together)?,
         maxmemory_clients: blame.bytes(
             "maxmemory_clients",
-            raw.maxmemory_clients.map(|given| Given { value: given.value.of(max_memory), at: given.at }),
+            raw.maxmemory_clients.map(|given| Given { value: given.value.in_bytes(max_memory), at: given.at }),
             default.maxmemory_clients,
             0,
         )?,

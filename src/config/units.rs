@@ -87,7 +87,7 @@ impl FromStr for SizeOrPercent {
 
 impl SizeOrPercent {
     /// In bytes, where the whole has so many.
-    pub(super) fn of(self, whole: u64) -> Size {
+    pub(super) fn in_bytes(self, whole: u64) -> Size {
         match self {
             SizeOrPercent::Bytes(size) => size,
             SizeOrPercent::Percent(percent) => {

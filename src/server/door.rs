@@ -27,7 +27,7 @@ use crate::transport::Stream;
 /// Longest pause after a failed accept (out of file descriptors, say).
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// How often failed TLS handshakes are worth a warning.
-const TOLD_EVERY: Duration = Duration::from_secs(60);
+const LOGGED_EVERY: Duration = Duration::from_secs(60);
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: i32 = 1024;
 
@@ -105,13 +105,13 @@ impl Door {
     }
 }
 
-/// Handshakes that came to nothing: each is told to who debugs, and one a minute to everybody.
+/// Handshakes that came to nothing: each is logged at the level `debug`, and one a minute as a warning.
 #[derive(Default)]
 struct Failures {
-    /// Not told to everybody yet.
-    untold: AtomicU64,
-    /// When everybody was told last ([`Time`]'s nanoseconds); zero: never.
-    told: AtomicU64,
+    /// Not counted in a warning yet.
+    unlogged: AtomicU64,
+    /// The time of the last warning ([`Time`]'s nanoseconds); zero: there was none.
+    logged: AtomicU64,
 }
 
 impl Failures {
@@ -121,11 +121,11 @@ impl Failures {
         if why.kind() == io::ErrorKind::UnexpectedEof {
             return;
         }
-        let failed = self.untold.fetch_add(1, Ordering::Relaxed) + 1;
-        let (now, told) = (Time::now(), self.told.load(Ordering::Relaxed));
-        let silent = told == 0 || now.since(Time(told)) >= TOLD_EVERY;
-        if silent && self.told.compare_exchange(told, now.0, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            self.untold.fetch_sub(failed, Ordering::Relaxed);
+        let failed = self.unlogged.fetch_add(1, Ordering::Relaxed) + 1;
+        let (now, logged) = (Time::now(), self.logged.load(Ordering::Relaxed));
+        let silent = logged == 0 || now.since(Time(logged)) >= LOGGED_EVERY;
+        if silent && self.logged.compare_exchange(logged, now.0, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.unlogged.fetch_sub(failed, Ordering::Relaxed);
             tracing::warn!("TLS handshakes on {door} failed ({failed} so far untold), the last with {peer}: {why}");
         }
     }

@@ -16,7 +16,7 @@ const MOST_KEYS: usize = 256;
 impl Session {
     /// If the next hit is to be audited: what the cache looks like before it, for each of its keys.
     pub(super) fn before_hit(&self, hashes: &[u64]) -> Option<Vec<Before>> {
-        let before = |hash: &u64| self.shared.audit.before(&self.cache, *hash, self.owed());
+        let before = |hash: &u64| self.shared.audit.before(&self.cache, *hash, self.true_watermark());
         (self.sampler.due() && hashes.len() <= MOST_KEYS).then(|| hashes.iter().map(before).collect())
     }
 

@@ -142,7 +142,7 @@ impl Session {
             let (Some(text), Ok(filters)) = (text_of(&reply), &filters) else {
                 return After::Reply(filters.map_or_else(|f| unknown_filter(&f), |_| reply.into()));
             };
-            let found = asker.find(&Listing::parse(&text, asker.connection), filters);
+            let found = asker.matching(&Listing::parse(&text, asker.connection), filters);
             let lines: String = found.iter().map(|(_, line)| format!("{line}\n")).collect();
             After::Reply(verbatim(&lines, resp3).into())
         })))
@@ -185,7 +185,7 @@ impl Session {
                     text
                 }
             };
-            let victims = asker.find(&Listing::parse(&text, asker.connection), &filters);
+            let victims = asker.matching(&Listing::parse(&text, asker.connection), &filters);
             asker.kill(&lane, &victims).await;
             let answer = match (old_form, victims.len()) {
                 (true, 0) => "-ERR No such client\r\n".to_owned(),
@@ -202,7 +202,7 @@ impl Session {
         if resp::parse_i64(id).is_none() {
             return self.say("-ERR value is not an integer or out of range");
         }
-        let known = self.shared.clients.find(id).and_then(|c| c.upstream_id()).unwrap_or(0).to_string();
+        let known = self.shared.clients.by_id(id).and_then(|c| c.upstream_id()).unwrap_or(0).to_string();
         let args = [&[request.arg(0), b"UNBLOCK", known.as_bytes()], how].concat();
         let reply = ask(&self.lane, &resp::encode(&args));
         Step::Stall(Stall::For(Box::pin(async move { After::Reply(reply.await.into()) })))
@@ -266,7 +266,7 @@ impl Asker {
         line
     }
 
-    fn find(&self, listing: &Listing, filters: &Filters) -> Vec<(Arc<Client>, ClientLine)> {
+    fn matching(&self, listing: &Listing, filters: &Filters) -> Vec<(Arc<Client>, ClientLine)> {
         let all = self.shared.clients.all().into_iter();
         let described = all.map(|client| {
             let line = self.line(listing, &client);

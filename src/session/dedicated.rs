@@ -73,8 +73,8 @@ impl Lent {
         self.monitoring = self.connection.is_watching();
     }
 
-    /// No state of the session is on it: who is told that its command has failed has been told everything.
-    fn is_bare(&self) -> bool {
+    /// No state of the session is on it: a session whose command is answered with an error has lost nothing else.
+    fn keeps_nothing(&self) -> bool {
         let used_once = self.blocking || self.alone.is_some();
         used_once && !self.multi && !self.watching && !self.is_fed()
     }
@@ -93,11 +93,11 @@ impl Lent {
     }
 
     pub(super) fn listens(&self) -> bool {
-        self.raw || self.is_told()
+        self.raw || self.hears_others()
     }
 
     /// Most of what it gets is what others say or do.
-    pub(super) fn is_told(&self) -> bool {
+    pub(super) fn hears_others(&self) -> bool {
         self.monitoring || self.connection.subscriptions() > 0
     }
 
@@ -113,7 +113,7 @@ impl Lent {
 }
 
 /// Whether the request is this command, without arguments.
-fn is_bare(request: &Request<'_>, said: Word, word: Word) -> bool {
+fn is_just(request: &Request<'_>, said: Word, word: Word) -> bool {
     request.len() == 1 && said == word
 }
 
@@ -138,8 +138,8 @@ impl Session {
             Ok(connection) => connection,
             Err(step) => return step,
         };
-        let lent = self.lend(connection);
-        let raw = need == Need::Pin && !is_bare(request, word, Word::Monitor);
+        let lent = self.keep_loan(connection);
+        let raw = need == Need::Pin && !is_just(request, word, Word::Monitor);
         lent.raw = raw || need == Need::Track && answers_twice(request);
         lent.tracking = need == Need::Track;
         match need {
@@ -179,9 +179,9 @@ impl Session {
         })))
     }
 
-    pub(super) fn lend(&mut self, connection: Loan) -> &mut Lent {
+    pub(super) fn keep_loan(&mut self, connection: Loan) -> &mut Lent {
         connection.lend(Some(Rc::<Outbox>::clone(&self.outbox)));
-        self.client.lend(Some(connection.client_id.clone()));
+        self.client.uses_connection(Some(connection.client_id.clone()));
         self.lent.insert(Lent::new(connection))
     }
 
@@ -196,7 +196,7 @@ impl Session {
         }
         let Some(loan) = self.pool.lend(&self.key) else { return lane(self) };
         let connection = Rc::clone(&*loan);
-        self.lend(loan).alone = Some(turn);
+        self.keep_loan(loan).alone = Some(turn);
         if connection.is_open() {
             return Step::Stall(Stall::Drain);
         }
@@ -209,7 +209,7 @@ impl Session {
     /// The connection that the present request was to have for itself cannot be had: it shares the lane.
     pub(super) fn share_lane(&mut self) {
         if self.lent.take().is_some() {
-            self.client.lend(None);
+            self.client.uses_connection(None);
         }
         self.outbox.mend();
         self.shares = true;
@@ -227,7 +227,7 @@ impl Session {
         // The server rejects a word that is no number. A number no client has is replaced by one no connection has, so that the error is the server's own.
         resp::parse_i64(args.get(at)?)?;
         let nobody = i64::MAX.to_string();
-        let Some(target) = self.shared.clients.find(args[at]) else {
+        let Some(target) = self.shared.clients.by_id(args[at]) else {
             args[at] = nobody.as_bytes();
             return Some(Step::Replace(resp::encode(&args)));
         };
@@ -272,7 +272,7 @@ impl Session {
             && let Some(connection) = self.pool.lend(&self.key)
         {
             self.introduced = false;
-            self.lend(connection).tracking = true;
+            self.keep_loan(connection).tracking = true;
             let Step::Stall(named) = self.make_known(true, false) else { return };
             self.stall = Some(named);
         }
@@ -340,7 +340,7 @@ impl Session {
             && self.tries == 0
             && let Some(lent) = self.lent.take()
         {
-            self.client.lend(None);
+            self.client.uses_connection(None);
             // Whoever redirects has asked for it to be kept before reading its number, which is gone now. So either that
             // is seen here and nobody else gets the connection, or the number was not found.
             if lent.named.is_empty() && !self.client.own_wanted() {
@@ -353,7 +353,7 @@ impl Session {
     /// other state is lost with it, so the session ends as it would have with the server itself.
     pub(super) fn upstream_left(&mut self) {
         match self.lent.take() {
-            Some(lent) if lent.is_bare() => self.outbox.mend(),
+            Some(lent) if lent.keeps_nothing() => self.outbox.mend(),
             _ => self.closing = Some("its connection to the upstream was lost"),
         }
     }
@@ -400,7 +400,7 @@ impl Session {
                 return self.switch_protocol(request);
             }
             // They change what the connection is: from here on nothing is looked at any more.
-            Route::Dedicated(Need::Pin) if !in_multi && is_bare(request, plan.word, Word::Monitor) => {
+            Route::Dedicated(Need::Pin) if !in_multi && is_just(request, plan.word, Word::Monitor) => {
                 return self.monitor(request);
             }
             Route::Local(Local::Select | Local::Auth | Local::Hello) | Route::Dedicated(Need::Pin) => {
@@ -411,7 +411,7 @@ impl Session {
             _ => {}
         }
         let names = in_multi
-            && is_bare(request, plan.word, Word::Exec)
+            && is_just(request, plan.word, Word::Exec)
             && self.lent.as_ref().is_some_and(|l| !l.named.is_empty());
         if names && self.outbox.waiting() > 0 {
             return Step::Stall(Stall::Drain);
@@ -425,7 +425,7 @@ impl Session {
         let connection = lent.connection.clone();
         if in_multi {
             self.note_word(request, plan);
-            if is_bare(request, plan.word, Word::Exec) && connection.was_refused() {
+            if is_just(request, plan.word, Word::Exec) && connection.was_refused() {
                 // The server has refused the connection, and so MULTI and all that followed.
                 return self.say("-EXECABORT Transaction discarded because of previous errors.");
             }

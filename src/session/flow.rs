@@ -119,10 +119,10 @@ impl Session {
         self.count(held + on_its_way);
         let config = &self.shared.config;
         // Others on a connection of their own may ask for large replies, as anybody may.
-        let told = self.lent.as_ref().is_some_and(Lent::is_told);
+        let hears_others = self.lent.as_ref().is_some_and(Lent::hears_others);
         let (limit, setting) = if self.is_shut_out() {
             (LITTLE, "it has not logged in")
-        } else if told {
+        } else if hears_others {
             (config.client_output_buffer_limit_pubsub, "client_output_buffer_limit_pubsub")
         } else {
             (config.client_output_buffer_limit, "client_output_buffer_limit")

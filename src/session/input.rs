@@ -121,7 +121,7 @@ impl Input {
     /// # Errors
     /// The bytes that are next are no request.
     #[inline]
-    pub(super) fn find(&mut self, cache: &Cache, max_bulk: usize) -> Result<bool, ProtocolError> {
+    pub(super) fn find_request(&mut self, cache: &Cache, max_bulk: usize) -> Result<bool, ProtocolError> {
         if self.next < self.found.len() {
             return Ok(true);
         }
@@ -346,7 +346,7 @@ mod tests {
     /// Everything that can be dealt with, as the session does it.
     fn requests(input: &mut Input, cache: &Cache) -> Vec<Vec<u8>> {
         let mut all = Vec::new();
-        while input.find(cache, MAX_BULK).expect("requests") {
+        while input.find_request(cache, MAX_BULK).expect("requests") {
             let request = input.request().buf.to_vec();
             // One that came in two pieces is found by the scanner.
             assert!(input.gets(1).next().is_none_or(|(key, _)| key == b"k" && is_short_get(&request)));
@@ -400,7 +400,7 @@ mod tests {
         let cache = Cache::new(1 << 20, 1 << 10);
         let mut input = Input::default();
         feed(&mut input, &resp::encode(&["GET", "k"]));
-        assert!(input.find(&cache, MAX_BULK).expect("a request"));
+        assert!(input.find_request(&cache, MAX_BULK).expect("a request"));
         assert_eq!(input.gets(1).next(), Some((b"k".as_slice(), cache.hash(b"k"))));
         assert_eq!((input.request().arg(0), input.request().arg(1)), (b"GET".as_slice(), b"k".as_slice()));
     }
@@ -411,10 +411,10 @@ mod tests {
         let mut input = Input::default();
         feed(&mut input, b"*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nPING\r\n*1\r\n+4\r\n");
         for _ in 0..2 {
-            assert!(input.find(&cache, MAX_BULK).expect("a request"));
+            assert!(input.find_request(&cache, MAX_BULK).expect("a request"));
             input.consume();
         }
-        assert!(input.find(&cache, MAX_BULK).is_err());
+        assert!(input.find_request(&cache, MAX_BULK).is_err());
     }
 
     #[test]
@@ -423,9 +423,9 @@ mod tests {
         let mut input = Input::default();
         let (long, short, next) = (resp::encode(&["PING", "long"]), resp::encode(&["PING"]), resp::encode(&["TIME"]));
         feed(&mut input, &[&next[..], &long, &next].concat());
-        assert!(input.find(&cache, MAX_BULK).expect("a request"));
+        assert!(input.find_request(&cache, MAX_BULK).expect("a request"));
         input.consume();
-        assert!(input.find(&cache, MAX_BULK).expect("a request"));
+        assert!(input.find_request(&cache, MAX_BULK).expect("a request"));
         input.replace(&short);
         assert_eq!(requests(&mut input, &cache), [short, next]);
     }
@@ -439,7 +439,7 @@ mod tests {
         let request = resp::encode(&vec!["argument"; 20_000]);
         tokio::io::AsyncWriteExt::write_all(&mut near, &request).await.expect("a pipe");
         let cx = &mut Context::from_waker(std::task::Waker::noop());
-        while !input.find(&cache, MAX_BULK).expect("a request") {
+        while !input.find_request(&cache, MAX_BULK).expect("a request") {
             assert!(matches!(input.poll_read(cx, &mut stream), Poll::Ready(Ok(1..))));
         }
         // A request that is not dealt with yet keeps its arguments.

@@ -8,8 +8,8 @@
 //! unlooked at nobody knows when it is answered: such a session ends when the server has said something since the last bytes
 //! were sent, and then nothing for [`QUIET`].
 //!
-//! A client that sends nothing more and has commands behind a blocking one gets its answer only if it is there [`SOON`]: bare ends such
-//! a client, and does not execute the commands behind.
+//! A client that sends nothing more and has commands behind a blocking one gets its answer only if it is there [`SOON`]: without the proxy
+//! the server ends such a client, and does not execute the commands behind.
 //!
 //! Bounds: `shutdown_grace`; [`PATIENCE`] for what passes unlooked at (after CLIENT REPLY OFF nothing comes).
 //!

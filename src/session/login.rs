@@ -82,7 +82,7 @@ impl Session {
         if !waits {
             input.guard(true);
         }
-        let found = matches!(input.find(&self.cache, self.shared.config.proto_max_bulk_len), Ok(true));
+        let found = matches!(input.find_request(&self.cache, self.shared.config.proto_max_bulk_len), Ok(true));
         let marked =
             |request: &Request<'_>| request.arg(0).eq_ignore_ascii_case(b"HELLO") && wire::is_marked(request.buf);
         let question = found.then(|| input.request()).filter(marked).map(|request| request.buf.to_vec());
@@ -112,7 +112,7 @@ impl Session {
                 (Ok(begun), _) => begun,
                 (Err(_), None) => After::Again,
                 (Err(Refusal::Login(reply)), _) if reply.starts_with(b"-NOAUTH") => match asked {
-                    Some(Ok(request)) => told(pool.guest.ask(&pool.node, &request).await, route),
+                    Some(Ok(request)) => after_guest(pool.guest.ask(&pool.node, &request).await, route),
                     Some(Err(known)) => After::Reply(known),
                     None => After::Again,
                 },
@@ -225,7 +225,7 @@ impl Session {
         }
         if let Some(lent) = self.lent.take() {
             lent.connection.lend(None);
-            self.client.lend(None);
+            self.client.uses_connection(None);
         }
         let node = &self.shared.node;
         let key = ConnectionKey { login: node.logins.first().clone(), ..node.own.clone() };
@@ -267,7 +267,7 @@ async fn admitted(pool: &Rc<Pool>) -> Result<After, Refusal> {
 }
 
 /// How a stranger goes on whose request was put to the server.
-fn told(answer: Answer, route: Option<Route>) -> After {
+fn after_guest(answer: Answer, route: Option<Route>) -> After {
     match (answer, route) {
         (
             Answer::Done(reply),

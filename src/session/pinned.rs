@@ -175,7 +175,7 @@ impl Session {
             if let Some(stall) = self.lent.as_ref().and_then(|lent| self.wait_for_room(&lent.connection)) {
                 return self.carry_out(Step::Stall(stall), input);
             }
-            match input.find(&self.cache, self.shared.config.proto_max_bulk_len) {
+            match input.find_request(&self.cache, self.shared.config.proto_max_bulk_len) {
                 Ok(true) => {}
                 Ok(false) => return,
                 // The server has the words for what is wrong.

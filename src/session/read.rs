@@ -71,12 +71,13 @@ impl Session {
         }
     }
 
+    /// The time as of which a hit must be fresh, unless a test breaks that rule.
     fn watermark(&self) -> Time {
-        if sabotage::on(Rule::Barrier) { Time::ZERO } else { self.owed() }
+        if sabotage::on(Rule::Barrier) { Time::ZERO } else { self.true_watermark() }
     }
 
     /// The time as of which a hit must be fresh.
-    pub(super) fn owed(&self) -> Time {
+    pub(super) fn true_watermark(&self) -> Time {
         let coherence = &self.shared.node.coherence;
         let answered = self.outbox.seen();
         let now = if self.level == Level::Linearizable { self.arrived } else { self.now };

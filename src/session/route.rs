@@ -76,7 +76,7 @@ impl Session {
         }
         match self.lent_by(self.pool.lend_or_ask(&self.key)) {
             Ok(connection) => {
-                self.lend(connection).alone = Some(None);
+                self.keep_loan(connection).alone = Some(None);
                 Step::Stall(Stall::Drain)
             }
             Err(first) => first,
@@ -89,7 +89,7 @@ impl Session {
             return Some(Step::Stall(Stall::Drain));
         }
         let connection = self.pool.lend(&self.key)?;
-        self.lend(connection).alone = Some(None);
+        self.keep_loan(connection).alone = Some(None);
         Some(Step::Stall(Stall::Drain))
     }
 }

@@ -77,14 +77,14 @@ impl Session {
         let verdict = mark.filter(|_| !own).map(|_| ask(&self.lane, &harmless(request)));
         // CLIENT UNBLOCK and KILL name the session: they mean the connection that waits.
         let before = self.lent.as_ref().map(|lent| lent.connection.client_id.clone());
-        self.client.lend(Some(loan.client_id.clone()));
+        self.client.uses_connection(Some(loan.client_id.clone()));
         let (pool, client, question) = (self.pool.clone(), self.client.clone(), request.buf.to_vec());
         Step::Stall(Stall::Blocked(Box::pin(async move {
             let answer = match refusal(verdict).await {
                 Some(refusal) => Ok(refusal),
                 None => answer(&loan, mark, &question).await,
             };
-            client.lend(before);
+            client.uses_connection(before);
             After::Reply(match answer {
                 Ok(reply) => {
                     pool.give_back(loan);

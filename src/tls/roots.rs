@@ -52,7 +52,7 @@ impl<V: Clone> Roots<V> {
 
     /// Has `verify` judge by the CAs that are good at `now`. A certificate that another would have vouched for is refused
     /// with what is wrong with that one.
-    pub fn judge<T>(&self, now: UnixTime, verify: impl Fn(&V) -> Result<T, Error>) -> Result<T, Error> {
+    pub fn verified<T>(&self, now: UnixTime, verify: impl Fn(&V) -> Result<T, Error>) -> Result<T, Error> {
         use CertificateError::{NotValidForName, NotValidForNameContext, UnknownIssuer};
         let unknown = || Error::InvalidCertificate(UnknownIssuer);
         let refusal = match self.verifier(now)?.map_or_else(|| Err(unknown()), |verifier| verify(&verifier)) {

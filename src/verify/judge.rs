@@ -427,8 +427,9 @@ impl<'a> Judge<'a> {
         };
         let mut lines: Vec<FragmentLine> = self.caused("wrote what was read", newest.cause).into_iter().collect();
         for bound in &broken {
-            lines.extend(self.caused(&format!("newer ({})", name(bound.promise)), bound.floor.cause));
-            lines.extend(bound.evidence.map(|by| self.line(&format!("evidence ({})", name(bound.promise)), by)));
+            lines.extend(self.caused(&format!("newer ({})", promise_name(bound.promise)), bound.floor.cause));
+            lines
+                .extend(bound.evidence.map(|by| self.line(&format!("evidence ({})", promise_name(bound.promise)), by)));
         }
         if expired {
             let limits = self.facts.limits(op.object, newest, op.span());
@@ -483,7 +484,7 @@ impl<'a> Judge<'a> {
 }
 
 /// The word for a promise.
-pub fn name(promise: Promise) -> &'static str {
+pub fn promise_name(promise: Promise) -> &'static str {
     match promise {
         Promise::Values => "values",
         Promise::Age => "age",

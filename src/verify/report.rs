@@ -6,7 +6,7 @@ use std::fmt::{self, Write as _};
 use serde::Serialize;
 
 use super::history::{Action, History, Op};
-use super::judge::{Findings, FragmentLine, PROMISES, Promise, Violation, name};
+use super::judge::{Findings, FragmentLine, PROMISES, Promise, Violation, promise_name};
 use crate::time::Time;
 
 /// The verdict on the run.
@@ -209,7 +209,7 @@ impl Tally {
         report.promises = PROMISES
             .iter()
             .map(|promise| PromiseReport {
-                name: name(*promise),
+                name: promise_name(*promise),
                 what: promised(*promise, report.max_staleness),
                 checked: findings.checked[*promise as usize],
                 broken: findings.broken[*promise as usize],
@@ -220,7 +220,7 @@ impl Tally {
         (report.commands, report.violations) = (self.commands, self.violations);
         (report.reads, report.proxied_reads) = (self.reads, self.proxied_reads);
         (report.writes, report.unknown_writes) = (self.writes, self.unknown_writes);
-        report.judge();
+        report.conclude();
     }
 }
 
@@ -240,7 +240,7 @@ fn promised(promise: Promise, max_staleness: f64) -> String {
 fn violation(history: &History, violation: &Violation, began: Time) -> ViolationReport {
     let fragment = violation.fragment.iter().map(|l| line(history, l, began));
     ViolationReport {
-        promises: violation.promises.iter().map(|promise| name(*promise)).collect(),
+        promises: violation.promises.iter().map(|promise| promise_name(*promise)).collect(),
         object: violation.object.clone(),
         what: violation.what.clone(),
         fragment: fragment.collect(),
@@ -266,7 +266,7 @@ fn line(history: &History, line: &FragmentLine, began: Time) -> LineReport {
 }
 
 impl Report {
-    fn judge(&mut self) {
+    fn conclude(&mut self) {
         let mut doubts = Vec::new();
         if self.proxied_reads == 0 {
             doubts.push("nothing was read through a proxy".into());

@@ -57,7 +57,7 @@ pub struct Weather {
 impl Weather {
     /// Reads the file of `--events`: a line each of `erase START END` or `evict START END`. A line that repeats a start
     /// replaces the one before it, so that an event can be announced with the end `-` and completed later.
-    pub fn read(path: &Path) -> Result<Weather, String> {
+    pub fn load(path: &Path) -> Result<Weather, String> {
         let file = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
         Weather::parse(&file).map_err(|line| format!("{}: `{line}` is no event", path.display()))
     }

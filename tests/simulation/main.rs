@@ -15,7 +15,7 @@ mod world;
 use std::cell::Cell;
 use std::sync::Once;
 
-use nearside::test_support::verify::judge::{PROMISES, Violation, name};
+use nearside::test_support::verify::judge::{PROMISES, Violation, promise_name};
 use world::{Outcome, WEATHERS};
 
 /// Seeds tried unless somebody says how many.
@@ -69,7 +69,7 @@ fn verdict(seed: u64, outcome: &Outcome) -> Option<String> {
 }
 
 fn told(violation: &Violation) -> String {
-    let promises: Vec<&str> = violation.promises.iter().map(|promise| name(*promise)).collect();
+    let promises: Vec<&str> = violation.promises.iter().map(|promise| promise_name(*promise)).collect();
     let mut text = format!("{} of {}: {}", promises.join(", "), violation.object, violation.what);
     for line in &violation.fragment {
         let (start, end) = (line.span.start.0, line.span.end.0);
