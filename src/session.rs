@@ -30,6 +30,7 @@ mod outstanding;
 mod pinned;
 mod read;
 mod route;
+mod state;
 mod unlisted;
 mod wait;
 
@@ -61,11 +62,11 @@ use crate::upstream::Pool;
 use crate::upstream::change::Change;
 use crate::upstream::connection::Connection;
 use crate::upstream::effect::{Effect, KeySet};
-use crate::upstream::kept::Hold;
-use crate::upstream::lanes::Cargo;
 use dedicated::Lent;
+use flow::Weight;
 use input::Input;
 use outstanding::Outstanding;
+use state::{Acquaintance, Ending, Freshness, Identity, Lanes, Latest, Present, Redirect, Round, Tally};
 
 /// Turns of the loop before other tasks of the thread get theirs.
 const TURNS: usize = 8;
@@ -133,73 +134,33 @@ pub struct Session {
     cache: Arc<Cache>,
     stream: Stream,
     outbox: Rc<Outbox>,
+    /// Room for the keys of the request that is planned.
     keys: Keys,
     client: Arc<Client>,
-    key: ConnectionKey,
-    /// While it has the key's login.
-    hold: Hold,
-    view: u32,
-    lane: Rc<Connection>,
-    /// The lane for reads alone, if the server makes one necessary.
-    reads: Option<Rc<Connection>>,
-    /// Which of both the latest request took.
-    cargo: Cargo,
+    identity: Identity,
+    lanes: Lanes,
     lent: Option<Lent>,
     level: Level,
-    /// When the last bytes came in: no request in the input arrived later.
-    arrived: Time,
-    now: Time,
-    /// `causal`: the latest thing a hit has shown.
-    shown: Time,
+    fresh: Freshness,
     stall: Option<Stall>,
-    /// The present request is not to look in the cache again.
-    bypass: bool,
-    /// The present request is not to have a connection of its own.
-    shares: bool,
-    /// The first request was looked at: whether it is the handshake of a proxy.
-    recognised: bool,
-    /// Its introduction was asked for because another client redirects to it.
-    introduced: bool,
-    /// The server holds commands back, at a client's wish: each session waits on a connection of its own.
-    paused: bool,
-    /// The present request has been given another form already.
-    replaced: bool,
-    /// The present request may be sent again if its lane is lost.
-    repeatable: bool,
-    /// Which command the present request is.
-    word: Word,
-    /// How often the present request has waited.
-    tries: u32,
+    present: Present,
+    latest: Latest,
+    round: Round,
+    acquaintance: Acquaintance,
     outstanding: Outstanding,
     /// The last wait for a read of its own has brought no hit so far.
     waited_in_vain: bool,
-    /// A client for which no more than this is held is within every limit.
-    little: usize,
-    /// The bytes that [`crate::clients::Clients::hold`] was told last.
-    counted: usize,
-    /// Nothing more is read; what is owed is written.
-    closing: Option<Why>,
-    /// The proxy stops: see [`leaving`].
-    leaving: Option<leaving::Leaving>,
+    weight: Weight,
+    ending: Ending,
     /// MONITOR was sent, and the verdict on it is not known yet.
     monitor_asked: bool,
-    /// Input was left alone because too much is owed already.
-    held_back: bool,
     /// The session has sent a command that the server passes on to its replicas: WAIT is about that.
     wrote: bool,
-    /// The client to which CLIENT TRACKING redirects: the server's number and ours.
-    redirected: (i64, u64),
+    redirected: Redirect,
     /// Bytes that pass unlooked at may hold a SWAPDB.
     swap_seen: pinned::SwapSeen,
     swaps: bool,
-    eof: bool,
-    /// Whether GET and MGET answer for each other, and as of which change of the ACL and for which view that is known.
-    like_get: Option<(u64, u32, bool)>,
-    /// The name of the last command, for CLIENT LIST.
-    command: u32,
-    /// Not yet added to the process's counters.
-    commands: u64,
-    hits: u64,
+    tally: Tally,
     /// When the next hit is audited.
     sampler: Sampler,
 }
@@ -225,59 +186,37 @@ pub async fn run(shared: &Arc<Shared>, pool: &Rc<Pool>, stream: Stream, presence
 impl Session {
     fn new(shared: Arc<Shared>, pool: Rc<Pool>, stream: Stream, client: Arc<Client>, level: Level) -> Session {
         let key = shared.first_key(shared.node.logins.first());
-        let hold = pool.hold(&key.login);
-        let lane = pool.lane(&key);
-        let now = Time::now();
-        let view = shared.view(&key);
         client.db.store(key.db, Ordering::Relaxed);
-        let little = flow::little(&shared.config);
+        let lanes = Lanes::new(&pool, &key);
         Session {
             cache: shared.cache.clone(),
             sampler: shared.audit.sampler(),
+            weight: Weight::new(&shared.config),
+            identity: Identity::new(&shared, &pool, key),
             shared,
             pool,
             stream,
             outbox: Rc::default(),
             keys: Keys::default(),
             client,
-            hold,
-            key,
-            view,
-            lane,
-            reads: None,
-            cargo: Cargo::Any,
+            lanes,
             lent: None,
             level,
-            arrived: now,
-            now,
-            shown: Time::ZERO,
+            fresh: Freshness::new(Time::now()),
             stall: None,
-            bypass: false,
-            shares: false,
-            recognised: false,
-            introduced: false,
-            paused: false,
-            replaced: false,
-            repeatable: false,
-            word: Word::Other,
-            tries: 0,
+            present: Present::default(),
+            latest: Latest::default(),
+            round: Round::default(),
+            acquaintance: Acquaintance::default(),
             outstanding: Outstanding::default(),
             waited_in_vain: false,
-            little,
-            counted: 0,
-            closing: None,
-            leaving: None,
+            ending: Ending::default(),
             monitor_asked: false,
-            held_back: false,
             wrote: false,
-            redirected: (0, 0),
+            redirected: Redirect::default(),
             swap_seen: pinned::SwapSeen::default(),
             swaps: false,
-            eof: false,
-            like_get: None,
-            command: 0,
-            commands: 0,
-            hits: 0,
+            tally: Tally::default(),
         }
     }
 
@@ -291,7 +230,7 @@ impl Session {
                 () = slept => {}
             }
             let waits = self.outbox.waiting() > 0 || self.stall.is_some();
-            if !waits && self.lent.is_none() && Time::now().since(self.arrived) > timeout {
+            if !waits && self.lent.is_none() && Time::now().since(self.fresh.arrived) > timeout {
                 return "idle for longer than `timeout`";
             }
         }
@@ -332,7 +271,7 @@ impl Session {
             if let Some(why) = self.over(cx, input) {
                 return Poll::Ready(why);
             }
-            if self.held_back && !self.holds_back(input) {
+            if self.round.held_back && !self.holds_back(input) {
                 continue;
             }
             let read = if silent { Poll::Pending } else { self.poll_read(cx, input) };
@@ -364,7 +303,7 @@ impl Session {
         if self.outbox.broken() {
             self.upstream_left();
         }
-        let ending = self.closing.is_some() || self.eof || self.client.draining();
+        let ending = self.ending.closing.is_some() || self.ending.eof || self.client.draining();
         if ending && let Some(why) = self.ended(cx) {
             return Some(why);
         }
@@ -385,7 +324,7 @@ impl Session {
             Some(Stall::Drain) if self.outbox.waiting() > 0 => return false,
             Some(Stall::Drain) => After::Again,
             Some(Stall::For(wait) | Stall::Blocked(wait)) => match wait.as_mut().poll(cx) {
-                Poll::Pending if self.key.login.is_stranger() && self.recognise(input) => {
+                Poll::Pending if self.identity.key.login.is_stranger() && self.recognise(input) => {
                     return self.poll_wait(cx, input);
                 }
                 Poll::Pending => return false,
@@ -393,13 +332,13 @@ impl Session {
             },
         };
         self.stall = None;
-        self.leaving = None;
+        self.ending.leaving = None;
         match after {
             After::Again => {}
-            After::Upstream => self.bypass = true,
+            After::Upstream => self.present.bypass = true,
             After::Share => self.share_lane(),
             After::Reply(reply) | After::Farewell(reply, _) if reply == crate::node::login::SHUT_OUT => {
-                self.closing = Some(SHUT_OUT);
+                self.ending.closing = Some(SHUT_OUT);
                 self.request_done(input);
             }
             After::Reply(reply) => {
@@ -408,17 +347,17 @@ impl Session {
             }
             After::Farewell(reply, why) => {
                 self.outbox.put(Piece::Bytes(reply));
-                self.closing = Some(why);
+                self.ending.closing = Some(why);
                 // A client can be sent away in the middle of its request.
                 if input.has_present() {
                     self.request_done(input);
                 }
             }
             After::Leave(why) => {
-                self.closing = Some(why);
+                self.ending.closing = Some(why);
                 self.request_done(input);
             }
-            After::Begin(login) => self.identify(ConnectionKey { login, ..self.key.clone() }),
+            After::Begin(login) => self.identify(ConnectionKey { login, ..self.identity.key.clone() }),
             After::Become(other) => {
                 self.become_other(*other);
                 self.request_done(input);
@@ -437,27 +376,24 @@ impl Session {
     }
 
     fn requests_done(&mut self, requests: usize) {
-        self.bypass = false;
-        self.shares = false;
-        self.replaced = false;
-        self.tries = 0;
-        self.commands += requests as u64;
+        self.present = Present::default();
+        self.tally.commands += requests as u64;
     }
 
     /// Deals with all the input there is, or until something has to wait. `now`: if it has just been looked at the clock.
     fn process(&mut self, input: &mut Input, now: Option<Time>) {
         self.outstanding.told_before(self.outbox.first());
-        self.held_back = false;
+        self.round.held_back = false;
         if input.left() == 0 && self.lent.is_none() {
             return self.account();
         }
-        self.now = now.unwrap_or_else(Time::now);
-        self.paused = self.shared.node.pauses.are_on(self.now);
+        self.fresh.now = now.unwrap_or_else(Time::now);
+        self.round.paused = self.shared.node.pauses.are_on(self.fresh.now);
         let mut table = None;
         let max_bulk = self.shared.node.bounds.max_bulk();
-        while self.closing.is_none() && self.stall.is_none() {
-            self.held_back = self.holds_back(input);
-            if self.held_back {
+        while self.ending.closing.is_none() && self.stall.is_none() {
+            self.round.held_back = self.holds_back(input);
+            if self.round.held_back {
                 break;
             }
             if self.lent.is_some() && !self.go_on_lent(input) {
@@ -493,36 +429,33 @@ impl Session {
 
     /// Adds what was dealt with to the process's counters and to what is said of this client.
     fn account(&mut self) {
-        if self.commands > 0 {
-            self.waited_in_vain &= self.hits == 0;
-            self.client.active.store(self.now.0, Ordering::Relaxed);
-            self.client.command.store(self.command, Ordering::Relaxed);
-            self.lane.touch(self.now);
-            if let Some(reads) = &self.reads {
-                reads.touch(self.now);
-            }
-            self.shared.count(std::mem::take(&mut self.commands), std::mem::take(&mut self.hits));
+        if self.tally.commands > 0 {
+            self.waited_in_vain &= self.tally.hits == 0;
+            self.client.active.store(self.fresh.now.0, Ordering::Relaxed);
+            self.client.command.store(self.latest.name, Ordering::Relaxed);
+            self.lanes.touch(self.fresh.now);
+            self.shared.count(std::mem::take(&mut self.tally.commands), std::mem::take(&mut self.tally.hits));
         }
     }
 
     fn protocol_error(&mut self, e: &ProtocolError) {
         self.outbox.put(Piece::Slice(format!("-ERR {e}\r\n").as_bytes()));
-        self.closing = Some("protocol error");
+        self.ending.closing = Some("protocol error");
     }
 
     fn dispatch(&mut self, request: &Request<'_>, table: &CommandTable, keys: &mut Keys) -> Step {
         let plan = table.plan(request, keys);
         sabotage::panic_at("session");
-        self.command = u32::from(plan.name);
-        self.repeatable = plan.repeatable;
-        self.word = plan.word;
+        self.latest.name = u32::from(plan.name);
+        self.latest.repeatable = plan.repeatable;
+        self.latest.word = plan.word;
         if plan.route == Route::Unlisted
             && let Some(step) = self.unlisted(request)
         {
             return step;
         }
         if let Some(reason) = self.bars_cache()
-            && self.tries == 0
+            && self.present.tries == 0
             && matches!(plan.route, Route::Cache(_))
         {
             self.cache.stats.bypasses.count(reason);
@@ -530,7 +463,7 @@ impl Session {
         if self.lent.is_some() {
             return self.dispatch_lent(request, plan, keys);
         }
-        if self.key.login.is_stranger()
+        if self.identity.key.login.is_stranger()
             && let Some(step) = self.introduce(request, plan)
         {
             return step;
@@ -539,7 +472,7 @@ impl Session {
             return self.outsized();
         }
         match plan.route {
-            Route::Cache(_) | Route::Lane | Route::Unlisted if self.paused => self.alone(request, plan, keys),
+            Route::Cache(_) | Route::Lane | Route::Unlisted if self.round.paused => self.alone(request, plan, keys),
             Route::Cache(read) => self.cached_read(request, plan, read),
             Route::Lane | Route::Unlisted => match self.lane_or_apart(request) {
                 Ok(lane) => self.forward(lane, self.effect(request, plan, keys)),
@@ -556,7 +489,7 @@ impl Session {
     fn bars_cache(&self) -> Option<Bypass> {
         match self.lent {
             Some(_) => Some(Bypass::OwnConnection),
-            None => self.paused.then_some(Bypass::Paused),
+            None => self.round.paused.then_some(Bypass::Paused),
         }
     }
 
@@ -593,15 +526,15 @@ impl Session {
     fn carry_out(&mut self, step: Step, input: &mut Input) {
         match step {
             Step::Stall(stall) => {
-                self.tries += 1;
+                self.present.tries += 1;
                 self.stall = Some(stall);
                 return;
             }
             Step::Replace(request) => {
-                self.replaced = true;
+                self.present.replaced = true;
                 return input.replace(&request);
             }
-            Step::Close => self.closing = Some("it said QUIT"),
+            Step::Close => self.ending.closing = Some("it said QUIT"),
             Step::Done => {}
             Step::Send(connection, effect) => {
                 self.wrote |= self.writes(&effect);
@@ -609,10 +542,16 @@ impl Session {
                 self.outstanding.note_size(self.outbox.next(), input.request().buf.len());
                 let place = self.outbox.reserve(!known);
                 if input.request().buf.len() >= crate::buffer::LARGE {
-                    connection.send(Piece::Bytes(input.take()), place, effect, self.repeatable, self.now);
+                    connection.send(Piece::Bytes(input.take()), place, effect, self.latest.repeatable, self.fresh.now);
                     return self.next_request();
                 }
-                connection.send(Piece::Slice(input.request().buf), place, effect, self.repeatable, self.now);
+                connection.send(
+                    Piece::Slice(input.request().buf),
+                    place,
+                    effect,
+                    self.latest.repeatable,
+                    self.fresh.now,
+                );
             }
         }
         input.consume();
@@ -623,7 +562,7 @@ impl Session {
     fn writes(&self, effect: &Effect) -> bool {
         let in_multi = self.lent.as_ref().is_some_and(Lent::in_multi);
         match effect {
-            Effect::None => self.word == Word::PassedOn,
+            Effect::None => self.latest.word == Word::PassedOn,
             Effect::Step(step) => step.word == Word::Exec || !in_multi && step.effect.may_write(),
             effect => effect.may_write(),
         }

@@ -34,10 +34,10 @@ impl Session {
         self.sampler = self.shared.audit.sampler();
         let told = nodes.into_iter().zip(before).map(|(node, before)| Told::new(node, before, &self.cache));
         let sample = Sample { told: told.collect(), command: request.arg(0).to_vec(), level: self.level };
-        if !self.shared.audit.may_begin(self.now) {
+        if !self.shared.audit.may_begin(self.fresh.now) {
             return;
         }
-        let again = ask_again(&self.lane, request.buf);
+        let again = ask_again(&self.lanes.any, request.buf);
         let mut begun = Begun { shared: self.shared.clone(), verdict: None };
         tokio::task::spawn_local(async move {
             sabotage::panic_at("audit");

@@ -29,7 +29,7 @@ impl Session {
     pub(super) fn client_command(&mut self, request: &Request<'_>) -> Step {
         let word = request.arg(1).to_ascii_uppercase();
         let args: Vec<&[u8]> = (2..request.len()).map(|i| request.arg(i)).collect();
-        self.client.command.store(self.command, Ordering::Relaxed);
+        self.client.command.store(self.latest.name, Ordering::Relaxed);
         match (&word[..], &args[..]) {
             (b"ID", []) => {
                 let id = format!(":{}\r\n", self.client.id);
@@ -55,7 +55,7 @@ impl Session {
             // Nobody tracks on a lane but the proxy, of which nothing is told.
             (b"GETREDIR", []) => self.put_to_server(request.buf, |_| Bytes::from_static(b":-1\r\n")),
             (b"TRACKINGINFO", []) => {
-                let none = no_tracking(self.key.resp3);
+                let none = no_tracking(self.identity.key.resp3);
                 self.put_to_server(request.buf, |_| none.into())
             }
             (b"UNBLOCK", [id, how @ ..]) if how.len() < 2 => self.unblock(request, id, how),
@@ -69,19 +69,19 @@ impl Session {
                 })
             }
             // HELP is the server's business, and so is the text of every error.
-            _ => self.forward(self.lane.clone(), Effect::None),
+            _ => self.forward(self.lanes.any.clone(), Effect::None),
         }
     }
 
     /// Asks the server what the client asks us. What it refuses is refused; else `answer` makes ours of its reply.
     fn put_to_server(&self, question: &[u8], answer: impl FnOnce(Vec<u8>) -> Bytes + 'static) -> Step {
-        answered(ask(&self.lane, question), answer)
+        answered(ask(&self.lanes.any, question), answer)
     }
 
     /// The name as Redis gives it.
     fn name(&self) -> Vec<u8> {
         let name = self.client.words().name.clone();
-        match (name.is_empty(), self.key.resp3) {
+        match (name.is_empty(), self.identity.key.resp3) {
             (true, true) => b"_\r\n".to_vec(),
             (true, false) => b"$-1\r\n".to_vec(),
             (false, _) => {
@@ -108,7 +108,7 @@ impl Session {
         let (client, word) = (self.client.clone(), String::from_utf8_lossy(word).into_owned());
         // A connection that the session keeps has its name.
         let kept = self.lent.as_ref().filter(|lent| lent.is_tracking()).map(|lent| ask(&lent.connection, request.buf));
-        let reply = kept.unwrap_or_else(|| ask(&self.lane, &question));
+        let reply = kept.unwrap_or_else(|| ask(&self.lanes.any, &question));
         answered(reply, move |ok| {
             *field(&mut client.words()) = word;
             ok.into()
@@ -117,9 +117,9 @@ impl Session {
 
     /// CLIENT INFO: the server's line of the connection that answers, or of the session's own, made the client's.
     fn describe(&self, request: &Request<'_>) -> Step {
-        let connection = self.lent.as_ref().map_or(&self.lane, |lent| &lent.connection);
+        let connection = self.lent.as_ref().map_or(&self.lanes.any, |lent| &lent.connection);
         let asker = self.asker(request, connection);
-        let (reply, resp3) = (ask(connection, request.buf), self.key.resp3);
+        let (reply, resp3) = (ask(connection, request.buf), self.identity.key.resp3);
         Step::Stall(Stall::For(Box::pin(async move {
             let reply = reply.await;
             let Some(text) = text_of(&reply) else { return After::Reply(reply.into()) };
@@ -130,10 +130,10 @@ impl Session {
 
     /// CLIENT LIST. The filters are put to the server for its verdict on them; they are about our clients.
     fn list(&self, request: &Request<'_>, filters: &[&[u8]]) -> Step {
-        let verdict = (!filters.is_empty()).then(|| ask(&self.lane, request.buf));
+        let verdict = (!filters.is_empty()).then(|| ask(&self.lanes.any, request.buf));
         let filters = Filters::parse(filters, false);
-        let reply = ask_again(&self.lane, &resp::encode(&[request.arg(0), b"LIST"]));
-        let (asker, resp3) = (self.asker(request, &self.lane), self.key.resp3);
+        let reply = ask_again(&self.lanes.any, &resp::encode(&[request.arg(0), b"LIST"]));
+        let (asker, resp3) = (self.asker(request, &self.lanes.any), self.identity.key.resp3);
         Step::Stall(Stall::For(Box::pin(async move {
             if let Some(refusal) = refusal(verdict).await {
                 return After::Reply(refusal);
@@ -164,11 +164,11 @@ impl Session {
         let old_form = args.len() == 1;
         let filters = if old_form { [b"ADDR".as_slice(), args[0]].to_vec() } else { args.to_vec() };
         let question = [&[request.arg(0), b"KILL"], &killing_nobody(&filters)[..]].concat();
-        let verdict = ask(&self.lane, &resp::encode(&question));
+        let verdict = ask(&self.lanes.any, &resp::encode(&question));
         let filters = Filters::parse(&filters, !old_form);
         let needs = filters.as_ref().is_ok_and(Filters::need_server);
-        let list = needs.then(|| ask_again(&self.lane, &resp::encode(&[request.arg(0), b"LIST"])));
-        let (asker, lane) = (self.asker(request, &self.lane), self.lane.clone());
+        let list = needs.then(|| ask_again(&self.lanes.any, &resp::encode(&[request.arg(0), b"LIST"])));
+        let (asker, lane) = (self.asker(request, &self.lanes.any), self.lanes.any.clone());
         Step::Stall(Stall::For(Box::pin(async move {
             if let Some(refusal) = refusal(Some(verdict)).await {
                 return After::Reply(refusal);
@@ -204,7 +204,7 @@ impl Session {
         }
         let known = self.shared.clients.by_id(id).and_then(|c| c.upstream_id()).unwrap_or(0).to_string();
         let args = [&[request.arg(0), b"UNBLOCK", known.as_bytes()], how].concat();
-        let reply = ask(&self.lane, &resp::encode(&args));
+        let reply = ask(&self.lanes.any, &resp::encode(&args));
         Step::Stall(Stall::For(Box::pin(async move { After::Reply(reply.await.into()) })))
     }
 
@@ -212,16 +212,16 @@ impl Session {
     /// integer in either reply.
     fn own_tracking(&self, request: &Request<'_>) -> Step {
         let Some(lent) = &self.lent else { return Step::Done };
-        let (reply, (id, ours)) = (ask(&lent.connection, request.buf), self.redirected);
+        let (reply, redirected) = (ask(&lent.connection, request.buf), self.redirected);
         Step::Stall(Stall::For(Box::pin(async move {
             let reply = reply.await;
             let number = memchr::memmem::find(&reply, b":").map(|at| at + 1);
             let end = number.and_then(|at| Some(at + memchr::memchr(b'\r', &reply[at..])?));
             let (Some(at), Some(end)) = (number, end) else { return After::Reply(reply.into()) };
-            if resp::parse_i64(&reply[at..end]) != Some(id) {
+            if resp::parse_i64(&reply[at..end]) != Some(redirected.upstream_id) {
                 return After::Reply(reply.into());
             }
-            After::Reply([&reply[..at], ours.to_string().as_bytes(), &reply[end..]].concat().into())
+            After::Reply([&reply[..at], redirected.id.to_string().as_bytes(), &reply[end..]].concat().into())
         })))
     }
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::client::pausing;
 use super::local::{ask, set_id};
 use super::pinned::{Named, Unmarked, answers_twice};
+use super::state::Redirect;
 use super::wait;
 use super::{After, Become, Input, Session, Stall, Step};
 use crate::command::{self, Keys, Local, Need, Plan, Request, Route, Word};
@@ -134,7 +135,7 @@ impl Session {
         if let Some(step) = self.redirect(request, word) {
             return step;
         }
-        let connection = match self.lent_by(self.pool.lend_or_ask(&self.key)) {
+        let connection = match self.lent_by(self.pool.lend_or_ask(&self.identity.key)) {
             Ok(connection) => connection,
             Err(step) => return step,
         };
@@ -187,14 +188,14 @@ impl Session {
 
     /// A command that could hold up what is behind it on a lane: a script, or anything while clients are paused.
     pub(super) fn alone(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
-        let apart = self.paused || self.shared.node.bounds.ends_for_replies();
+        let apart = self.round.paused || self.shared.node.bounds.ends_for_replies();
         let turn = if apart { Some(None) } else { self.pool.turn().map(Some) };
-        let lane = |session: &Session| session.forward(session.lane.clone(), session.effect(request, plan, keys));
-        let Some(turn) = turn.filter(|_| !self.shares) else { return lane(self) };
+        let lane = |session: &Session| session.forward(session.lanes.any.clone(), session.effect(request, plan, keys));
+        let Some(turn) = turn.filter(|_| !self.present.shares) else { return lane(self) };
         if self.outbox.waiting() > 0 {
             return Step::Stall(Stall::Drain);
         }
-        let Some(loan) = self.pool.lend(&self.key) else { return lane(self) };
+        let Some(loan) = self.pool.lend(&self.identity.key) else { return lane(self) };
         let connection = Rc::clone(&*loan);
         self.keep_loan(loan).alone = Some(turn);
         if connection.is_open() {
@@ -212,13 +213,13 @@ impl Session {
             self.client.uses_connection(None);
         }
         self.outbox.mend();
-        self.shares = true;
+        self.present.shares = true;
     }
 
     /// CLIENT TRACKING … REDIRECT names a client by the number we gave it; the server knows its connection by another. A
     /// client that has no connection of its own yet gets one.
     pub(super) fn redirect(&mut self, request: &Request<'_>, said: Word) -> Option<Step> {
-        if self.replaced || request.len() < 5 || said != Word::Tracking {
+        if self.present.replaced || request.len() < 5 || said != Word::Tracking {
             return None;
         }
         let mut args: Vec<&[u8]> = (0..request.len()).map(|i| request.arg(i)).collect();
@@ -238,7 +239,7 @@ impl Session {
         // Asked before its number is looked for: see `settle_lent`.
         target.want_own();
         if let Some(id) = target.upstream_id() {
-            self.redirected = (id, target.id);
+            self.redirected = Redirect { upstream_id: id, id: target.id };
             let id = id.to_string();
             args[at] = id.as_bytes();
             return Some(Step::Replace(resp::encode(&args)));
@@ -263,15 +264,15 @@ impl Session {
         if !self.client.own_wanted() {
             return;
         }
-        if self.key.login.is_stranger() {
-            if !std::mem::replace(&mut self.introduced, true) {
+        if self.identity.key.login.is_stranger() {
+            if !std::mem::replace(&mut self.acquaintance.introduced, true) {
                 self.stall = Some(self.introduction(None));
             }
         } else if self.lent.is_none()
             && self.outbox.waiting() == 0
-            && let Some(connection) = self.pool.lend(&self.key)
+            && let Some(connection) = self.pool.lend(&self.identity.key)
         {
-            self.introduced = false;
+            self.acquaintance.introduced = false;
             self.keep_loan(connection).tracking = true;
             let Step::Stall(named) = self.make_known(true, false) else { return };
             self.stall = Some(named);
@@ -288,8 +289,8 @@ impl Session {
         let Some(lent) = self.lent.as_ref().filter(|_| self.outbox.waiting() == 0) else {
             return Step::Stall(Stall::Drain);
         };
-        let resp3 = if request.len() == 1 { self.key.resp3 } else { request.arg(1) == b"3" };
-        let key = ConnectionKey { resp3, ..self.key.clone() };
+        let resp3 = if request.len() == 1 { self.identity.key.resp3 } else { request.arg(1) == b"3" };
+        let key = ConnectionKey { resp3, ..self.identity.key.clone() };
         let (connection, id) = (lent.connection.clone(), self.client.id);
         let reply = ask(&connection, request.buf);
         Step::Stall(Stall::For(Box::pin(async move {
@@ -306,7 +307,7 @@ impl Session {
     pub(super) fn go_on_lent(&mut self, input: &mut Input) -> bool {
         self.settle_lent();
         // Commands meant for the connection that is lost are done nowhere.
-        if self.closing.is_some() {
+        if self.ending.closing.is_some() {
             return false;
         }
         let raw = self.lent.as_ref().is_some_and(|lent| lent.raw);
@@ -326,18 +327,18 @@ impl Session {
             return;
         }
         if self.outbox.unblocked() {
-            self.closing = Some(self.why_it_leaves());
+            self.ending.closing = Some(self.why_it_leaves());
             return;
         }
         if std::mem::take(&mut lent.blocking) {
-            self.leaving = None;
+            self.ending.leaving = None;
         }
         lent.tracking |= self.client.own_wanted();
         lent.hear();
         let free = !lent.multi && !lent.watching && !lent.is_fed();
         // A request that was just lent the connection has not used it yet.
         if free
-            && self.tries == 0
+            && self.present.tries == 0
             && let Some(lent) = self.lent.take()
         {
             self.client.uses_connection(None);
@@ -354,7 +355,7 @@ impl Session {
     pub(super) fn upstream_left(&mut self) {
         match self.lent.take() {
             Some(lent) if lent.keeps_nothing() => self.outbox.mend(),
-            _ => self.closing = Some("its connection to the upstream was lost"),
+            _ => self.ending.closing = Some("its connection to the upstream was lost"),
         }
     }
 
@@ -378,7 +379,7 @@ impl Session {
             Route::Local(Local::Reset) if !in_multi || request.len() == 1 => return self.local(request, Local::Reset),
             // A RESP2 subscriber may not say them: the server's error tells.
             Route::Local(local @ (Local::Client | Local::Nearside | Local::Info | Local::Channels))
-                if !in_multi && (self.key.resp3 || !self.subscribed()) =>
+                if !in_multi && (self.identity.key.resp3 || !self.subscribed()) =>
             {
                 // They may ask on another connection: what was said before comes first.
                 let waits = self.outbox.waiting() > 0;
@@ -387,7 +388,7 @@ impl Session {
             Route::Dedicated(Need::Wait) if in_multi && self.wrote && wait::mark(&self.shared.node).is_some() => {
                 return Step::Replace(wait::refused());
             }
-            Route::Dedicated(Need::Wait) if !in_multi && (self.key.resp3 || !self.subscribed()) => {
+            Route::Dedicated(Need::Wait) if !in_multi && (self.identity.key.resp3 || !self.subscribed()) => {
                 return self.wait(request);
             }
             Route::Dedicated(Need::Track) if answers_twice(request) => return self.go_raw(),
@@ -443,7 +444,7 @@ impl Session {
             return Step::Stall(Stall::Drain);
         }
         let Some(lent) = &self.lent else { return Step::Done };
-        lent.connection.send_monitor(Piece::Slice(request.buf), self.outbox.reserve(true), self.now);
+        lent.connection.send_monitor(Piece::Slice(request.buf), self.outbox.reserve(true), self.fresh.now);
         // Until the verdict is here, nobody knows how the next request is to be sent.
         self.monitor_asked = true;
         Step::Done
@@ -457,7 +458,7 @@ impl Session {
         // Without arguments, UNSUBSCRIBE confirms once for each channel there is, and at least once: the first counts.
         let left = (request.len() - 1).max(1);
         let place = self.outbox.reserve(true);
-        lent.connection.send_subscribe(Piece::Slice(request.buf), place, kind, left, self.now);
+        lent.connection.send_subscribe(Piece::Slice(request.buf), place, kind, left, self.fresh.now);
         Step::Done
     }
 }

@@ -46,9 +46,9 @@ impl Session {
     /// Why it ends, if what it ends with has come.
     pub(super) fn ended(&mut self, cx: &mut Context<'_>) -> Option<Why> {
         let idle = self.outbox.is_idle() && self.stream.is_flushed();
-        match self.closing {
+        match self.ending.closing {
             Some(why) if idle => Some(why),
-            _ => ((self.eof || self.client.draining()) && self.has_left(cx, idle)).then(|| self.why_it_leaves()),
+            _ => ((self.ending.eof || self.client.draining()) && self.has_left(cx, idle)).then(|| self.why_it_leaves()),
         }
     }
 
@@ -61,7 +61,7 @@ impl Session {
     fn has_left(&mut self, cx: &mut Context<'_>, idle: bool) -> bool {
         let blocked = matches!(self.stall, Some(Stall::Blocked(_)));
         // Input that was held back goes on now that its replies are taken.
-        let done = idle && self.stall.is_none() && !self.held_back;
+        let done = idle && self.stall.is_none() && !self.round.held_back;
         let overtaken = self.client.draining() && (idle || blocked || self.lent.as_ref().is_some_and(Lent::listens));
         match &self.lent {
             Some(lent) if lent.raw => self.takes_leave(cx) && idle,
@@ -72,9 +72,9 @@ impl Session {
 
     /// Whether it waits no longer.
     fn takes_leave(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut leaving = self.leaving.take().unwrap_or_else(|| self.leave());
+        let mut leaving = self.ending.leaving.take().unwrap_or_else(|| self.leave());
         let over = leaving.as_mut().poll(cx).is_ready();
-        self.leaving = Some(if over { Box::pin(poll_fn(|_| Poll::Ready(()))) } else { leaving });
+        self.ending.leaving = Some(if over { Box::pin(poll_fn(|_| Poll::Ready(()))) } else { leaving });
         over
     }
 

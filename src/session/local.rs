@@ -59,11 +59,11 @@ impl Session {
             _ if !wanted => return self.say("-ERR wrong number of arguments for 'select' command"),
             None => Err("-ERR value is not an integer or out of range\r\n"),
             Some(Err(_)) => Err("-ERR DB index is out of range\r\n"),
-            Some(Ok(db)) if db == self.key.db => Ok(self.key.clone()),
-            Some(Ok(db)) => Ok(ConnectionKey { db, via: None, ..self.key.clone() }),
+            Some(Ok(db)) if db == self.identity.key.db => Ok(self.identity.key.clone()),
+            Some(Ok(db)) => Ok(ConnectionKey { db, via: None, ..self.identity.key.clone() }),
         };
         let again = |db: u32| resp::encode(&[request.arg(0), db.to_string().as_bytes()]);
-        let (here, present) = (self.lane.clone(), again(self.key.db));
+        let (here, present) = (self.lanes.any.clone(), again(self.identity.key.db));
         let there = key.map(|key| (self.pool.lane(&key), again(key.db), key));
         Step::Stall(Stall::For(Box::pin(async move {
             let error = match there {
@@ -120,11 +120,11 @@ impl Session {
         let asked: Vec<Vec<u8>> = (1..request.len()).map(|i| request.arg(i).to_ascii_lowercase()).collect();
         let general = |s: &Vec<u8>| matches!(&s[..], b"default" | b"all" | b"everything");
         let ours = asked.is_empty() || asked.iter().any(|s| general(s) || s == b"nearside");
-        let (shared, resp3) = (self.shared.clone(), self.key.resp3);
+        let (shared, resp3) = (self.shared.clone(), self.identity.key.resp3);
         if asked.len() == 1 && asked[0] == b"nearside" {
             return self.info_nearside(request);
         }
-        if self.key.login.is_stranger() {
+        if self.identity.key.login.is_stranger() {
             // The server could not be asked who this is: nothing goes up a lane in its name.
             self.outbox.put(Piece::Slice(&info_without_server(&shared, &asked, resp3)));
             return Step::Done;
@@ -132,9 +132,9 @@ impl Session {
         // These sections are known without the server, too.
         let told = |section: &Vec<u8>| matches!(&section[..], b"clients" | b"server");
         if !ours && !asked.iter().any(told) {
-            return self.forward(self.lane.clone(), Effect::None);
+            return self.forward(self.lanes.any.clone(), Effect::None);
         }
-        let reply = ask(&self.lane, request.buf);
+        let reply = ask(&self.lanes.any, request.buf);
         Step::Stall(Stall::For(Box::pin(async move {
             let health = &shared.node.health;
             let patience = if health.down().is_some() { INFO_PATIENCE } else { Duration::MAX };
@@ -160,7 +160,7 @@ impl Session {
 
     /// PUBSUB CHANNELS as the server gives it, without the channel on which proxies listen to it.
     fn channels(&mut self, request: &Request<'_>) -> Step {
-        let reply = ask(&self.lane, request.buf);
+        let reply = ask(&self.lanes.any, request.buf);
         Step::Stall(Stall::For(Box::pin(async move {
             let reply = reply.await;
             let others = without(&reply, probe::CHANNEL.as_bytes());
@@ -171,7 +171,7 @@ impl Session {
     /// MODULE LOAD and its like: the server's commands are others then, and are learned anew before the reply is told, so that
     /// no command of the module is taken for what its name meant before.
     fn module(&self, request: &Request<'_>) -> Step {
-        let (reply, node) = (ask(&self.lane, request.buf), self.shared.node.clone());
+        let (reply, node) = (ask(&self.lanes.any, request.buf), self.shared.node.clone());
         Step::Stall(Stall::For(Box::pin(async move {
             let reply = reply.await;
             if !crate::upstream::refusal::of_builtin(&reply) {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::client::is_word;
 use super::local::{refused, set_id};
+use super::state::Identity;
 use super::{After, Become, Input, Session, Stall, Step, Why};
 use crate::command::{Local, Need, Plan, Request, Route};
 use crate::node::Node;
@@ -35,7 +36,7 @@ impl Session {
     /// A session that begins while it is not known whether the server takes a new connection asks first, so that what it may do
     /// is decided by the time it came.
     pub(super) fn begin(&mut self) {
-        if self.key.login.is_stranger() {
+        if self.identity.key.login.is_stranger() {
             self.stall = Some(self.introduction(None));
         }
     }
@@ -47,7 +48,7 @@ impl Session {
             Route::Local(Local::Quit | Local::Auth | Local::Reset) => None,
             Route::Local(Local::Hello) if HelloArgs::of(request).creds.is_some() => None,
             // Whoever runs the proxy may want to know why the server cannot be asked.
-            Route::Local(Local::Nearside | Local::Info) if self.bypass => None,
+            Route::Local(Local::Nearside | Local::Info) if self.present.bypass => None,
             route => {
                 // The server does not know the proxy's own commands, and commands that name clients mean others there.
                 let own = matches!(route, Route::Local(local) if !matches!(local, Local::Hello | Local::Module));
@@ -74,7 +75,7 @@ impl Session {
     /// The handshake of another proxy does not wait for the introduction: in a ring of proxies, that waits for it. It is passed
     /// on first, and if it comes back to its sender, all of them say so. True if the first request is such a handshake.
     pub(super) fn recognise(&mut self, input: &mut Input) -> bool {
-        if self.recognised || !input.is_array() {
+        if self.acquaintance.recognised || !input.is_array() {
             return false;
         }
         // The request that waits is the first, or the first is looked at before it is known how much the client may say.
@@ -90,7 +91,7 @@ impl Session {
         if !waits && question.is_none() {
             input.forget_ahead();
         }
-        self.recognised = found;
+        self.acquaintance.recognised = found;
         let Some(question) = question else { return false };
         let pool = self.pool.clone();
         self.stall = Some(Stall::For(Box::pin(async move {
@@ -134,7 +135,7 @@ impl Session {
             _ => return self.say("-ERR syntax error"),
         };
         let creds = Creds { user: user.to_vec(), password: password.to_vec() };
-        let (pool, key, question) = (self.pool.clone(), self.key.clone(), request.buf.to_vec());
+        let (pool, key, question) = (self.pool.clone(), self.identity.key.clone(), request.buf.to_vec());
         let from = Address::of(&self.client.addr);
         Step::Stall(self.slowed(from, async move {
             match verified(&pool, creds, &question, from).await {
@@ -160,9 +161,9 @@ impl Session {
         match version {
             // Where HELLO is no command, the server says so, to a connection of its own.
             _ if self.shared.node.without_hello.load(Ordering::Relaxed) => {}
-            None if request.len() == 1 => return self.move_to(self.key.clone(), None, with_id),
+            None if request.len() == 1 => return self.move_to(self.identity.key.clone(), None, with_id),
             Some(v @ (b"2" | b"3")) => {
-                return self.move_to(ConnectionKey { resp3: v == b"3", ..self.key.clone() }, None, with_id);
+                return self.move_to(ConnectionKey { resp3: v == b"3", ..self.identity.key.clone() }, None, with_id);
             }
             _ => {}
         }
@@ -170,7 +171,7 @@ impl Session {
             return Step::Stall(Stall::For(Box::pin(async { After::Farewell(wire::ring(), RING) })));
         }
         let asked = HelloArgs::of(request);
-        let old = self.key.clone();
+        let old = self.identity.key.clone();
         let same = ConnectionKey { resp3: asked.resp3, ..old.clone() };
         let (pool, question, from) = (self.pool.clone(), request.buf.to_vec(), Address::of(&self.client.addr));
         // A ring of proxies is found by a handshake that goes round.
@@ -205,7 +206,7 @@ impl Session {
             Route::Local(Local::Hello) => HelloArgs::of(request).creds.is_some(),
             _ => false,
         };
-        if !guesses || self.bypass {
+        if !guesses || self.present.bypass {
             return None;
         }
         let (node, from) = (self.shared.node.clone(), Address::of(&self.client.addr));
@@ -251,11 +252,8 @@ impl Session {
         if key.login.ended() {
             self.client.kill();
         }
-        self.hold = self.pool.hold(&key.login);
-        self.view = self.shared.view(&key);
-        self.lane = self.pool.lane(&key);
-        self.reads = None;
-        self.key = key;
+        self.lanes.change(&self.pool, &key);
+        self.identity = Identity::new(&self.shared, &self.pool, key);
     }
 }
 

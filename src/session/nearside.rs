@@ -41,21 +41,21 @@ impl Session {
         match (&word[..], request.len()) {
             (b"CONSISTENCY", 2..=3) => return self.consistency(request),
             // The server cannot be asked whether strangers may.
-            (b"FLUSH", 2) | (b"EXPLAIN", 3..) if self.key.login.is_stranger() => {
+            (b"FLUSH", 2) | (b"EXPLAIN", 3..) if self.identity.key.login.is_stranger() => {
                 let error = self.shared.node.error("it cannot be asked who may say this");
                 self.outbox.put(Piece::Bytes(error));
                 return Step::Done;
             }
-            (b"STATS", 2) if !self.bypass => {
+            (b"STATS", 2) if !self.present.bypass => {
                 return granted(self.verdict(&info(), Unasked::Granted), "STATS", Unasked::Granted);
             }
-            (b"FLUSH", 2) if !self.bypass => {
-                return granted(may_flush(self.pool.clone(), self.key.clone()), "FLUSH", Unasked::Denied);
+            (b"FLUSH", 2) if !self.present.bypass => {
+                return granted(may_flush(self.pool.clone(), self.identity.key.clone()), "FLUSH", Unasked::Denied);
             }
             (b"EXPLAIN", 3..) => {
                 let args: Vec<&[u8]> = (2..request.len()).map(|i| request.arg(i)).collect();
                 let command = resp::encode(&args);
-                return match admin::read_to_explain(&self.shared, &command).filter(|_| !self.bypass) {
+                return match admin::read_to_explain(&self.shared, &command).filter(|_| !self.present.bypass) {
                     Some(read) => granted(self.verdict(&read, Unasked::Denied), "EXPLAIN", Unasked::Denied),
                     None => self.explain(&command),
                 };
@@ -70,7 +70,7 @@ impl Session {
     /// The server's answer to this question. A server that is known not to answer is not waited for for long, nor is one
     /// that stands still (it may be frozen) where the counters are told without its word: monitors need them then above all.
     fn verdict(&self, question: &[u8], unasked: Unasked) -> impl Future<Output = Vec<u8>> + use<> {
-        let (reply, node) = (ask_again(&self.lane, question), self.shared.node.clone());
+        let (reply, node) = (ask_again(&self.lanes.any, question), self.shared.node.clone());
         let patience = match unasked {
             Unasked::Granted => INFO_PATIENCE,
             Unasked::Denied if node.health.down().is_some() => INFO_PATIENCE,
@@ -84,8 +84,8 @@ impl Session {
 
     /// INFO of our section alone.
     pub(super) fn info_nearside(&self, request: &Request<'_>) -> Step {
-        let (shared, resp3) = (self.shared.clone(), self.key.resp3);
-        if self.key.login.is_stranger() {
+        let (shared, resp3) = (self.shared.clone(), self.identity.key.resp3);
+        if self.identity.key.login.is_stranger() {
             // The server cannot be asked.
             self.outbox.put(Piece::Slice(&verbatim(&admin::info(&shared), resp3)));
             return Step::Done;
@@ -122,9 +122,9 @@ impl Session {
         let shares_mget = self.shares_get_and_mget();
         let now = Time::now();
         let asks = Asks {
-            view: self.view,
+            view: self.identity.view,
             level: self.level,
-            seen: self.outbox.seen().max(self.shown),
+            seen: self.outbox.seen().max(self.fresh.shown),
             shares_mget,
             bypass: self.bars_cache(),
             why_not_kept: &|request, read| self.why_not_kept(request, read, now),

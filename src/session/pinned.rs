@@ -81,7 +81,7 @@ impl Session {
         let mut said = if node.without_hello.load(Ordering::Relaxed) {
             vec![resp::encode(&[client, b"SETNAME", words.name.as_bytes()])]
         } else {
-            vec![wire::hello(node, None, self.key.resp3, &words.name, library.clone().count())]
+            vec![wire::hello(node, None, self.identity.key.resp3, &words.name, library.clone().count())]
         };
         said.extend(
             library.map(|(field, word)| resp::encode(&[client, b"SETINFO", field.as_bytes(), word.as_bytes()])),
@@ -94,7 +94,7 @@ impl Session {
         if self.outbox.waiting() > 0 {
             return Step::Stall(Stall::Drain);
         }
-        let resp3 = self.key.resp3;
+        let resp3 = self.identity.key.resp3;
         let Some(lent) = &mut self.lent else { return Step::Stall(Stall::Drain) };
         lent.raw = true;
         // In a transaction the answers would come with EXEC's, and to a RESP2 subscriber none.
@@ -192,15 +192,15 @@ impl Session {
                 return self.carry_out(Step::Stall(turn), input);
             }
             let unmarked = self.lent.as_ref().is_some_and(|lent| lent.unmarked.get());
-            if unmarked && !self.replaced && plan.route == Route::Dedicated(Need::Wait) {
-                self.replaced = true;
+            if unmarked && !self.present.replaced && plan.route == Route::Dedicated(Need::Wait) {
+                self.present.replaced = true;
                 input.replace(&wait::refused());
                 continue;
             }
             match self.redirect(&input.request(), plan.word) {
                 None => self.pass_on_bytes(input.take()),
                 Some(Step::Replace(request)) => {
-                    self.replaced = true;
+                    self.present.replaced = true;
                     input.replace(&request);
                 }
                 Some(step) => return self.carry_out(step, input),
@@ -214,7 +214,7 @@ impl Session {
         let raw = if self.swaps { Raw::Swapping } else { Raw::Acting };
         lent.connection.send_raw(bytes, raw);
         self.next_request();
-        self.command = crate::clients::RAW;
+        self.latest.name = crate::clients::RAW;
     }
 }
 

@@ -11,6 +11,7 @@ use smallvec::{SmallVec, smallvec};
 use super::flow::OUTPUT_SOFT;
 use super::input::Input;
 use super::outstanding::SharedRead;
+use super::state::LikeGet;
 use super::{After, Session, Stall, Step};
 use crate::bypass::{Bypass, MGET_MAX};
 use crate::cache::entry::{CachedReply, Variant};
@@ -62,7 +63,7 @@ impl Session {
     fn bars_lookup(&self, hashes: &[u64]) -> Option<Bypass> {
         if !self.shared.node.coherence.keeps(self.level) {
             Some(Bypass::Level)
-        } else if self.bypass {
+        } else if self.present.bypass {
             Some(Bypass::Unproven)
         } else if !hashes.iter().all(|hash| self.may_overtake(*hash)) {
             Some(Bypass::Order)
@@ -80,8 +81,8 @@ impl Session {
     pub(super) fn true_watermark(&self) -> Time {
         let coherence = &self.shared.node.coherence;
         let answered = self.outbox.seen();
-        let now = if self.level == Level::Linearizable { self.arrived } else { self.now };
-        coherence.watermark(self.level, now, self.arrived.max(answered), self.shown.max(answered))
+        let now = if self.level == Level::Linearizable { self.fresh.arrived } else { self.fresh.now };
+        coherence.watermark(self.level, now, self.fresh.arrived.max(answered), self.fresh.shown.max(answered))
     }
 
     /// The way most requests go: GETs whose replies are there, one after another. The first of another kind is left to
@@ -89,14 +90,18 @@ impl Session {
     // By itself: inlined, its loop has too few registers (`scripts/counts --release` tells).
     #[inline(never)]
     pub(super) fn serve_hits(&mut self, input: &mut Input) -> bool {
-        if self.lent.is_some() || self.bypass || self.paused || !self.shared.node.coherence.keeps(self.level) {
+        if self.lent.is_some()
+            || self.present.bypass
+            || self.round.paused
+            || !self.shared.node.coherence.keeps(self.level)
+        {
             return false;
         }
         let alone = self.outbox.waiting() == 0;
         if !alone && !self.may_overtake_others() {
             return false;
         }
-        let (mut watermark, mut shown, mut served) = (self.watermark(), self.shown, 0);
+        let (mut watermark, mut shown, mut served) = (self.watermark(), self.fresh.shown, 0);
         let causal = self.level == Level::Causal;
         let Some(mut out) = self.outbox.direct() else { return false };
         let mut large = false;
@@ -104,8 +109,8 @@ impl Session {
             if !alone && self.outstanding.contains(hash) {
                 break;
             }
-            let variant = Variant { view: self.view, id: GET_ID, key, tail: b"" };
-            let found = self.cache.lookup(hash, &variant, self.now, watermark, |node| {
+            let variant = Variant { view: self.identity.view, id: GET_ID, key, tail: b"" };
+            let found = self.cache.lookup(hash, &variant, self.fresh.now, watermark, |node| {
                 let reply = reply_of(node);
                 large |= matches!(reply, Piece::Bytes(_));
                 out.put(reply);
@@ -124,9 +129,9 @@ impl Session {
         }
         drop(out);
         if served > 0 {
-            self.shown = shown;
-            self.hits += served as u64;
-            self.command = u32::from(command::GET.name);
+            self.fresh.shown = shown;
+            self.tally.hits += served as u64;
+            self.latest.name = u32::from(command::GET.name);
             self.sampler.pass(served);
             input.consume_many(served);
             self.requests_done(served);
@@ -135,7 +140,7 @@ impl Session {
     }
 
     fn variant<'a>(&self, request: &Request<'a>, id: u16) -> Variant<'a> {
-        Variant { view: self.view, id, key: request.arg(1), tail: &request.buf[request.args[1].end + 2..] }
+        Variant { view: self.identity.view, id, key: request.arg(1), tail: &request.buf[request.args[1].end + 2..] }
     }
 
     fn read_one(&mut self, request: &Request<'_>, id: u16, field_ttl: FieldTtl) -> Step {
@@ -143,21 +148,21 @@ impl Session {
         let hash = self.hash(request, 1);
         let mut bypass = self.bars_lookup(&[hash]);
         let waits = match bypass {
-            None => self.tries < MAX_TRIES,
+            None => self.present.tries < MAX_TRIES,
             Some(Bypass::Order) => self.waits_for_own(hash),
             Some(_) => false,
         };
         if bypass.is_none() {
             let outbox = &self.outbox;
             let before = self.before_hit(&[hash]);
-            let found = self.cache.lookup(hash, &variant, self.now, self.watermark(), |node| {
+            let found = self.cache.lookup(hash, &variant, self.fresh.now, self.watermark(), |node| {
                 outbox.put(reply_of(node));
                 (node.stored(), before.is_some().then(|| node.clone()))
             });
             match found {
                 Lookup::Hit((stored, sampled)) => {
-                    self.shown = self.shown.max(stored);
-                    self.hits += 1;
+                    self.fresh.shown = self.fresh.shown.max(stored);
+                    self.tally.hits += 1;
                     self.after_hit(before, sampled.into_iter().collect(), request);
                     return Step::Done;
                 }
@@ -180,10 +185,12 @@ impl Session {
     /// keys (its own write, or another read, which may show a newer value), nor what may have to do with any key; above
     /// `bounded`, where the order of all keys counts, nothing at all.
     fn share(&mut self, request: &Request<'_>, hashes: &[u64]) -> bool {
-        let Some((place, read)) = self.outstanding.latest(hashes, request.buf, self.view) else { return false };
+        let Some((place, read)) = self.outstanding.latest(hashes, request.buf, self.identity.view) else {
+            return false;
+        };
         let next = self.outbox.next();
         let in_order = place + 1 == next || self.may_overtake_others();
-        if self.bypass || read.sent < self.arrived || !in_order {
+        if self.present.bypass || read.sent < self.fresh.arrived || !in_order {
             return false;
         }
         let read = read.clone();
@@ -200,7 +207,7 @@ impl Session {
     /// looks in the cache, by the rules of every hit. Not behind an own write of the key, which the flight may be older than; and
     /// not again if the last such wait brought no hit: of what cannot be kept, each read would wait for the one before it.
     fn waits_for_own(&self, hash: u64) -> bool {
-        self.tries == 0 && !self.waited_in_vain && self.outbox.followed() == 0 && !self.outstanding.writes(hash)
+        self.present.tries == 0 && !self.waited_in_vain && self.outbox.followed() == 0 && !self.outstanding.writes(hash)
     }
 
     /// Sends the read upstream, with the right to keep its reply if that is granted; or waits for the same read, which is on its way.
@@ -209,7 +216,7 @@ impl Session {
             Ok(lane) => lane,
             Err(first) => return first,
         };
-        let permit = match FillPermit::ask(&lane, asked, self.now) {
+        let permit = match FillPermit::ask(&lane, asked, self.fresh.now) {
             Permission::Granted(permit) => Ok(permit),
             Permission::InFlight(flight) if waits => return self.join(flight),
             Permission::InFlight(_) => Err(Bypass::InFlight),
@@ -220,7 +227,7 @@ impl Session {
         match permit {
             Ok(permit) => {
                 let read = FillRead {
-                    view: self.view,
+                    view: self.identity.view,
                     id: asked.variant.id,
                     request: request.buf.into(),
                     keys: smallvec![FillKey::new(request.args[1].clone(), Some(permit))],
@@ -257,20 +264,20 @@ impl Session {
 
     fn send_fill(&mut self, lane: &Connection, read: FillRead, hashes: &[u64]) -> Step {
         let place = self.reserve_read(read.request.clone(), hashes);
-        lane.send_fill(place, read, self.now);
+        lane.send_fill(place, read, self.fresh.now);
         Step::Done
     }
 
     /// Sends a read that fills nothing.
     fn send_read(&mut self, lane: &Connection, request: &Request<'_>, effect: Effect, hashes: &[u64]) -> Step {
         let place = self.reserve_read(request.buf.into(), hashes);
-        lane.send(Piece::Slice(request.buf), place, effect, self.repeatable, self.now);
+        lane.send(Piece::Slice(request.buf), place, effect, self.latest.repeatable, self.fresh.now);
         Step::Done
     }
 
     /// The place of a read that is sent now, and whose reply others of this session may share.
     fn reserve_read(&mut self, request: Rc<[u8]>, hashes: &[u64]) -> Place {
-        let read = SharedRead { request, view: self.view, sent: self.now };
+        let read = SharedRead { request, view: self.identity.view, sent: self.fresh.now };
         self.outstanding.note_read(self.outbox.next(), hashes, &read);
         self.outbox.reserve(false)
     }
@@ -284,8 +291,8 @@ impl Session {
     /// A clock that stands still is not waited for: the read goes upstream.
     fn worth_waiting(&self) -> bool {
         let coherence = &self.shared.node.coherence;
-        self.tries < MAX_TRIES
-            && coherence.clock_age(self.now).is_some_and(|age| age <= self.shared.config.max_staleness)
+        self.present.tries < MAX_TRIES
+            && coherence.clock_age(self.fresh.now).is_some_and(|age| age <= self.shared.config.max_staleness)
     }
 
     fn wait_for(&self, need: MissingProof) -> Step {
@@ -300,16 +307,16 @@ impl Session {
     pub(super) fn shares_get_and_mget(&mut self) -> bool {
         let node = &self.shared.node;
         let as_of = node.acl_changes.load(Ordering::Acquire);
-        match self.like_get {
-            Some((then, view, shares)) if (then, view) == (as_of, self.view) => shares,
-            _ => {
-                let seen = node.acl.load();
-                // After a change that no look has followed yet nobody knows.
-                let shares = (seen.as_of == as_of).then(|| seen.acl.shares_get_and_mget(self.key.user()));
-                self.like_get = shares.map(|shares| (as_of, self.view, shares));
-                shares.unwrap_or(false)
-            }
+        if let Some(known) = self.identity.like_get
+            && known.as_of == as_of
+        {
+            return known.shares;
         }
+        let seen = node.acl.load();
+        // After a change that no look has followed yet nobody knows.
+        let shares = (seen.as_of == as_of).then(|| seen.acl.shares_get_and_mget(self.identity.key.user()));
+        self.identity.like_get = shares.map(|shares| LikeGet { as_of, shares });
+        shares.unwrap_or(false)
     }
 
     /// MGET: one snapshot, or upstream as a whole.
@@ -324,7 +331,7 @@ impl Session {
             match self.snapshot(request, &hashes, before.is_some()) {
                 Lookup::Hit((reply, nodes)) => {
                     self.outbox.put(Piece::Slice(&reply));
-                    self.hits += 1;
+                    self.tally.hits += 1;
                     self.after_hit(before, nodes, request);
                     return Step::Done;
                 }
@@ -354,7 +361,7 @@ impl Session {
             let effect = Effect::of_keys(KeySet { reads: hashes.to_vec(), ..KeySet::default() });
             return self.send_read(&lane, request, effect, hashes);
         }
-        let (view, id) = (self.view, GET_ID);
+        let (view, id) = (self.identity.view, GET_ID);
         let request = request.buf.into();
         let read = FillRead { view, id, request, keys, mget: true, field_ttl: FieldTtl::No, fields: Vec::new() };
         self.send_fill(&lane, read, hashes)
@@ -372,9 +379,9 @@ impl Session {
         }
         let mut refused = None;
         let mut permit = |i: usize| {
-            let variant = Variant { view: self.view, id: GET_ID, key: request.arg(i), tail: b"" };
+            let variant = Variant { view: self.identity.view, id: GET_ID, key: request.arg(i), tail: b"" };
             let asked = Asked { hash: hashes[i - 1], variant, request: request.buf.len(), field_ttl: FieldTtl::No };
-            match FillPermit::ask(lane, &asked, self.now) {
+            match FillPermit::ask(lane, &asked, self.fresh.now) {
                 Permission::Granted(permit) => return Some(permit),
                 // A key that the request names twice is in flight by its first mention.
                 Permission::InFlight(_) if hashes[..i - 1].contains(&hashes[i - 1]) => {}
@@ -395,9 +402,9 @@ impl Session {
             CacheRead::Mget => (1..request.len(), FieldTtl::No),
         };
         keys.into_iter().find_map(|i| {
-            let variant = Variant { view: self.view, id: GET_ID, key: request.arg(i), tail: b"" };
+            let variant = Variant { view: self.identity.view, id: GET_ID, key: request.arg(i), tail: b"" };
             let asked = Asked { hash: self.hash(request, i), variant, request: request.buf.len(), field_ttl };
-            permit::refusal(self.reads.as_ref().unwrap_or(&self.lane), &asked, now)
+            permit::refusal(self.lanes.reads.as_ref().unwrap_or(&self.lanes.any), &asked, now)
         })
     }
 
@@ -417,8 +424,8 @@ impl Session {
         let mut slowest = None;
         let mut nodes = Vec::new();
         for (i, hash) in hashes.iter().enumerate() {
-            let variant = Variant { view: self.view, id: GET_ID, key: request.arg(i + 1), tail: b"" };
-            let found = self.cache.lookup(*hash, &variant, self.now, watermark, |node| {
+            let variant = Variant { view: self.identity.view, id: GET_ID, key: request.arg(i + 1), tail: b"" };
+            let found = self.cache.lookup(*hash, &variant, self.fresh.now, watermark, |node| {
                 reply.extend_from_slice(node.reply());
                 nodes.extend(sampled.then(|| node.clone()));
                 (node.stored(), node.lane())
@@ -440,7 +447,7 @@ impl Session {
                 Lookup::Behind(MissingProof { time: youngest, lane })
             }
             _ => {
-                self.shown = self.shown.max(youngest);
+                self.fresh.shown = self.fresh.shown.max(youngest);
                 Lookup::Hit((reply, nodes))
             }
         }

@@ -29,7 +29,7 @@ impl Session {
 
     /// Whether the server might end a lane for the reply, and writes with it.
     fn is_lengthy(&self, request: &Request<'_>) -> bool {
-        let lengthy = match self.word {
+        let lengthy = match self.latest.word {
             Word::Lengthy => true,
             Word::Set => (3..request.len()).any(|i| request.arg(i).eq_ignore_ascii_case(b"GET")),
             _ => false,
@@ -39,22 +39,22 @@ impl Session {
 
     /// The lane of the present request. `Err`: something has to be done first.
     pub(super) fn route(&mut self) -> Result<Rc<Connection>, Step> {
-        let reads = self.repeatable && self.shared.node.bounds.ends_for_replies();
+        let reads = self.latest.repeatable && self.shared.node.bounds.ends_for_replies();
         let cargo = if reads { Cargo::Reads } else { Cargo::Any };
         // Requests on two connections may be executed in either order.
-        if self.outbox.waiting() > 0 && self.cargo != cargo {
+        if self.outbox.waiting() > 0 && self.lanes.cargo != cargo {
             return Err(Step::Stall(Stall::Drain));
         }
         if reads
-            && self.outbox.suspected() > self.now
+            && self.outbox.suspected() > self.fresh.now
             && let Some(step) = self.apart()
         {
             return Err(step);
         }
-        self.cargo = cargo;
+        self.lanes.cargo = cargo;
         let lane = match cargo {
-            Cargo::Any => self.lane.clone(),
-            Cargo::Reads => self.reads.get_or_insert_with(|| self.pool.reads(&self.key)).clone(),
+            Cargo::Any => self.lanes.any.clone(),
+            Cargo::Reads => self.lanes.reads.get_or_insert_with(|| self.pool.reads(&self.identity.key)).clone(),
         };
         match self.wait_for_room(&lane) {
             Some(stall) => Err(Step::Stall(stall)),
@@ -74,7 +74,7 @@ impl Session {
         if self.outbox.waiting() > 0 {
             return Step::Stall(Stall::Drain);
         }
-        match self.lent_by(self.pool.lend_or_ask(&self.key)) {
+        match self.lent_by(self.pool.lend_or_ask(&self.identity.key)) {
             Ok(connection) => {
                 self.keep_loan(connection).alone = Some(None);
                 Step::Stall(Stall::Drain)
@@ -88,7 +88,7 @@ impl Session {
         if self.outbox.waiting() > 0 {
             return Some(Step::Stall(Stall::Drain));
         }
-        let connection = self.pool.lend(&self.key)?;
+        let connection = self.pool.lend(&self.identity.key)?;
         self.keep_loan(connection).alone = Some(None);
         Some(Step::Stall(Stall::Drain))
     }

@@ -12,12 +12,12 @@ impl Session {
     pub(super) fn unlisted(&mut self, request: &Request<'_>) -> Option<Step> {
         let unlooked = self.lent.as_ref().is_some_and(|lent| lent.raw || lent.is_monitoring())
             // The server's word to one who has not logged in answers; but for AUTH by another name.
-            || self.key.login.is_stranger();
+            || self.identity.key.login.is_stranger();
         let known = self.shared.node.names.known(request.arg(0));
         if known == Some(Verdict::NoCommand) {
             return None;
         }
-        if known == Some(Verdict::Unknowable) || self.bypass {
+        if known == Some(Verdict::Unknowable) || self.present.bypass {
             return if unlooked { None } else { Some(self.own_connection(request)) };
         }
         let (node, name) = (self.shared.node.clone(), request.arg(0).to_vec());

@@ -65,16 +65,16 @@ impl Session {
         }
         let node = self.shared.node.clone();
         let mark = mark(&node).filter(|_| self.wrote);
-        let own = self.key.login == node.own.login;
+        let own = self.identity.key.login == node.own.login;
         let lending = match mark {
-            None => self.pool.open_or_ask(&self.key),
-            Some(_) => self.pool.lend_or_ask(if own { &self.key } else { &node.own }),
+            None => self.pool.open_or_ask(&self.identity.key),
+            Some(_) => self.pool.lend_or_ask(if own { &self.identity.key } else { &node.own }),
         };
         let loan = match self.lent_by(lending) {
             Ok(loan) => loan,
             Err(step) => return step,
         };
-        let verdict = mark.filter(|_| !own).map(|_| ask(&self.lane, &harmless(request)));
+        let verdict = mark.filter(|_| !own).map(|_| ask(&self.lanes.any, &harmless(request)));
         // CLIENT UNBLOCK and KILL name the session: they mean the connection that waits.
         let before = self.lent.as_ref().map(|lent| lent.connection.client_id.clone());
         self.client.uses_connection(Some(loan.client_id.clone()));
