@@ -23,6 +23,7 @@ mod dedicated;
 mod flow;
 mod input;
 mod leaving;
+mod lent;
 mod local;
 mod login;
 mod nearside;
@@ -62,9 +63,9 @@ use crate::upstream::Pool;
 use crate::upstream::change::Change;
 use crate::upstream::connection::Connection;
 use crate::upstream::effect::{Effect, KeySet};
-use dedicated::Lent;
 use flow::Weight;
 use input::Input;
+use lent::Lent;
 use outstanding::Outstanding;
 use state::{Acquaintance, Ending, Freshness, Identity, Lanes, Latest, Present, Redirect, Round, Tally};
 
@@ -152,14 +153,9 @@ pub struct Session {
     waited_in_vain: bool,
     weight: Weight,
     ending: Ending,
-    /// MONITOR was sent, and the verdict on it is not known yet.
-    monitor_asked: bool,
     /// The session has sent a command that the server passes on to its replicas: WAIT is about that.
     wrote: bool,
     redirected: Redirect,
-    /// Bytes that pass unlooked at may hold a SWAPDB.
-    swap_seen: pinned::SwapSeen,
-    swaps: bool,
     tally: Tally,
     /// When the next hit is audited.
     sampler: Sampler,
@@ -211,11 +207,8 @@ impl Session {
             outstanding: Outstanding::default(),
             waited_in_vain: false,
             ending: Ending::default(),
-            monitor_asked: false,
             wrote: false,
             redirected: Redirect::default(),
-            swap_seen: pinned::SwapSeen::default(),
-            swaps: false,
             tally: Tally::default(),
         }
     }

@@ -7,8 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::client::pausing;
+use super::lent::{Lent, LentWay, Passing, Purpose, is_just, lent_way};
 use super::local::{ask, set_id};
-use super::pinned::{Named, Unmarked, answers_twice};
+use super::pinned::answers_twice;
 use super::state::Redirect;
 use super::wait;
 use super::{After, Become, Input, Session, Stall, Step};
@@ -17,106 +18,8 @@ use crate::node::identity::ConnectionKey;
 use crate::outbox::{Outbox, Piece};
 use crate::resp;
 use crate::shared::Shared;
-use crate::upstream::Turn;
 use crate::upstream::connection::Raw;
 use crate::upstream::dedicated::{Lending, Loan};
-use crate::upstream::effect::Effect;
-use crate::upstream::transaction::{self, Transaction};
-
-/// A connection lent to the session, and what state the session has on it.
-pub(super) struct Lent {
-    pub(super) connection: Loan,
-    /// As the server's replies tell.
-    state: Rc<Transaction>,
-    /// As far as was sent: between MULTI and EXEC.
-    multi: bool,
-    /// As far as was sent: WATCH.
-    watching: bool,
-    /// MULTI or WATCH was said at all: replies are looked at for what they say of the transaction.
-    steps: bool,
-    /// A blocking command is on its way.
-    blocking: bool,
-    /// Lent for a single command that others should not wait behind. `Some(turn)`: the turn of a script.
-    pub(super) alone: Option<Option<Turn>>,
-    /// Until the session ends; bytes pass both ways unlooked at, and each piece of the server's waits for a barrier.
-    pub(super) raw: bool,
-    /// The session has said MONITOR.
-    pub(super) monitoring: bool,
-    /// The session has said CLIENT TRACKING, or another client's is redirected to it: kept until the session ends.
-    pub(super) tracking: bool,
-    /// Whether WAIT counts too little here: see [`Unmarked`].
-    pub(super) unmarked: Unmarked,
-    /// Names that the session sets in the transaction: from there on the connection is not lent again.
-    pub(super) named: Vec<Named>,
-}
-
-impl Lent {
-    pub(super) fn new(connection: Loan) -> Lent {
-        Lent {
-            connection,
-            state: Rc::default(),
-            multi: false,
-            watching: false,
-            steps: false,
-            blocking: false,
-            alone: None,
-            raw: false,
-            monitoring: false,
-            tracking: false,
-            unmarked: Unmarked::default(),
-            named: Vec::new(),
-        }
-    }
-
-    /// Everything is answered: what was believed meanwhile gives way to what the server has said.
-    fn hear(&mut self) {
-        (self.multi, self.watching) = (self.state.is_open(), self.state.is_watching());
-        self.monitoring = self.connection.is_watching();
-    }
-
-    /// No state of the session is on it: a session whose command is answered with an error has lost nothing else.
-    fn keeps_nothing(&self) -> bool {
-        let used_once = self.blocking || self.alone.is_some();
-        used_once && !self.multi && !self.watching && !self.is_fed()
-    }
-
-    /// The server sends it what it has not asked for each time: messages, pushes, what others do.
-    fn is_fed(&self) -> bool {
-        self.tracking || self.listens()
-    }
-
-    pub(super) fn in_multi(&self) -> bool {
-        self.multi
-    }
-
-    pub(super) fn is_tracking(&self) -> bool {
-        self.tracking
-    }
-
-    pub(super) fn listens(&self) -> bool {
-        self.raw || self.hears_others()
-    }
-
-    /// Most of what it gets is what others say or do.
-    pub(super) fn hears_others(&self) -> bool {
-        self.monitoring || self.connection.subscriptions() > 0
-    }
-
-    /// A blocking command is on its way.
-    pub(super) fn is_blocked(&self) -> bool {
-        self.blocking
-    }
-
-    /// The session has said MONITOR.
-    pub(super) fn is_monitoring(&self) -> bool {
-        self.monitoring
-    }
-}
-
-/// Whether the request is this command, without arguments.
-fn is_just(request: &Request<'_>, said: Word, word: Word) -> bool {
-    request.len() == 1 && said == word
-}
 
 /// Why a session does not get a connection of its own.
 fn full(shared: &Shared) -> String {
@@ -139,15 +42,18 @@ impl Session {
             Ok(connection) => connection,
             Err(step) => return step,
         };
-        let lent = self.keep_loan(connection);
-        let raw = need == Need::Pin && !is_just(request, word, Word::Monitor);
-        lent.raw = raw || need == Need::Track && answers_twice(request);
+        let lent = self.keep_loan(connection, Purpose::State);
+        let raw = match need {
+            Need::Pin => !is_just(request, word, Word::Monitor),
+            Need::Track => answers_twice(request),
+            _ => false,
+        };
+        if raw {
+            lent.pass_unlooked();
+        }
         lent.tracking = need == Need::Track;
         match need {
-            Need::Pin | Need::Track => {
-                let raw = lent.raw;
-                self.make_known(true, raw)
-            }
+            Need::Pin | Need::Track => self.make_known(true, raw),
             // Nothing waits, so this drain is over at once.
             _ => Step::Stall(Stall::Drain),
         }
@@ -180,24 +86,26 @@ impl Session {
         })))
     }
 
-    pub(super) fn keep_loan(&mut self, connection: Loan) -> &mut Lent {
+    /// The session has this connection from here on.
+    pub(super) fn keep_loan(&mut self, connection: Loan, purpose: Purpose) -> &mut Lent {
         connection.lend(Some(Rc::<Outbox>::clone(&self.outbox)));
         self.client.uses_connection(Some(connection.client_id.clone()));
-        self.lent.insert(Lent::new(connection))
+        self.lent.insert(Lent::new(connection, purpose))
     }
 
     /// A command that could hold up what is behind it on a lane: a script, or anything while clients are paused.
     pub(super) fn alone(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
         let apart = self.round.paused || self.shared.node.bounds.ends_for_replies();
-        let turn = if apart { Some(None) } else { self.pool.turn().map(Some) };
+        let purpose =
+            if apart { Some(Purpose::OneCommand) } else { self.pool.turn().map(|_turn| Purpose::Script { _turn }) };
         let lane = |session: &Session| session.forward(session.lanes.any.clone(), session.effect(request, plan, keys));
-        let Some(turn) = turn.filter(|_| !self.present.shares) else { return lane(self) };
+        let Some(purpose) = purpose.filter(|_| !self.present.shares) else { return lane(self) };
         if self.outbox.waiting() > 0 {
             return Step::Stall(Stall::Drain);
         }
         let Some(loan) = self.pool.lend(&self.identity.key) else { return lane(self) };
         let connection = Rc::clone(&*loan);
-        self.keep_loan(loan).alone = Some(turn);
+        self.keep_loan(loan, purpose);
         if connection.is_open() {
             return Step::Stall(Stall::Drain);
         }
@@ -273,7 +181,7 @@ impl Session {
             && let Some(connection) = self.pool.lend(&self.identity.key)
         {
             self.acquaintance.introduced = false;
-            self.keep_loan(connection).tracking = true;
+            self.keep_loan(connection, Purpose::State).tracking = true;
             let Step::Stall(named) = self.make_known(true, false) else { return };
             self.stall = Some(named);
         }
@@ -282,7 +190,7 @@ impl Session {
     /// HELLO, HELLO 2 and HELLO 3 of a session that keeps a connection but has nothing else on it.
     fn may_switch_protocol(&self, request: &Request<'_>) -> bool {
         let plain = request.len() == 1 || (request.len() == 2 && matches!(request.arg(1), b"2" | b"3"));
-        plain && self.lent.as_ref().is_some_and(|lent| lent.tracking && !lent.watching && !lent.listens())
+        plain && self.lent.as_ref().is_some_and(Lent::may_switch_protocol)
     }
 
     fn switch_protocol(&mut self, request: &Request<'_>) -> Step {
@@ -310,7 +218,7 @@ impl Session {
         if self.ending.closing.is_some() {
             return false;
         }
-        let raw = self.lent.as_ref().is_some_and(|lent| lent.raw);
+        let raw = self.lent.as_ref().is_some_and(Lent::is_raw);
         if raw {
             self.pass_on(input);
         }
@@ -330,12 +238,11 @@ impl Session {
             self.ending.closing = Some(self.why_it_leaves());
             return;
         }
-        if std::mem::take(&mut lent.blocking) {
+        lent.tracking |= self.client.own_wanted();
+        if lent.hear() {
             self.ending.leaving = None;
         }
-        lent.tracking |= self.client.own_wanted();
-        lent.hear();
-        let free = !lent.multi && !lent.watching && !lent.is_fed();
+        let free = lent.is_free();
         // A request that was just lent the connection has not used it yet.
         if free
             && self.present.tries == 0
@@ -359,61 +266,46 @@ impl Session {
         }
     }
 
+    /// Deals with a request of a session that has a connection of its own.
     pub(super) fn dispatch_lent(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
-        if std::mem::take(&mut self.monitor_asked) && self.outbox.waiting() > 0 {
-            self.monitor_asked = true;
-            return Step::Stall(Stall::Drain);
-        }
-        if let Some(lent) = self.lent.as_ref().filter(|l| l.monitoring)
-            && !matches!(plan.route, Route::Local(Local::Quit | Local::Reset))
-        {
-            if plan.effect == command::EffectClass::Rights {
-                lent.connection.heed();
-            }
-            lent.connection.send_raw(Bytes::copy_from_slice(request.buf), Raw::Watching);
-            return Step::Done;
-        }
-        let in_multi = self.lent.as_ref().is_some_and(Lent::in_multi);
-        match plan.route {
-            Route::Local(Local::Quit) => return self.local(request, Local::Quit),
-            Route::Local(Local::Reset) if !in_multi || request.len() == 1 => return self.local(request, Local::Reset),
-            // A RESP2 subscriber may not say them: the server's error tells.
-            Route::Local(local @ (Local::Client | Local::Nearside | Local::Info | Local::Channels))
-                if !in_multi && (self.identity.key.resp3 || !self.subscribed()) =>
-            {
-                // They may ask on another connection: what was said before comes first.
-                let waits = self.outbox.waiting() > 0;
-                return if waits { Step::Stall(Stall::Drain) } else { self.local(request, local) };
-            }
-            Route::Dedicated(Need::Wait) if in_multi && self.wrote && wait::mark(&self.shared.node).is_some() => {
-                return Step::Replace(wait::refused());
-            }
-            Route::Dedicated(Need::Wait) if !in_multi && (self.identity.key.resp3 || !self.subscribed()) => {
-                return self.wait(request);
-            }
-            Route::Dedicated(Need::Track) if answers_twice(request) => return self.go_raw(),
-            Route::Dedicated(Need::Track) => {
-                if let Some(step) = self.redirect(request, plan.word) {
-                    return step;
+        let Some(lent) = &self.lent else { return Step::Done };
+        match lent.passing {
+            Passing::MonitorAsked if self.outbox.waiting() > 0 => return Step::Stall(Stall::Drain),
+            Passing::Monitoring if !matches!(plan.route, Route::Local(Local::Quit | Local::Reset)) => {
+                if plan.effect == command::EffectClass::Rights {
+                    lent.connection.heed();
                 }
+                lent.connection.send_raw(Bytes::copy_from_slice(request.buf), Raw::Watching);
+                return Step::Done;
             }
-            Route::Local(Local::Hello) if !in_multi && self.may_switch_protocol(request) => {
-                return self.switch_protocol(request);
-            }
-            // They change what the connection is: from here on nothing is looked at any more.
-            Route::Dedicated(Need::Pin) if !in_multi && is_just(request, plan.word, Word::Monitor) => {
-                return self.monitor(request);
-            }
-            Route::Local(Local::Select | Local::Auth | Local::Hello) | Route::Dedicated(Need::Pin) => {
-                return self.go_raw();
-            }
-            Route::Dedicated(Need::Subscribe) if in_multi => return self.go_raw(),
-            Route::Dedicated(Need::Subscribe) => return self.subscribe(request, plan.word),
             _ => {}
         }
-        let names = in_multi
-            && is_just(request, plan.word, Word::Exec)
-            && self.lent.as_ref().is_some_and(|l| !l.named.is_empty());
+        let asks = self.identity.key.resp3 || lent.connection.subscriptions() == 0;
+        match lent_way(plan, request.len(), lent.in_multi(), asks) {
+            LentWay::LocalInOrder(_) if self.outbox.waiting() > 0 => Step::Stall(Stall::Drain),
+            LentWay::Local(local) | LentWay::LocalInOrder(local) => self.local(request, local),
+            LentWay::Wait => self.wait(request),
+            LentWay::WaitInTransaction if self.wrote && wait::mark(&self.shared.node).is_some() => {
+                Step::Replace(wait::refused())
+            }
+            LentWay::Track if answers_twice(request) => self.go_raw(),
+            LentWay::Track => match self.redirect(request, plan.word) {
+                Some(step) => step,
+                None => self.send_lent(request, plan, keys),
+            },
+            LentWay::Hello if self.may_switch_protocol(request) => self.switch_protocol(request),
+            LentWay::Hello | LentWay::Raw => self.go_raw(),
+            LentWay::Monitor => self.monitor(request),
+            LentWay::Subscribe => self.subscribe(request, plan.word),
+            LentWay::WaitInTransaction | LentWay::Send => self.send_lent(request, plan, keys),
+        }
+    }
+
+    /// Sends the request down the session's connection.
+    fn send_lent(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
+        let in_multi = self.lent.as_ref().is_some_and(Lent::in_multi);
+        let is_exec = in_multi && is_just(request, plan.word, Word::Exec);
+        let names = is_exec && self.lent.as_ref().is_some_and(|lent| !lent.named.is_empty());
         if names && self.outbox.waiting() > 0 {
             return Step::Stall(Stall::Drain);
         }
@@ -426,16 +318,12 @@ impl Session {
         let connection = lent.connection.clone();
         if in_multi {
             self.note_word(request, plan);
-            if is_just(request, plan.word, Word::Exec) && connection.was_refused() {
-                // The server has refused the connection, and so MULTI and all that followed.
-                return self.say("-EXECABORT Transaction discarded because of previous errors.");
-            }
+        }
+        if is_exec && connection.was_refused() {
+            // The server has refused the connection, and so MULTI and all that followed.
+            return self.say("-EXECABORT Transaction discarded because of previous errors.");
         }
         if names { self.exec_named(request, effect) } else { self.forward(connection, effect) }
-    }
-
-    fn subscribed(&self) -> bool {
-        self.lent.as_ref().is_some_and(|l| l.connection.subscriptions() > 0)
     }
 
     /// MONITOR, on a connection that the session has for it or for another reason.
@@ -443,10 +331,10 @@ impl Session {
         if self.outbox.waiting() > 0 {
             return Step::Stall(Stall::Drain);
         }
-        let Some(lent) = &self.lent else { return Step::Done };
+        let Some(lent) = &mut self.lent else { return Step::Done };
         lent.connection.send_monitor(Piece::Slice(request.buf), self.outbox.reserve(true), self.fresh.now);
         // Until the verdict is here, nobody knows how the next request is to be sent.
-        self.monitor_asked = true;
+        lent.passing = Passing::MonitorAsked;
         Step::Done
     }
 
@@ -460,32 +348,5 @@ impl Session {
         let place = self.outbox.reserve(true);
         lent.connection.send_subscribe(Piece::Slice(request.buf), place, kind, left, self.fresh.now);
         Step::Done
-    }
-}
-
-impl Lent {
-    /// Follows MULTI, EXEC, WATCH … as far as they are sent, and says what the command's reply will do to the cache.
-    fn track(&mut self, request: &Request<'_>, plan: Plan, effect: Effect) -> Effect {
-        let word = plan.word;
-        match word {
-            Word::Multi => self.multi |= request.len() == 1,
-            // An EXEC in error ends the transaction too.
-            Word::Exec => (self.multi, self.watching) = (false, false),
-            Word::Discard if request.len() == 1 => (self.multi, self.watching) = (false, false),
-            Word::Watch => self.watching = true,
-            Word::Unwatch if !self.multi => self.watching = false,
-            _ => {}
-        }
-        match plan.route {
-            Route::Dedicated(Need::Block) if !self.multi => self.blocking = true,
-            Route::Dedicated(Need::Track) => self.tracking = true,
-            _ => {}
-        }
-        self.steps |= transaction::concerns(word);
-        if self.steps {
-            Effect::Step(Box::new(transaction::Step { state: self.state.clone(), word, effect }))
-        } else {
-            effect
-        }
     }
 }

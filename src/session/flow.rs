@@ -14,8 +14,8 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::dedicated::Lent;
 use super::input::Input;
+use super::lent::Lent;
 use super::{After, Session, Stall, Why};
 use crate::config::Config;
 use crate::time::Time;

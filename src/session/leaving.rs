@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::dedicated::Lent;
+use super::lent::Lent;
 use super::local::ask;
 use super::{Session, Stall, Why};
 use crate::clients::Client;
@@ -64,7 +64,7 @@ impl Session {
         let done = idle && self.stall.is_none() && !self.round.held_back;
         let overtaken = self.client.draining() && (idle || blocked || self.lent.as_ref().is_some_and(Lent::listens));
         match &self.lent {
-            Some(lent) if lent.raw => self.takes_leave(cx) && idle,
+            Some(lent) if lent.is_raw() => self.takes_leave(cx) && idle,
             Some(lent) if lent.is_blocked() && !idle => self.takes_leave(cx),
             _ => done || overtaken || blocked && self.takes_leave(cx),
         }
@@ -81,14 +81,14 @@ impl Session {
     /// The wait for what the session has begun.
     fn leave(&self) -> Leaving {
         let behind = self.outbox.waiting() > 1 && !self.client.draining();
-        let Some(lent) = self.lent.as_ref().filter(|lent| lent.raw || !behind) else {
+        let Some(lent) = self.lent.as_ref().filter(|lent| lent.is_raw() || !behind) else {
             // An answer that is there comes at once. For another nobody waits, and the server does not go on to what is behind it.
             return Box::pin(tokio::time::sleep(SOON));
         };
         self.outbox.leave();
         let (lane, client) = (self.pool.lane(&self.shared.node.own), self.client.clone());
         let client_word = self.shared.node.table.load().says("CLIENT").to_vec();
-        let raw = lent.raw.then(|| lent.connection.clone());
+        let raw = lent.is_raw().then(|| lent.connection.clone());
         Box::pin(async move {
             let Some(connection) = raw else { return unblock(&lane, &client_word, &client).await };
             let quiet = falls_quiet(&connection);

@@ -10,32 +10,39 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::client::is_word;
-use super::dedicated::Lent;
+use super::lent::{Lent, Passing, Purpose};
 use super::local::{ask, ask_acting};
 use super::wait;
 use super::{After, Become, Input, Session, Stall, Step};
 use crate::clients::Words;
-use crate::command::{self, Local, Need, Plan, Request, Route};
+use crate::command::{EffectClass, Local, Need, Plan, Request, Route};
 use crate::node::wire;
 use crate::resp;
 use crate::upstream::connection::Raw;
 use crate::upstream::effect::Effect;
 
-/// Looks for the word SWAPDB in bytes that are passed on unlooked at otherwise, across the pieces they come in.
+/// Whether bytes that pass unlooked at have held what no invalidation announces: SWAPDB, or a change of rights.
 #[derive(Default)]
 pub(super) struct SwapSeen {
-    /// The end of the last piece.
+    seen: bool,
+    /// The end of the last piece: the word SWAPDB may come in two.
     tail: Vec<u8>,
 }
 
 impl SwapSeen {
-    fn look(&mut self, bytes: &[u8]) -> bool {
+    /// A request whose plan is known is among the bytes.
+    fn note(&mut self, effect: EffectClass) {
+        self.seen |= matches!(effect, EffectClass::Flush | EffectClass::Rights);
+    }
+
+    /// How this piece of bytes is to be passed on.
+    fn look(&mut self, bytes: &[u8]) -> Raw {
         const WORD: &[u8] = b"swapdb";
         let mut text = std::mem::take(&mut self.tail);
         text.extend(bytes.iter().map(u8::to_ascii_lowercase));
-        let seen = memchr::memmem::find(&text, WORD).is_some();
+        self.seen |= memchr::memmem::find(&text, WORD).is_some();
         self.tail = text.split_off(text.len().saturating_sub(WORD.len() - 1));
-        seen
+        if self.seen { Raw::Swapping } else { Raw::Acting }
     }
 }
 
@@ -96,7 +103,7 @@ impl Session {
         }
         let resp3 = self.identity.key.resp3;
         let Some(lent) = &mut self.lent else { return Step::Stall(Stall::Drain) };
-        lent.raw = true;
+        lent.pass_unlooked();
         // In a transaction the answers would come with EXEC's, and to a RESP2 subscriber none.
         if lent.in_multi() || (!resp3 && lent.connection.subscriptions() > 0) {
             lent.unmarked.set(self.wrote && wait::mark(&self.shared.node).is_some());
@@ -144,11 +151,11 @@ impl Session {
 
     /// RESET of a session to whose connection others may redirect: the connection stays, as with Redis.
     pub(super) fn reset_kept(&mut self) -> Option<Step> {
-        let lent = self
-            .lent
-            .take_if(|lent| !lent.raw && !lent.monitoring && (lent.is_tracking() || self.client.own_wanted()))?;
+        let lent = self.lent.take_if(|lent| {
+            !lent.is_raw() && !lent.is_monitoring() && (lent.is_tracking() || self.client.own_wanted())
+        })?;
         let connection = lent.connection.clone();
-        let mut kept = Lent::new(lent.connection);
+        let mut kept = Lent::new(lent.connection, Purpose::State);
         kept.tracking = true;
         self.lent = Some(kept);
         let node = &self.shared.node;
@@ -187,7 +194,9 @@ impl Session {
             {
                 return self.carry_out(step, input);
             }
-            self.swaps |= matches!(plan.effect, command::EffectClass::Flush | command::EffectClass::Rights);
+            if let Some(Lent { passing: Passing::Raw(seen), .. }) = &mut self.lent {
+                seen.note(plan.effect);
+            }
             if let Some(turn) = self.guess(&input.request(), plan) {
                 return self.carry_out(Step::Stall(turn), input);
             }
@@ -209,10 +218,9 @@ impl Session {
     }
 
     fn pass_on_bytes(&mut self, bytes: Bytes) {
-        let Some(lent) = &self.lent else { return };
-        self.swaps |= self.swap_seen.look(&bytes);
-        let raw = if self.swaps { Raw::Swapping } else { Raw::Acting };
-        lent.connection.send_raw(bytes, raw);
+        let Some(Lent { passing: Passing::Raw(seen), connection, .. }) = &mut self.lent else { return };
+        let raw = seen.look(&bytes);
+        connection.send_raw(bytes, raw);
         self.next_request();
         self.latest.name = crate::clients::RAW;
     }
@@ -234,9 +242,13 @@ mod tests {
         let request = b"*3\r\n$6\r\nSwapDB\r\n$1\r\n0\r\n$1\r\n1\r\n";
         for cut in 0..request.len() {
             let mut seen = SwapSeen::default();
-            assert!(seen.look(&request[..cut]) | seen.look(&request[cut..]), "cut at {cut}");
+            seen.look(&request[..cut]);
+            assert_eq!(seen.look(&request[cut..]), Raw::Swapping, "cut at {cut}");
         }
-        assert!(!SwapSeen::default().look(b"*1\r\n$4\r\nPING\r\n"));
+        let mut seen = SwapSeen::default();
+        assert_eq!(seen.look(b"*1\r\n$4\r\nPING\r\n"), Raw::Acting);
+        seen.note(EffectClass::Rights);
+        assert_eq!(seen.look(b"*1\r\n$4\r\nPING\r\n"), Raw::Swapping, "for good");
     }
 
     #[test]

@@ -11,6 +11,7 @@
 
 use std::rc::Rc;
 
+use super::lent::Purpose;
 use super::{Session, Stall, Step};
 use crate::command::{Need, Plan, Request, Route, Word};
 use crate::upstream::connection::Connection;
@@ -76,7 +77,7 @@ impl Session {
         }
         match self.lent_by(self.pool.lend_or_ask(&self.identity.key)) {
             Ok(connection) => {
-                self.keep_loan(connection).alone = Some(None);
+                self.keep_loan(connection, Purpose::OneCommand);
                 Step::Stall(Stall::Drain)
             }
             Err(first) => first,
@@ -89,7 +90,7 @@ impl Session {
             return Some(Step::Stall(Stall::Drain));
         }
         let connection = self.pool.lend(&self.identity.key)?;
-        self.keep_loan(connection).alone = Some(None);
+        self.keep_loan(connection, Purpose::OneCommand);
         Some(Step::Stall(Stall::Drain))
     }
 }

@@ -10,7 +10,7 @@ use crate::time::Time;
 use crate::upstream::connection::Connection;
 use crate::upstream::kept::Hold;
 use crate::upstream::lanes::Cargo;
-use crate::node::login::ConnectionKey;
+use crate::node::identity::ConnectionKey;
 use crate::upstream::Pool;
 
 /// The identity of the session, until SELECT, AUTH, HELLO or RESET gives it another.

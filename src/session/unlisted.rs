@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::lent::Lent;
 use super::{After, Session, Stall, Step};
 use crate::command::{Need, Request, Word};
 use crate::node::names::{self, Verdict};
@@ -10,7 +11,7 @@ impl Session {
     /// `None`: the server has no such command, and its error answers, wherever the plan has it said; or what the session says
     /// passes unlooked at, whatever it is.
     pub(super) fn unlisted(&mut self, request: &Request<'_>) -> Option<Step> {
-        let unlooked = self.lent.as_ref().is_some_and(|lent| lent.raw || lent.is_monitoring())
+        let unlooked = self.lent.as_ref().is_some_and(|lent| lent.is_raw() || lent.is_monitoring())
             // The server's word to one who has not logged in answers; but for AUTH by another name.
             || self.identity.key.login.is_stranger();
         let known = self.shared.node.names.known(request.arg(0));
@@ -34,7 +35,7 @@ impl Session {
     /// else's.
     fn own_connection(&mut self, request: &Request<'_>) -> Step {
         let step = if self.lent.is_some() { self.go_raw() } else { self.dedicate(request, Word::Other, Need::Pin) };
-        if self.lent.as_ref().is_some_and(|lent| lent.raw) {
+        if self.lent.as_ref().is_some_and(Lent::is_raw) {
             self.shared.node.names.unknowable.fetch_add(1, Ordering::Relaxed);
         }
         step
