@@ -36,7 +36,7 @@ use crate::sync::{self, DashMap, size};
 use crate::time::Time;
 use budget::Share;
 use doubt::Doubt;
-use entry::{CachedReply, Entry, Hashes, IdentityState, Replies, Stamp, Variant};
+use entry::{CachedReply, Entry, HashedAlready, Hashes, Replies, Stamp, Variant};
 use events::{Event, Events};
 use eviction::Item;
 use flight::Flight;
@@ -50,7 +50,7 @@ const FAR: u64 = 4 << 20;
 /// The cache.
 pub struct Cache {
     table: Table,
-    flights: DashMap<u64, Arc<InFlight>, IdentityState>,
+    flights: DashMap<u64, Arc<InFlight>, HashedAlready>,
     doubt: Doubt,
     epoch: AtomicU32,
     seq: AtomicU32,
@@ -159,7 +159,7 @@ impl Cache {
         let hasher = crate::chance::hash_keys();
         Cache {
             table: Table::new(hasher.clone(), SHARDS),
-            flights: DashMap::with_hasher_and_shard_amount(IdentityState::default(), SHARDS),
+            flights: DashMap::with_hasher_and_shard_amount(HashedAlready::default(), SHARDS),
             doubt: Doubt::new(),
             epoch: AtomicU32::new(1),
             seq: AtomicU32::new(1),

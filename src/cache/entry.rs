@@ -28,9 +28,9 @@ pub struct Variant<'a> {
 
 /// A 64-bit hash is its own hash.
 #[derive(Default)]
-pub struct Identity(u64);
+pub struct HashAsIs(u64);
 
-impl Hasher for Identity {
+impl Hasher for HashAsIs {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -47,8 +47,8 @@ impl Hasher for Identity {
     }
 }
 
-/// Build-hasher of [`Identity`].
-pub type IdentityState = BuildHasherDefault<Identity>;
+/// Build-hasher of [`HashAsIs`].
+pub type HashedAlready = BuildHasherDefault<HashAsIs>;
 
 /// Forty-eight bytes: with the reply to a small GET, one allocation of 160.
 struct Header {
@@ -348,7 +348,7 @@ impl Entry {
 /// Several replies about one key.
 pub struct Many {
     /// By the hash of their identity behind the key. A collision replaces, it never answers.
-    nodes: HashMap<u32, CachedReply, IdentityState>,
+    nodes: HashMap<u32, CachedReply, HashedAlready>,
     /// When something about this key last arrived; every reply but that very one must be fresh as of then.
     latest: Time,
     latest_seq: Option<u32>,

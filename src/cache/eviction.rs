@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use super::entry::IdentityState;
+use super::entry::HashedAlready;
 use super::fifo::Fifo;
 
 /// Names one cached reply. It may be gone by the time the queue comes to it.
@@ -74,7 +74,7 @@ pub struct Queues {
     small: Queue,
     main: Queue,
     ghosts: Fifo<u64>,
-    ghost_set: HashSet<u64, IdentityState>,
+    ghost_set: HashSet<u64, HashedAlready>,
     /// Something has had to go.
     full: bool,
     /// How many have left the small queue since one of them was looked at more closely.

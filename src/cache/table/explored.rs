@@ -1,13 +1,13 @@
 //! The table for the schedule explorer: its own map, by hash. It has what the real one has, and locks as that does.
 
-use crate::cache::entry::{Entry, IdentityState};
+use crate::cache::entry::{Entry, HashedAlready};
 use crate::sync::{self, DashMap};
 
 /// Where an entry is, or could be.
 pub type EntryPlace<'t> = sync::MapPlace<'t, u64, Entry>;
 
 /// The entries, by hash.
-pub struct Table(DashMap<u64, Entry, IdentityState>);
+pub struct Table(DashMap<u64, Entry, HashedAlready>);
 
 /// Where a [`Table::scan`] goes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl Reading<'_> {
 impl Table {
     /// Empty. The explorer's map knows every hash by itself.
     pub fn new(_: ahash::RandomState, shards: usize) -> Self {
-        Table(DashMap::with_hasher_and_shard_amount(IdentityState::default(), shards))
+        Table(DashMap::with_hasher_and_shard_amount(HashedAlready::default(), shards))
     }
 
     /// The shard of this hash, locked against changes.

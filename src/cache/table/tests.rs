@@ -1,13 +1,13 @@
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
-use super::super::entry::{CachedReply, Identity, Stamp, Variant};
+use super::super::entry::{CachedReply, HashAsIs, Stamp, Variant};
 use super::*;
 use crate::clock::Clocks;
 use crate::time::Time;
 
 /// The hash of a key is its last eight bytes.
-type LastEight = BuildHasherDefault<Identity>;
+type LastEight = BuildHasherDefault<HashAsIs>;
 
 fn get(key: &[u8]) -> Variant<'_> {
     Variant { view: 0, id: 1, key, tail: b"" }
