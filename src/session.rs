@@ -20,6 +20,7 @@
 mod audit;
 mod client;
 mod dedicated;
+mod dispatch;
 mod flow;
 mod input;
 mod leaving;
@@ -32,101 +33,38 @@ mod pinned;
 mod read;
 mod route;
 mod state;
+mod step;
 mod unlisted;
 mod wait;
 
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use crate::audit::Sampler;
-use crate::bypass::Bypass;
 use crate::cache::Cache;
 use crate::clients::Client;
-use crate::command::{self, CommandTable, Keys, Need, Plan, Request, Route, Word};
+use crate::command::Keys;
 use crate::config::Level;
 use crate::node::identity::ConnectionKey;
-use crate::node::login::Login;
 use crate::outbox::{Outbox, Piece};
 use crate::resp::ProtocolError;
-use crate::sabotage;
 use crate::shared::{Presence, Shared};
 use crate::time::Time;
 use crate::transport::Stream;
 use crate::upstream::Pool;
-use crate::upstream::change::Change;
-use crate::upstream::connection::Connection;
-use crate::upstream::effect::{Effect, KeySet};
 use flow::Weight;
 use input::Input;
 use lent::Lent;
 use outstanding::Outstanding;
-use state::{Acquaintance, Ending, Freshness, Identity, Lanes, Latest, Present, Redirect, Round, Tally};
+use state::{Acquaintance, Ending, Freshness, Identity, Latest, Present, Redirect, Round, SessionLanes, Uncounted};
+use step::{After, Become, SHUT_OUT, Stall, Step, Why};
 
 /// Turns of the loop before other tasks of the thread get theirs.
 const TURNS: usize = 8;
-
-/// The outcome of one request.
-enum Step {
-    /// The request is dealt with.
-    Done,
-    /// The request goes down this connection.
-    Send(Rc<Connection>, Effect),
-    /// The request cannot go on yet.
-    Stall(Stall),
-    /// The request is to be dealt with in this form instead.
-    Replace(Vec<u8>),
-    /// The session ends once its replies are written.
-    Close,
-}
-
-/// Why the present request waits.
-enum Stall {
-    /// For everything outstanding to be answered.
-    Drain,
-    /// For something else.
-    For(Pin<Box<dyn Future<Output = After>>>),
-    /// For others, as long as they take: a client that goes meanwhile does not get an answer.
-    Blocked(Pin<Box<dyn Future<Output = After>>>),
-}
-
-/// How a request goes on after it has waited.
-enum After {
-    /// From the start.
-    Again,
-    /// Upstream, without another look at the cache.
-    Upstream,
-    /// On the lane: there is no connection for it alone.
-    Share,
-    /// The request is answered.
-    Reply(Bytes),
-    /// The request is answered, and the session ends.
-    Farewell(Bytes, Why),
-    /// The session ends without an answer.
-    Leave(Why),
-    /// From the start, and the session has this login from here on.
-    Begin(Arc<Login>),
-    /// The request is answered, and the session has another identity from here on.
-    Become(Box<Become>),
-}
-
-/// Another identity for the session.
-struct Become {
-    key: ConnectionKey,
-    name: Option<String>,
-    reply: Bytes,
-}
-
-/// Why a session ended; a word for the log.
-type Why = &'static str;
-
-const SHUT_OUT: Why = "its user cannot log in any more";
 
 /// One client connection.
 pub struct Session {
@@ -139,7 +77,7 @@ pub struct Session {
     keys: Keys,
     client: Arc<Client>,
     identity: Identity,
-    lanes: Lanes,
+    lanes: SessionLanes,
     lent: Option<Lent>,
     level: Level,
     fresh: Freshness,
@@ -156,7 +94,7 @@ pub struct Session {
     /// The session has sent a command that the server passes on to its replicas: WAIT is about that.
     wrote: bool,
     redirected: Redirect,
-    tally: Tally,
+    uncounted: Uncounted,
     /// When the next hit is audited.
     sampler: Sampler,
 }
@@ -183,7 +121,7 @@ impl Session {
     fn new(shared: Arc<Shared>, pool: Rc<Pool>, stream: Stream, client: Arc<Client>, level: Level) -> Session {
         let key = shared.first_key(shared.node.logins.first());
         client.db.store(key.db, Ordering::Relaxed);
-        let lanes = Lanes::new(&pool, &key);
+        let lanes = SessionLanes::new(&pool, &key);
         Session {
             cache: shared.cache.clone(),
             sampler: shared.audit.sampler(),
@@ -209,7 +147,7 @@ impl Session {
             ending: Ending::default(),
             wrote: false,
             redirected: Redirect::default(),
-            tally: Tally::default(),
+            uncounted: Uncounted::default(),
         }
     }
 
@@ -370,7 +308,7 @@ impl Session {
 
     fn requests_done(&mut self, requests: usize) {
         self.present = Present::default();
-        self.tally.commands += requests as u64;
+        self.uncounted.commands += requests as u64;
     }
 
     /// Deals with all the input there is, or until something has to wait. `now`: if it has just been looked at the clock.
@@ -422,150 +360,18 @@ impl Session {
 
     /// Adds what was dealt with to the process's counters and to what is said of this client.
     fn account(&mut self) {
-        if self.tally.commands > 0 {
-            self.waited_in_vain &= self.tally.hits == 0;
+        if self.uncounted.commands > 0 {
+            self.waited_in_vain &= self.uncounted.hits == 0;
             self.client.active.store(self.fresh.now.0, Ordering::Relaxed);
             self.client.command.store(self.latest.name, Ordering::Relaxed);
             self.lanes.touch(self.fresh.now);
-            self.shared.count(std::mem::take(&mut self.tally.commands), std::mem::take(&mut self.tally.hits));
+            self.shared.count(std::mem::take(&mut self.uncounted.commands), std::mem::take(&mut self.uncounted.hits));
         }
     }
 
     fn protocol_error(&mut self, e: &ProtocolError) {
         self.outbox.put(Piece::Slice(format!("-ERR {e}\r\n").as_bytes()));
         self.ending.closing = Some("protocol error");
-    }
-
-    fn dispatch(&mut self, request: &Request<'_>, table: &CommandTable, keys: &mut Keys) -> Step {
-        let plan = table.plan(request, keys);
-        sabotage::panic_at("session");
-        self.latest.name = u32::from(plan.name);
-        self.latest.repeatable = plan.repeatable;
-        self.latest.word = plan.word;
-        if plan.route == Route::Unlisted
-            && let Some(step) = self.unlisted(request)
-        {
-            return step;
-        }
-        if let Some(reason) = self.bars_cache()
-            && self.present.tries == 0
-            && matches!(plan.route, Route::Cache(_))
-        {
-            self.cache.stats.bypasses.count(reason);
-        }
-        if self.lent.is_some() {
-            return self.dispatch_lent(request, plan, keys);
-        }
-        if self.identity.key.login.is_stranger()
-            && let Some(step) = self.introduce(request, plan)
-        {
-            return step;
-        }
-        if self.is_outsized(request, plan) {
-            return self.outsized();
-        }
-        match plan.route {
-            Route::Cache(_) | Route::Lane | Route::Unlisted if self.round.paused => self.alone(request, plan, keys),
-            Route::Cache(read) => self.cached_read(request, plan, read),
-            Route::Lane | Route::Unlisted => match self.lane_or_apart(request) {
-                Ok(lane) => self.forward(lane, self.effect(request, plan, keys)),
-                Err(first) => first,
-            },
-            Route::Dedicated(Need::Alone) => self.alone(request, plan, keys),
-            Route::Dedicated(Need::Wait) => self.wait(request),
-            Route::Dedicated(need) => self.dedicate(request, plan.word, need),
-            Route::Local(local) => self.local(request, local),
-        }
-    }
-
-    /// Why no read of the session has to do with the cache now.
-    fn bars_cache(&self) -> Option<Bypass> {
-        match self.lent {
-            Some(_) => Some(Bypass::OwnConnection),
-            None => self.round.paused.then_some(Bypass::Paused),
-        }
-    }
-
-    fn forward(&self, lane: Rc<Connection>, effect: Effect) -> Step {
-        match self.wait_for_room(&lane) {
-            Some(stall) => Step::Stall(stall),
-            None => Step::Send(lane, effect),
-        }
-    }
-
-    /// The hash of argument `i`.
-    fn hash(&self, request: &Request<'_>, i: usize) -> u64 {
-        request.hash.filter(|_| i == 1).unwrap_or_else(|| self.cache.hash(request.arg(i)))
-    }
-
-    /// The command's effect on the cache, by the hashes of its keys.
-    fn effect(&self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Effect {
-        let hash = |positions: &[usize]| positions.iter().map(|i| self.hash(request, *i)).collect();
-        let scripted = plan.route == Route::Dedicated(Need::Alone);
-        let set = || KeySet { writes: hash(&keys.writes), reads: hash(&keys.reads), scripted };
-        match plan.effect {
-            command::EffectClass::None => Effect::None,
-            command::EffectClass::Flush => Effect::Flush,
-            command::EffectClass::Rights => Effect::Rights(Box::new(Change::of(request, plan.word))),
-            command::EffectClass::Keys => match (&keys.writes[..], &keys.reads[..]) {
-                ([key], []) if !scripted => Effect::Write(self.hash(request, *key)),
-                ([], [key]) if !scripted => Effect::Read(self.hash(request, *key)),
-                _ => Effect::of_keys(set()),
-            },
-            command::EffectClass::Unknown => Effect::Unknown(Box::new(set())),
-        }
-    }
-
-    fn carry_out(&mut self, step: Step, input: &mut Input) {
-        match step {
-            Step::Stall(stall) => {
-                self.present.tries += 1;
-                self.stall = Some(stall);
-                return;
-            }
-            Step::Replace(request) => {
-                self.present.replaced = true;
-                return input.replace(&request);
-            }
-            Step::Close => self.ending.closing = Some("it said QUIT"),
-            Step::Done => {}
-            Step::Send(connection, effect) => {
-                self.wrote |= self.writes(&effect);
-                let known = self.outstanding.note_all(self.outbox.next(), &effect);
-                self.outstanding.note_size(self.outbox.next(), input.request().buf.len());
-                let place = self.outbox.reserve(!known);
-                if input.request().buf.len() >= crate::buffer::LARGE {
-                    connection.send(Piece::Bytes(input.take()), place, effect, self.latest.repeatable, self.fresh.now);
-                    return self.next_request();
-                }
-                connection.send(
-                    Piece::Slice(input.request().buf),
-                    place,
-                    effect,
-                    self.latest.repeatable,
-                    self.fresh.now,
-                );
-            }
-        }
-        input.consume();
-        self.next_request();
-    }
-
-    /// Whether the request may write something that a later WAIT is to count. What a transaction has queued is written by EXEC.
-    fn writes(&self, effect: &Effect) -> bool {
-        let in_multi = self.lent.as_ref().is_some_and(Lent::in_multi);
-        match effect {
-            Effect::None => self.latest.word == Word::PassedOn,
-            Effect::Step(step) => step.word == Word::Exec || !in_multi && step.effect.may_write(),
-            effect => effect.may_write(),
-        }
-    }
-
-    /// Answers with one line of the proxy's own.
-    fn say(&self, line: &str) -> Step {
-        self.outbox.put(Piece::Slice(line.as_bytes()));
-        self.outbox.put(Piece::Slice(b"\r\n"));
-        Step::Done
     }
 }
 

@@ -22,7 +22,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::lent::Lent;
 use super::local::ask;
 use super::{Session, Stall, Why};
 use crate::clients::Client;
@@ -59,14 +58,30 @@ impl Session {
 
     /// Whether the session of a proxy that stops, or of a client that sends nothing more, loses nothing by ending now.
     fn has_left(&mut self, cx: &mut Context<'_>, idle: bool) -> bool {
-        let blocked = matches!(self.stall, Some(Stall::Blocked(_)));
-        // Input that was held back goes on now that its replies are taken.
-        let done = idle && self.stall.is_none() && !self.round.held_back;
-        let overtaken = self.client.draining() && (idle || blocked || self.lent.as_ref().is_some_and(Lent::listens));
-        match &self.lent {
-            Some(lent) if lent.is_raw() => self.takes_leave(cx) && idle,
-            Some(lent) if lent.is_blocked() && !idle => self.takes_leave(cx),
-            _ => done || overtaken || blocked && self.takes_leave(cx),
+        match departure(&self.leaving_facts(idle)) {
+            Departure::Now => true,
+            Departure::NotYet => false,
+            Departure::AfterLeave => self.takes_leave(cx),
+            Departure::AfterLeaveIfIdle => self.takes_leave(cx) && idle,
+        }
+    }
+
+    fn leaving_facts(&self, idle: bool) -> LeavingFacts {
+        LeavingFacts {
+            idle,
+            stall: match &self.stall {
+                None => Stalled::No,
+                Some(Stall::Blocked(_)) => Stalled::ByOthers,
+                Some(_) => Stalled::Briefly,
+            },
+            held_back: self.round.held_back,
+            stopping: self.client.draining(),
+            loan: match &self.lent {
+                Some(lent) if lent.is_raw() => LoanUse::Raw,
+                Some(lent) if lent.is_blocked() => LoanUse::Blocked,
+                Some(lent) if lent.listens() => LoanUse::Listening,
+                _ => LoanUse::Other,
+            },
         }
     }
 
@@ -105,6 +120,66 @@ impl Session {
     }
 }
 
+/// Whether the present request waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stalled {
+    No,
+    /// For what comes by itself.
+    Briefly,
+    /// For other clients, as long as they take.
+    ByOthers,
+}
+
+/// The use of the session's own connection, if it has one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LoanUse {
+    Raw,
+    /// A blocking command is on its way.
+    Blocked,
+    /// The server says what it was not asked for.
+    Listening,
+    Other,
+}
+
+/// The things that a session which is to end has begun.
+struct LeavingFacts {
+    /// Everything is answered and written.
+    idle: bool,
+    stall: Stalled,
+    /// Input was left alone because too many replies were owed.
+    held_back: bool,
+    /// The proxy stops; else the client sends nothing more.
+    stopping: bool,
+    loan: LoanUse,
+}
+
+/// When a session ends that is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Departure {
+    Now,
+    /// When [`Session::leave`] is over.
+    AfterLeave,
+    /// When that is over and everything is answered and written besides.
+    AfterLeaveIfIdle,
+    /// When more has happened.
+    NotYet,
+}
+
+fn departure(begun: &LeavingFacts) -> Departure {
+    let blocked = begun.stall == Stalled::ByOthers;
+    // Input that was held back goes on now that its replies are taken.
+    let done = begun.idle && begun.stall == Stalled::No && !begun.held_back;
+    let listening = matches!(begun.loan, LoanUse::Raw | LoanUse::Listening);
+    let cut_short = begun.stopping && (begun.idle || blocked || listening);
+    match begun.loan {
+        LoanUse::Raw => Departure::AfterLeaveIfIdle,
+        LoanUse::Blocked if !begun.idle => Departure::AfterLeave,
+        _ if done || cut_short => Departure::Now,
+        _ if blocked => Departure::AfterLeave,
+        _ => Departure::NotYet,
+    }
+}
+
 /// Has the server end what the client's connection waits for, as often as it takes. Ends if the server does not do it.
 async fn unblock(lane: &Connection, client_word: &[u8], client: &Arc<Client>) {
     loop {
@@ -122,5 +197,36 @@ async fn unblock(lane: &Connection, client_word: &[u8], client: &Arc<Client>) {
 async fn falls_quiet(connection: &Connection) {
     while connection.owes_raw() || Time::now().since(connection.heard()) < QUIET {
         tokio::time::sleep(AGAIN).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_leaves_when_nothing_it_has_begun_is_lost() {
+        // By the client's end, and by the proxy's.
+        for (name, idle, stall, loan, expected) in [
+            ("idle", true, Stalled::No, LoanUse::Other, [Departure::Now; 2]),
+            ("owed", false, Stalled::No, LoanUse::Other, [Departure::NotYet; 2]),
+            ("waits", true, Stalled::Briefly, LoanUse::Other, [Departure::NotYet, Departure::Now]),
+            ("WAIT", true, Stalled::ByOthers, LoanUse::Other, [Departure::AfterLeave, Departure::Now]),
+            ("BLPOP", false, Stalled::No, LoanUse::Blocked, [Departure::AfterLeave; 2]),
+            ("BLPOP told", true, Stalled::No, LoanUse::Blocked, [Departure::Now; 2]),
+            ("subscriber", false, Stalled::No, LoanUse::Listening, [Departure::NotYet, Departure::Now]),
+            ("raw", true, Stalled::No, LoanUse::Raw, [Departure::AfterLeaveIfIdle; 2]),
+        ] {
+            let ends = |stopping| departure(&LeavingFacts { idle, stall, held_back: false, stopping, loan });
+            assert_eq!([ends(false), ends(true)], expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn input_that_was_held_back_is_dealt_with_first() {
+        let begun =
+            LeavingFacts { idle: true, stall: Stalled::No, held_back: true, stopping: false, loan: LoanUse::Other };
+        assert_eq!(departure(&begun), Departure::NotYet);
+        assert_eq!(departure(&LeavingFacts { stopping: true, ..begun }), Departure::Now);
     }
 }

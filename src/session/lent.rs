@@ -140,7 +140,7 @@ impl Lent {
         self.blocking
     }
 
-    /// Whether the server's answers to MONITOR are awaited or coming.
+    /// Whether the server tells what others do.
     pub(super) fn is_monitoring(&self) -> bool {
         matches!(self.passing, Passing::Monitoring)
     }
@@ -280,7 +280,7 @@ mod tests {
             ("GET k", LentWay::Send, LentWay::Send, LentWay::Send),
             ("QUIT", LentWay::Local(Local::Quit), LentWay::Local(Local::Quit), LentWay::Local(Local::Quit)),
             ("RESET", LentWay::Local(Local::Reset), LentWay::Local(Local::Reset), LentWay::Local(Local::Reset)),
-            ("RESET x", LentWay::Local(Local::Reset), LentWay::Send, LentWay::Local(Local::Reset)),
+            ("RESET x", LentWay::Send, LentWay::Send, LentWay::Send),
             ("CLIENT ID", LentWay::LocalInOrder(Local::Client), LentWay::Send, LentWay::Send),
             ("INFO", LentWay::LocalInOrder(Local::Info), LentWay::Send, LentWay::Send),
             ("NEARSIDE PING", LentWay::LocalInOrder(Local::Nearside), LentWay::Send, LentWay::Send),

@@ -130,7 +130,7 @@ impl Session {
         drop(out);
         if served > 0 {
             self.fresh.shown = shown;
-            self.tally.hits += served as u64;
+            self.uncounted.hits += served as u64;
             self.latest.name = u32::from(command::GET.name);
             self.sampler.pass(served);
             input.consume_many(served);
@@ -162,7 +162,7 @@ impl Session {
             match found {
                 Lookup::Hit((stored, sampled)) => {
                     self.fresh.shown = self.fresh.shown.max(stored);
-                    self.tally.hits += 1;
+                    self.uncounted.hits += 1;
                     self.after_hit(before, sampled.into_iter().collect(), request);
                     return Step::Done;
                 }
@@ -331,7 +331,7 @@ impl Session {
             match self.snapshot(request, &hashes, before.is_some()) {
                 Lookup::Hit((reply, nodes)) => {
                     self.outbox.put(Piece::Slice(&reply));
-                    self.tally.hits += 1;
+                    self.uncounted.hits += 1;
                     self.after_hit(before, nodes, request);
                     return Step::Done;
                 }

@@ -5,13 +5,13 @@ use std::rc::Rc;
 use super::Why;
 use super::leaving::Leaving;
 use crate::command::Word;
+use crate::node::identity::ConnectionKey;
 use crate::shared::Shared;
 use crate::time::Time;
+use crate::upstream::Pool;
 use crate::upstream::connection::Connection;
 use crate::upstream::kept::Hold;
 use crate::upstream::lanes::Cargo;
-use crate::node::identity::ConnectionKey;
-use crate::upstream::Pool;
 
 /// The identity of the session, until SELECT, AUTH, HELLO or RESET gives it another.
 pub(super) struct Identity {
@@ -41,7 +41,7 @@ pub(super) struct LikeGet {
 }
 
 /// The lanes of the session's identity.
-pub(super) struct Lanes {
+pub(super) struct SessionLanes {
     /// For any request.
     pub(super) any: Rc<Connection>,
     /// For reads alone, if the server makes such a lane necessary.
@@ -50,9 +50,9 @@ pub(super) struct Lanes {
     pub(super) cargo: Cargo,
 }
 
-impl Lanes {
-    pub(super) fn new(pool: &Pool, key: &ConnectionKey) -> Lanes {
-        Lanes { any: pool.lane(key), reads: None, cargo: Cargo::Any }
+impl SessionLanes {
+    pub(super) fn new(pool: &Pool, key: &ConnectionKey) -> SessionLanes {
+        SessionLanes { any: pool.lane(key), reads: None, cargo: Cargo::Any }
     }
 
     /// Leaves the lanes of another identity for those of `key`.
@@ -95,7 +95,7 @@ pub(super) struct Present {
     pub(super) bypass: bool,
     /// No connection of its own can be had for it.
     pub(super) shares: bool,
-    /// It has been given another form.
+    /// The request has been given another form.
     pub(super) replaced: bool,
 }
 
@@ -104,7 +104,7 @@ pub(super) struct Latest {
     /// The number of its name, for CLIENT LIST.
     pub(super) name: u32,
     pub(super) word: Word,
-    /// It may be sent again if its lane is lost.
+    /// The command may be sent again if its lane is lost.
     pub(super) repeatable: bool,
 }
 
@@ -116,7 +116,7 @@ impl Default for Latest {
 
 /// The requests that are not yet added to the process's counters.
 #[derive(Default)]
-pub(super) struct Tally {
+pub(super) struct Uncounted {
     pub(super) commands: u64,
     pub(super) hits: u64,
 }

@@ -237,7 +237,7 @@ impl Scope {
         }
     }
 
-    /// `Cache::judge`.
+    /// `Cache::servable`.
     pub fn judge(&self, w: &World, s: usize, key: Key, variant: Variant) -> Found {
         let proxy = &w.proxies[self.programs[s].proxy];
         let Some((node, _)) = proxy.entries[usize::from(key)].find(variant) else { return Found::Miss };
