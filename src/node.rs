@@ -109,7 +109,7 @@ pub struct Node {
     /// Levels that listeners are configured for.
     pub wanted: Vec<Level>,
     /// Its ACL as it was seen last.
-    pub acl: ArcSwap<acl::Seen>,
+    pub acl: ArcSwap<acl::AclLook>,
     /// How often its ACL was seen to have changed, or may have.
     pub acl_changes: AtomicU64,
     /// Something that the link relies on has changed: it is to be opened anew.

@@ -69,7 +69,7 @@ pub mod transport {
 pub mod node {
     /// From `src/node/event.rs`.
     pub mod event {
-        pub use crate::node::event::Event;
+        pub use crate::node::event::LinkEvent;
     }
 
     /// From `src/node/link.rs`.

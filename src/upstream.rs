@@ -51,15 +51,15 @@ pub struct Pool {
     /// By which strangers are answered.
     pub guest: guest::Guest,
     /// By which known logins are judged.
-    pub judge: judge::Judge,
+    pub judge: judge::LoginJudge,
     /// The connections' tasks.
     tasks: LocalSet,
 }
 
 /// One of the few connections that scripts may have at once, so that many scripts do not mean many connections.
-pub struct Turn(Rc<Cell<usize>>);
+pub struct ScriptTurn(Rc<Cell<usize>>);
 
-impl Drop for Turn {
+impl Drop for ScriptTurn {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
@@ -75,7 +75,7 @@ impl Pool {
             capacity,
             scripts: Rc::default(),
             guest: guest::Guest::default(),
-            judge: judge::Judge::default(),
+            judge: judge::LoginJudge::default(),
             tasks: LocalSet::new(),
         }
     }
@@ -106,11 +106,11 @@ impl Pool {
     }
 
     /// The right to lend a connection to a script; `None`: there are as many as are kept idle, this one shares a lane.
-    pub fn turn(&self) -> Option<Turn> {
+    pub fn turn(&self) -> Option<ScriptTurn> {
         let running = self.scripts.get();
         (running < IDLE).then(|| {
             self.scripts.set(running + 1);
-            Turn(self.scripts.clone())
+            ScriptTurn(self.scripts.clone())
         })
     }
 }

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use bolero::check;
-use nearside::test_support::node::event::Event;
+use nearside::test_support::node::event::LinkEvent;
 use nearside::test_support::resp::{self, Cutter, Scan, Scanner};
 use redis_protocol::resp2::decode::decode as decode2;
 use redis_protocol::resp2::encode::encode as encode2;
@@ -144,7 +144,7 @@ fn the_link_survives_every_frame() {
     check!().with_iterations(ITERATIONS).for_each(|script: &[u8]| {
         let bytes = bytes_of(script);
         if let Ok(Some(len)) = Cutter::default().cut(&bytes) {
-            let _ = Event::parse(&bytes[..len]);
+            let _ = LinkEvent::parse(&bytes[..len]);
         }
     });
 }

@@ -23,7 +23,7 @@ pub enum Acl {
 
 /// A look at it.
 #[derive(Debug, Default)]
-pub struct Seen {
+pub struct AclLook {
     /// How often it had changed, as far as was known, when the server was asked. If that is more now, this look is too old.
     pub as_of: u64,
     /// The server's list.

@@ -7,7 +7,7 @@ use crate::time::Time;
 
 /// The link's messages.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Event<'a> {
+pub enum LinkEvent<'a> {
     /// These bulk strings name changed keys.
     Keys(&'a [u8]),
     /// This key has changed: a keyspace notification names one.
@@ -22,11 +22,11 @@ pub enum Event<'a> {
     Other,
 }
 
-impl Event<'_> {
+impl LinkEvent<'_> {
     /// Reads one frame. `None`: that cannot be.
-    pub fn parse(frame: &[u8]) -> Option<Event<'_>> {
+    pub fn parse(frame: &[u8]) -> Option<LinkEvent<'_>> {
         if matches!(frame[0], b'-' | b'!') {
-            return Some(Event::NoPong);
+            return Some(LinkEvent::NoPong);
         }
         // A subscriber of RESP2 is answered by an array as a rule; RESP3 connections and some servers answer by the text alone.
         if frame[0] == b'$' {
@@ -47,30 +47,30 @@ impl Event<'_> {
             b"pmessage" => {
                 let (_, rest) = resp::split_bulk(rest)?;
                 let (channel, _) = resp::split_bulk(rest)?;
-                Some(Event::Key(notified(channel)?))
+                Some(LinkEvent::Key(notified(channel)?))
             }
             b"message" => {
                 let (channel, payload) = resp::split_bulk(rest)?;
                 (channel == CHANNEL.as_bytes()).then_some(())?;
                 Some(Self::payload(payload))
             }
-            _ => Some(Event::Other),
+            _ => Some(LinkEvent::Other),
         }
     }
 
-    fn pong(payload: &[u8]) -> Option<Event<'static>> {
+    fn pong(payload: &[u8]) -> Option<LinkEvent<'static>> {
         let sent = payload.strip_prefix(MARK.as_bytes())?.strip_prefix(b":")?;
-        Some(Event::Pong(Time(u64::try_from(resp::parse_i64(sent)?).ok()?)))
+        Some(LinkEvent::Pong(Time(u64::try_from(resp::parse_i64(sent)?).ok()?)))
     }
 
-    fn payload(payload: &[u8]) -> Event<'_> {
+    fn payload(payload: &[u8]) -> LinkEvent<'_> {
         match payload {
-            b"$-1\r\n" | b"*-1\r\n" | b"_\r\n" => Event::Everything,
+            b"$-1\r\n" | b"*-1\r\n" | b"_\r\n" => LinkEvent::Everything,
             [b'*' | b'~' | b'>', ..] => {
-                resp::split_aggregate(payload).map_or(Event::Other, |(_, keys)| Event::Keys(keys))
+                resp::split_aggregate(payload).map_or(LinkEvent::Other, |(_, keys)| LinkEvent::Keys(keys))
             }
             // Somebody has published to the channel: the key of that name is dropped, which harms nobody.
-            _ => Event::Keys(payload),
+            _ => LinkEvent::Keys(payload),
         }
     }
 }
@@ -93,18 +93,18 @@ mod tests {
     #[test]
     fn every_form_of_event() {
         let keys = message("*2\r\n$1\r\na\r\n$2\r\nbc\r\n");
-        assert_eq!(Event::parse(keys.as_bytes()), Some(Event::Keys(b"$1\r\na\r\n$2\r\nbc\r\n")));
+        assert_eq!(LinkEvent::parse(keys.as_bytes()), Some(LinkEvent::Keys(b"$1\r\na\r\n$2\r\nbc\r\n")));
         for null in ["$-1\r\n", "*-1\r\n", "_\r\n"] {
-            assert_eq!(Event::parse(message(null).as_bytes()), Some(Event::Everything));
+            assert_eq!(LinkEvent::parse(message(null).as_bytes()), Some(LinkEvent::Everything));
         }
         assert_eq!(
-            Event::parse(message("$1\r\nx\r\n").as_bytes()),
-            Some(Event::Keys(b"$1\r\nx\r\n")),
+            LinkEvent::parse(message("$1\r\nx\r\n").as_bytes()),
+            Some(LinkEvent::Keys(b"$1\r\nx\r\n")),
             "published by anybody"
         );
-        assert_eq!(Event::parse(b"*2\r\n$4\r\npong\r\n$11\r\nnearside:17\r\n"), Some(Event::Pong(Time(17))));
-        assert_eq!(Event::parse(b"-BUSY Redis is busy\r\n"), Some(Event::NoPong));
-        assert_eq!(Event::parse(b"+PONG\r\n"), None, "which PING this answers, nobody can tell");
+        assert_eq!(LinkEvent::parse(b"*2\r\n$4\r\npong\r\n$11\r\nnearside:17\r\n"), Some(LinkEvent::Pong(Time(17))));
+        assert_eq!(LinkEvent::parse(b"-BUSY Redis is busy\r\n"), Some(LinkEvent::NoPong));
+        assert_eq!(LinkEvent::parse(b"+PONG\r\n"), None, "which PING this answers, nobody can tell");
     }
 
     #[test]
@@ -116,7 +116,7 @@ mod tests {
             ">2\r\n$4\r\nPONG\r\n$11\r\nnearside:17\r\n",
         ];
         for shape in shapes {
-            assert_eq!(Event::parse(shape.as_bytes()), Some(Event::Pong(Time(17))), "{shape:?}");
+            assert_eq!(LinkEvent::parse(shape.as_bytes()), Some(LinkEvent::Pong(Time(17))), "{shape:?}");
         }
         for nothing in [
             "*2\r\n$4\r\npong\r\n$0\r\n\r\n",
@@ -128,15 +128,15 @@ mod tests {
             "+nearside:\r\n",
             "+nearside17\r\n",
         ] {
-            assert_eq!(Event::parse(nothing.as_bytes()), None, "{nothing:?}");
+            assert_eq!(LinkEvent::parse(nothing.as_bytes()), None, "{nothing:?}");
         }
     }
 
     #[test]
     fn events_of_a_resp3_link() {
         let push = |payload: &str| format!(">2\r\n$10\r\ninvalidate\r\n{payload}");
-        let parse = |frame: &str| match Event::parse(frame.as_bytes()) {
-            Some(Event::Keys(keys)) => String::from_utf8_lossy(keys).into_owned(),
+        let parse = |frame: &str| match LinkEvent::parse(frame.as_bytes()) {
+            Some(LinkEvent::Keys(keys)) => String::from_utf8_lossy(keys).into_owned(),
             other => format!("{other:?}"),
         };
         assert_eq!(parse(&push("*1\r\n$1\r\na\r\n")), "$1\r\na\r\n");
@@ -150,11 +150,11 @@ mod tests {
     fn keys_of_keyspace_notifications() {
         let event = |channel: &str| {
             let parts = ["pmessage", "__keyspace@*__:*", channel, "set"];
-            Event::parse(&resp::encode(&parts)).map(|e| format!("{e:?}"))
+            LinkEvent::parse(&resp::encode(&parts)).map(|e| format!("{e:?}"))
         };
-        assert_eq!(event("__keyspace@0__:k"), Some(format!("{:?}", Event::Key(b"k"))));
-        assert_eq!(event("__keyspace@12__:a__:b"), Some(format!("{:?}", Event::Key(b"a__:b"))));
-        assert_eq!(event("__keyspace@0__:"), Some(format!("{:?}", Event::Key(b""))));
+        assert_eq!(event("__keyspace@0__:k"), Some(format!("{:?}", LinkEvent::Key(b"k"))));
+        assert_eq!(event("__keyspace@12__:a__:b"), Some(format!("{:?}", LinkEvent::Key(b"a__:b"))));
+        assert_eq!(event("__keyspace@0__:"), Some(format!("{:?}", LinkEvent::Key(b""))));
         assert_eq!(event("__keyevent@0__:set"), None);
     }
 }

@@ -29,7 +29,7 @@ const SAVED: Duration = Duration::from_secs(1);
 
 /// Where a client comes from, as far as guesses are counted together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Address {
+pub enum GuessOrigin {
     /// An IPv4 address.
     Four([u8; 4]),
     /// The network of an IPv6 address, of which one client may have all addresses.
@@ -40,16 +40,16 @@ pub enum Address {
     Rest,
 }
 
-impl Address {
+impl GuessOrigin {
     /// The place of a client, as [`Client::addr`](crate::clients::Client::addr) spells it.
-    pub fn of(addr: &str) -> Address {
+    pub fn of(addr: &str) -> GuessOrigin {
         match addr.parse::<SocketAddr>().map(|addr| addr.ip().to_canonical()) {
-            Ok(IpAddr::V4(ip)) => Address::Four(ip.octets()),
+            Ok(IpAddr::V4(ip)) => GuessOrigin::Four(ip.octets()),
             Ok(IpAddr::V6(ip)) => {
                 let [a, b, c, d, e, f, g, h, ..] = ip.octets();
-                Address::Six([a, b, c, d, e, f, g, h])
+                GuessOrigin::Six([a, b, c, d, e, f, g, h])
             }
-            Err(_) => Address::Here,
+            Err(_) => GuessOrigin::Here,
         }
     }
 }
@@ -70,7 +70,7 @@ struct Slot {
 pub struct Guesses {
     /// How long a wrong password keeps its turn; zero: there is no limit.
     each: Duration,
-    slots: Mutex<HashMap<Address, Slot>>,
+    slots: Mutex<HashMap<GuessOrigin, Slot>>,
     /// Wrong passwords.
     pub wrong: AtomicU64,
     /// Logins that had to wait.
@@ -80,9 +80,9 @@ pub struct Guesses {
 }
 
 /// A login that the server may be asked about.
-pub struct Turn<'a> {
+pub struct GuessTurn<'a> {
     guesses: &'a Guesses,
-    address: Address,
+    address: GuessOrigin,
 }
 
 /// All turns of the address are taken, for so long at least.
@@ -101,28 +101,28 @@ impl Guesses {
         self.lock().len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Address, Slot>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<GuessOrigin, Slot>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes what is known of the address, or of all for which there is no room.
-    fn at<T>(&self, address: Address, now: Time, change: impl FnOnce(&mut Slot) -> T) -> T {
+    fn at<T>(&self, address: GuessOrigin, now: Time, change: impl FnOnce(&mut Slot) -> T) -> T {
         let mut slots = self.lock();
         if slots.len() >= ADDRESSES && !slots.contains_key(&address) {
             slots.retain(|_, slot| slot.waiting > 0 || slot.spent > now);
         }
         let full = slots.len() >= ADDRESSES && !slots.contains_key(&address);
-        change(slots.entry(if full { Address::Rest } else { address }).or_default())
+        change(slots.entry(if full { GuessOrigin::Rest } else { address }).or_default())
     }
 
     /// Whether there is a turn for this address now.
-    pub fn has_turn(&self, address: Address) -> bool {
+    pub fn has_turn(&self, address: GuessOrigin) -> bool {
         let now = Time::now();
         let slots = self.lock();
         slots.get(&address).is_none_or(|slot| slot.spent.max(now) + self.each <= now + SAVED)
     }
 
-    fn take(&self, address: Address, now: Time) -> Result<(), Later> {
+    fn take(&self, address: GuessOrigin, now: Time) -> Result<(), Later> {
         self.at(address, now, |slot| {
             let spent = slot.spent.max(now) + self.each;
             let over = spent.since(now + SAVED);
@@ -135,12 +135,12 @@ impl Guesses {
     }
 
     /// A turn for a client of this address, when there is one. `None`: not within ten seconds.
-    pub async fn turn(&self, address: Address) -> Option<Turn<'_>> {
-        let turn = Turn { guesses: self, address };
+    pub async fn turn(&self, address: GuessOrigin) -> Option<GuessTurn<'_>> {
+        let turn = GuessTurn { guesses: self, address };
         let began = Time::now();
         let Err(mut later) = self.take(address, began) else { return Some(turn) };
         self.delayed.fetch_add(1, Ordering::Relaxed);
-        let waiter = Waiter::of(self, address);
+        let waiter = GuessWaiter::of(self, address);
         loop {
             // The more wait, the longer: together they look about as often as there are turns.
             let others = self.each.mul_f64(chance::uniform() * waiter.others() as f64);
@@ -158,7 +158,7 @@ impl Guesses {
     }
 }
 
-impl Turn<'_> {
+impl GuessTurn<'_> {
     /// The password was right, or nobody has said that it was wrong.
     pub fn give_back(self) {
         let each = self.guesses.each;
@@ -174,15 +174,15 @@ impl Turn<'_> {
 }
 
 /// Counts a login that waits.
-struct Waiter<'a> {
+struct GuessWaiter<'a> {
     guesses: &'a Guesses,
-    address: Address,
+    address: GuessOrigin,
 }
 
-impl Waiter<'_> {
-    fn of(guesses: &Guesses, address: Address) -> Waiter<'_> {
+impl GuessWaiter<'_> {
+    fn of(guesses: &Guesses, address: GuessOrigin) -> GuessWaiter<'_> {
         guesses.at(address, Time::now(), |slot| slot.waiting += 1);
-        Waiter { guesses, address }
+        GuessWaiter { guesses, address }
     }
 
     /// Those of the same address, this one included.
@@ -191,7 +191,7 @@ impl Waiter<'_> {
     }
 }
 
-impl Drop for Waiter<'_> {
+impl Drop for GuessWaiter<'_> {
     fn drop(&mut self) {
         self.guesses.at(self.address, Time::now(), |slot| slot.waiting = slot.waiting.saturating_sub(1));
     }
@@ -203,18 +203,18 @@ mod tests {
 
     const NOW: Time = Time(1_000_000_000_000);
 
-    fn turns(guesses: &Guesses, address: Address, now: Time) -> usize {
+    fn turns(guesses: &Guesses, address: GuessOrigin, now: Time) -> usize {
         (0..1000).take_while(|_| guesses.take(address, now).is_ok()).count()
     }
 
     #[test]
     fn wrong_passwords_come_at_a_bounded_rate_and_right_ones_at_any() {
         let guesses = Guesses::new(50);
-        let [one, other] = [Address::of("10.0.0.1:5"), Address::of("10.0.0.2:5")];
+        let [one, other] = [GuessOrigin::of("10.0.0.1:5"), GuessOrigin::of("10.0.0.2:5")];
         assert_eq!(turns(&guesses, one, NOW), 50);
         assert_eq!(turns(&guesses, one, NOW + Duration::from_millis(200)), 10);
         assert_eq!(turns(&guesses, other, NOW), 50, "another address");
-        Turn { guesses: &guesses, address: other }.give_back();
+        GuessTurn { guesses: &guesses, address: other }.give_back();
         assert_eq!(turns(&guesses, other, NOW), 1);
         assert_eq!(turns(&guesses, one, NOW + Duration::from_secs(100)), 50, "no more than that is saved up");
         assert_eq!(turns(&Guesses::new(0), one, NOW), 1000, "no limit");
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn addresses_are_counted_together_as_one_client_may_have_them() {
-        let same = |a: &str, b: &str| Address::of(a) == Address::of(b);
+        let same = |a: &str, b: &str| GuessOrigin::of(a) == GuessOrigin::of(b);
         assert!(same("10.0.0.1:5", "10.0.0.1:6") && same("10.0.0.1:5", "[::ffff:10.0.0.1]:5"));
         assert!(same("[2001:db8::1]:5", "[2001:db8::2:3:4:5]:9") && !same("[2001:db8::1]:5", "[2001:db8:0:1::1]:5"));
         assert!(same("/run/a.sock:0", "/run/b.sock:0") && !same("/run/a.sock:0", "127.0.0.1:5"));
@@ -231,7 +231,7 @@ mod tests {
     #[test]
     fn a_bounded_number_of_addresses_is_known_and_the_others_share_a_rate() {
         let guesses = Guesses::new(50);
-        let address = |n: usize| Address::Four((n as u32).to_be_bytes());
+        let address = |n: usize| GuessOrigin::Four((n as u32).to_be_bytes());
         for n in 0..ADDRESSES {
             assert!(guesses.take(address(n), NOW).is_ok());
         }
@@ -246,7 +246,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_waits_is_told_in_the_end_and_leaves_nothing_behind() {
         let guesses = Guesses::new(1);
-        let address = Address::Here;
+        let address = GuessOrigin::Here;
         guesses.turn(address).await.expect("a turn").keep();
         assert!(tokio::time::timeout(Duration::from_millis(10), guesses.turn(address)).await.is_err(), "it waits");
         assert_eq!(guesses.at(address, Time::now(), |slot| slot.waiting), 0);

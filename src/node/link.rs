@@ -16,8 +16,8 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::acl::Seen;
-use super::event::Event;
+use super::acl::AclLook;
+use super::event::LinkEvent;
 use super::probe::{self, CHANNEL, Ears};
 use super::wire::{MARK, Refusal, Wire, id_of, is_ring};
 use super::{Node, names, watch};
@@ -232,7 +232,7 @@ async fn open(node: &Arc<Node>) -> Result<(Wire, i64, Option<Ears>), Refusal> {
         let as_of = node.acl_changes.load(Ordering::Acquire);
         let look = watch::look(&mut wire, node).await?;
         let replica = look.is_replica();
-        node.acl.store(Arc::new(Seen { as_of, acl: look.acl.clone() }));
+        node.acl.store(Arc::new(AclLook { as_of, acl: look.acl.clone() }));
         node.first_look.store(Some(Arc::new(look)));
         let ears = probe::listen(node, &mut wire, id).await?;
         stand(node, Standing { mode: ears.clone().map(|ears| ears.mode), replica });
@@ -429,23 +429,23 @@ impl Link {
             let frame = wire.input.split_to(len);
             self.whole = self.heard;
             let unexpected = || data(format!("an unexpected message: {}", shown(&frame)));
-            match Event::parse(&frame).ok_or_else(unexpected)? {
-                Event::Keys(mut rest) => {
+            match LinkEvent::parse(&frame).ok_or_else(unexpected)? {
+                LinkEvent::Keys(mut rest) => {
                     while let Some((key, next)) = resp::split_bulk(rest) {
                         self.node.coherence.key_changed(key, self.heard);
                         rest = next;
                     }
                 }
-                Event::Key(key) => self.node.coherence.key_changed(key, self.heard),
-                Event::Everything => self.node.coherence.everything_changed(),
-                Event::Pong(t) => self.pong(t)?,
+                LinkEvent::Key(key) => self.node.coherence.key_changed(key, self.heard),
+                LinkEvent::Everything => self.node.coherence.everything_changed(),
+                LinkEvent::Pong(t) => self.pong(t)?,
                 // `-BUSY`, `-LOADING`: it lives, but proves nothing.
-                Event::NoPong => {
+                LinkEvent::NoPong => {
                     if let Some(ping) = self.pings.waiting.pop_front() {
                         self.node.coherence.link_refused(ping.sent);
                     }
                 }
-                Event::Other => {}
+                LinkEvent::Other => {}
             }
         }
         Ok(())

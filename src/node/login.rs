@@ -42,7 +42,7 @@ pub fn is_login_refusal(reply: &[u8]) -> bool {
 pub struct Login {
     user: Vec<u8>,
     number: u64,
-    kind: Kind,
+    kind: LoginKind,
     /// When the server had accepted its first AUTH.
     since: Time,
     /// In the clear, for as long as the login is used; the latest that was verified comes first.
@@ -53,7 +53,7 @@ pub struct Login {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum LoginKind {
     /// Nobody yet.
     Stranger,
     /// Connections begin without AUTH.
@@ -81,7 +81,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Login {
-    fn new(user: &[u8], number: u64, kind: Kind, password: Option<&[u8]>) -> Arc<Login> {
+    fn new(user: &[u8], number: u64, kind: LoginKind, password: Option<&[u8]>) -> Arc<Login> {
         let passwords = Mutex::new(password.map(<[u8]>::to_vec).into_iter().collect());
         Arc::new(Login {
             user: user.to_vec(),
@@ -106,7 +106,7 @@ impl Login {
 
     /// Nobody whom the server has accepted: no connection speaks as a stranger, and nothing is cached for one.
     pub fn is_stranger(&self) -> bool {
-        self.kind == Kind::Stranger
+        self.kind == LoginKind::Stranger
     }
 
     /// Whether its user has been deleted.
@@ -127,8 +127,8 @@ impl Login {
     /// Credentials to begin a connection with, the likeliest first: user and password, or nothing.
     pub fn attempts(&self) -> Vec<Option<(Vec<u8>, Vec<u8>)>> {
         match self.kind {
-            Kind::Named => lock(&self.passwords).iter().map(|p| Some((self.user.clone(), p.clone()))).collect(),
-            Kind::Silent | Kind::Stranger => vec![None],
+            LoginKind::Named => lock(&self.passwords).iter().map(|p| Some((self.user.clone(), p.clone()))).collect(),
+            LoginKind::Silent | LoginKind::Stranger => vec![None],
         }
     }
 
@@ -217,12 +217,12 @@ impl Logins {
     pub fn new(upstream: &Upstream) -> Logins {
         let user = upstream.username.as_deref().unwrap_or("default").as_bytes();
         let own = match &upstream.password {
-            Some(password) => Login::new(user, 1, Kind::Named, Some(password.as_bytes())),
-            None => Login::new(b"default", 1, Kind::Silent, None),
+            Some(password) => Login::new(user, 1, LoginKind::Named, Some(password.as_bytes())),
+            None => Login::new(b"default", 1, LoginKind::Silent, None),
         };
         Logins {
             own,
-            stranger: Login::new(b"default", 0, Kind::Stranger, None),
+            stranger: Login::new(b"default", 0, LoginKind::Stranger, None),
             users: Mutex::default(),
             next: AtomicU64::new(2),
             ends: AtomicU64::new(0),
@@ -308,7 +308,7 @@ impl Logins {
             return Some(login);
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let login = Login::new(user, number, Kind::Named, Some(password));
+        let login = Login::new(user, number, LoginKind::Named, Some(password));
         same.push(Arc::downgrade(&login));
         Some(login)
     }

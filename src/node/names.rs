@@ -42,7 +42,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// The verdict on a name that the table does not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum NameVerdict {
     /// The table has it now, or was renewed meanwhile: it is to be looked at again.
     Listed,
     /// The server has no such command.
@@ -96,9 +96,9 @@ impl Learned {
 }
 
 /// Counts a request that waits.
-struct Waiter<'a>(&'a AtomicUsize);
+struct NameWaiter<'a>(&'a AtomicUsize);
 
-impl Drop for Waiter<'_> {
+impl Drop for NameWaiter<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -110,16 +110,16 @@ impl Names {
     }
 
     /// The verdict on this name without a question; `None`: the server is to be asked.
-    pub fn known(&self, name: &[u8]) -> Option<Verdict> {
+    pub fn known(&self, name: &[u8]) -> Option<NameVerdict> {
         // COMMAND INFO takes `a|b` for a subcommand, whatever command has this name.
         if name.len() > LONGEST || name.contains(&b'|') {
-            return Some(Verdict::Unknowable);
+            return Some(NameVerdict::Unknowable);
         }
         let learned = self.learned();
         if learned.unknown.contains(&name.to_ascii_lowercase()[..]) {
-            return Some(Verdict::NoCommand);
+            return Some(NameVerdict::NoCommand);
         }
-        (Time::now() < learned.refused_until).then_some(Verdict::Unknowable)
+        (Time::now() < learned.refused_until).then_some(NameVerdict::Unknowable)
     }
 
     /// Names kept that the server does not know.
@@ -127,9 +127,9 @@ impl Names {
         self.learned().order.len()
     }
 
-    fn wait(&self) -> Option<Waiter<'_>> {
+    fn wait(&self) -> Option<NameWaiter<'_>> {
         let before = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let waiter = Waiter(&self.waiting);
+        let waiter = NameWaiter(&self.waiting);
         (before < WAITING).then_some(waiter)
     }
 }
@@ -138,21 +138,21 @@ impl Names {
 ///
 /// # Errors
 /// The server cannot be reached.
-pub async fn ask(node: &Node, name: &[u8]) -> io::Result<Verdict> {
-    let Some(_waiter) = node.names.wait() else { return Ok(Verdict::Unknowable) };
+pub async fn ask(node: &Node, name: &[u8]) -> io::Result<NameVerdict> {
+    let Some(_waiter) = node.names.wait() else { return Ok(NameVerdict::Unknowable) };
     let name = name.to_ascii_lowercase();
     match tokio::time::timeout(node.connect_timeout, ask_in_turn(node, &name)).await {
         Ok(verdict) => verdict,
-        Err(_) => Ok(Verdict::Unknowable),
+        Err(_) => Ok(NameVerdict::Unknowable),
     }
 }
 
-async fn ask_in_turn(node: &Node, name: &[u8]) -> io::Result<Verdict> {
+async fn ask_in_turn(node: &Node, name: &[u8]) -> io::Result<NameVerdict> {
     let names = &node.names;
     let mut slot = names.wire.lock().await;
     // Another session may have asked while this one waited for its turn.
     if node.table.load().knows(name) {
-        return Ok(Verdict::Listed);
+        return Ok(NameVerdict::Listed);
     }
     if let Some(known) = names.known(name) {
         return Ok(known);
@@ -190,31 +190,31 @@ async fn put(node: &Node, slot: &mut Option<Wire>, name: &[u8]) -> io::Result<by
 }
 
 /// Notes the reply to COMMAND INFO, unless the table was renewed since the question was put.
-fn note(node: &Node, epoch: u64, name: &[u8], reply: &[u8]) -> Verdict {
+fn note(node: &Node, epoch: u64, name: &[u8], reply: &[u8]) -> NameVerdict {
     let mut learned = node.names.learned();
     if learned.epoch != epoch {
-        return Verdict::Listed;
+        return NameVerdict::Listed;
     }
     if is_no_answer(reply) {
-        return Verdict::Unknowable;
+        return NameVerdict::Unknowable;
     }
     let table = node.table.load();
     match table.learn(name, reply) {
         Ok(Meaning::NoCommand) => {
             learned.note_unknown(name.into());
-            Verdict::NoCommand
+            NameVerdict::NoCommand
         }
-        Ok(Meaning::Command(_)) if table.renamed() >= RENAMED => Verdict::Unknowable,
+        Ok(Meaning::Command(_)) if table.renamed() >= RENAMED => NameVerdict::Unknowable,
         Ok(Meaning::Command(table)) => {
             // Under the lock, as whoever renews the table holds it.
             node.table.store(Arc::new(*table));
-            Verdict::Listed
+            NameVerdict::Listed
         }
         Err(why) => {
             let name = String::from_utf8_lossy(name);
             tracing::debug!("what `{name}` means is not known ({why}): such commands get connections of their own");
             learned.refused_until = Time::now() + ASK_AGAIN;
-            Verdict::Unknowable
+            NameVerdict::Unknowable
         }
     }
 }
@@ -283,17 +283,17 @@ mod tests {
         assert_eq!(names.remembered(), FORGOTTEN);
         assert_eq!(names.learned().unknown.len(), FORGOTTEN);
         assert_eq!(names.known(b"name9"), None);
-        assert_eq!(names.known(b"NAME10"), Some(Verdict::NoCommand));
+        assert_eq!(names.known(b"NAME10"), Some(NameVerdict::NoCommand));
     }
 
     #[test]
     fn what_cannot_be_asked_about_is_not() {
         let names = Names::default();
-        assert_eq!(names.known(&[b'x'; LONGEST + 1]), Some(Verdict::Unknowable));
-        assert_eq!(names.known(b"config|get"), Some(Verdict::Unknowable));
+        assert_eq!(names.known(&[b'x'; LONGEST + 1]), Some(NameVerdict::Unknowable));
+        assert_eq!(names.known(b"config|get"), Some(NameVerdict::Unknowable));
         assert_eq!(names.known(&[b'x'; LONGEST]), None);
         names.learned().refused_until = Time::now() + ASK_AGAIN;
-        assert_eq!(names.known(b"other"), Some(Verdict::Unknowable));
+        assert_eq!(names.known(b"other"), Some(NameVerdict::Unknowable));
     }
 
     #[test]

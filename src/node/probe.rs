@@ -27,10 +27,10 @@ pub struct Ears {
 /// Why a mode cannot be had.
 type Refused = String;
 /// The inner error says why there is none; the outer one, that it cannot be asked now.
-type Verdict<T> = Result<Result<T, Refused>, Refusal>;
+type Probed<T> = Result<Result<T, Refused>, Refusal>;
 
 /// Takes the mode that is configured, or the first that works.
-pub async fn listen(node: &Node, wire: &mut Wire, id: i64) -> Verdict<Ears> {
+pub async fn listen(node: &Node, wire: &mut Wire, id: i64) -> Probed<Ears> {
     Ok(match node.invalidation {
         Invalidation::Off => Err("invalidation = \"off\"".into()),
         Invalidation::Tracked => tracked(wire, id).await?,
@@ -44,7 +44,7 @@ pub async fn listen(node: &Node, wire: &mut Wire, id: i64) -> Verdict<Ears> {
 }
 
 /// Tracks for itself and looks at it; lanes will do the same.
-async fn tracked(wire: &mut Wire, id: i64) -> Verdict<Ears> {
+async fn tracked(wire: &mut Wire, id: i64) -> Probed<Ears> {
     let number = id.to_string();
     // Named without the number, which is another each time: what is told once is told apart by its text.
     let steps: [(&[&str], &str); 4] = [
@@ -62,7 +62,7 @@ async fn tracked(wire: &mut Wire, id: i64) -> Verdict<Ears> {
 }
 
 /// By messages to itself, so that the server's limit for subscribers holds; else by pushes, for servers without REDIRECT.
-async fn broadcast(node: &Node, wire: &mut Wire, id: i64) -> Verdict<Ears> {
+async fn broadcast(node: &Node, wire: &mut Wire, id: i64) -> Probed<Ears> {
     let number = id.to_string();
     let command = |redirect: bool| {
         let mut words = vec!["CLIENT", "TRACKING", "ON"];
@@ -92,7 +92,7 @@ async fn broadcast(node: &Node, wire: &mut Wire, id: i64) -> Verdict<Ears> {
 }
 
 /// The server must be told by its operator to notify: its configuration is not ours to change.
-async fn keyspace(wire: &mut Wire) -> Verdict<Ears> {
+async fn keyspace(wire: &mut Wire) -> Probed<Ears> {
     let reply = wire.ask(&["CONFIG", "GET", "notify-keyspace-events"]).await?;
     if let Err(why) = judge("CONFIG GET notify-keyspace-events", &reply)? {
         return Ok(Err(format!(
@@ -122,12 +122,12 @@ pub fn notifies(reply: &[u8]) -> Result<(), Refused> {
     ))
 }
 
-async fn accepted(wire: &mut Wire, command: &[&str]) -> Verdict<()> {
+async fn accepted(wire: &mut Wire, command: &[&str]) -> Probed<()> {
     let reply = wire.ask(command).await?;
     judge(&command.join(" "), &reply)
 }
 
-fn judge(command: &str, reply: &[u8]) -> Verdict<()> {
+fn judge(command: &str, reply: &[u8]) -> Probed<()> {
     match reply {
         passing if is_passing(passing) => Err(Refusal::Server(Bytes::copy_from_slice(passing))),
         [b'-' | b'!', text @ ..] => {

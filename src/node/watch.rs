@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::acl::{Acl, Seen};
+use super::acl::{Acl, AclLook};
 use super::login::{End, is_login_refusal};
 use super::touch::Eviction;
 use super::users::{self, Fate};
@@ -105,7 +105,7 @@ impl Look {
 pub async fn run(node: Arc<Node>) {
     let mut last: Option<Look> = None;
     let mut failures = 0;
-    let mut bounds = Asked::default();
+    let mut bounds = BoundsQuestion::default();
     loop {
         match watch(&node, &mut last, &mut bounds, &mut failures).await {
             Ok(never) => match never {},
@@ -179,7 +179,7 @@ const BOUNDS_AGAIN: Duration = Duration::from_secs(10);
 
 /// When the server's bounds were asked for; kept over connections.
 #[derive(Default)]
-struct Asked {
+struct BoundsQuestion {
     at: Option<Time>,
     /// How often the ACL had changed.
     as_of: u64,
@@ -189,7 +189,7 @@ struct Asked {
     warned: bool,
 }
 
-impl Asked {
+impl BoundsQuestion {
     /// Each refusal is noted in the server's ACL LOG: it is asked again only if rights have changed.
     fn are_due(&mut self, node: &Node) -> bool {
         let (now, as_of) = (Time::now(), node.acl_changes.load(Ordering::Acquire));
@@ -204,7 +204,12 @@ impl Asked {
     }
 }
 
-async fn watch(node: &Node, last: &mut Option<Look>, bounds: &mut Asked, failures: &mut u32) -> io::Result<Never> {
+async fn watch(
+    node: &Node,
+    last: &mut Option<Look>,
+    bounds: &mut BoundsQuestion,
+    failures: &mut u32,
+) -> io::Result<Never> {
     let mut wire = Wire::connect(node).await?;
     let limit = node.upstream_timeout;
     let greeting = tokio::time::timeout(limit, wire.greet(node, &node.own, "nearside-watch")).await??;
@@ -245,7 +250,7 @@ async fn watch(node: &Node, last: &mut Option<Look>, bounds: &mut Asked, failure
             blind_since = Time::now();
             node.acl_changed();
         }
-        node.acl.store(Arc::new(Seen { as_of, acl: look.acl.clone() }));
+        node.acl.store(Arc::new(AclLook { as_of, acl: look.acl.clone() }));
         if blind != look.hidden() {
             blind = look.hidden();
             warn_of(blind);

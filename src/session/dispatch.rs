@@ -9,7 +9,7 @@ use crate::bypass::Bypass;
 use crate::command::{CommandTable, EffectClass, Keys, Need, Plan, Request, Route, Word};
 use crate::outbox::Piece;
 use crate::sabotage;
-use crate::upstream::change::Change;
+use crate::upstream::change::RightsChange;
 use crate::upstream::connection::Connection;
 use crate::upstream::effect::{Effect, KeySet};
 
@@ -86,7 +86,7 @@ impl Session {
         match plan.effect {
             EffectClass::None => Effect::None,
             EffectClass::Flush => Effect::Flush,
-            EffectClass::Rights => Effect::Rights(Box::new(Change::of(request, plan.word))),
+            EffectClass::Rights => Effect::Rights(Box::new(RightsChange::of(request, plan.word))),
             EffectClass::Keys => match (&keys.writes[..], &keys.reads[..]) {
                 ([key], []) if !scripted => Effect::Write(self.hash(request, *key)),
                 ([], [key]) if !scripted => Effect::Read(self.hash(request, *key)),

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::pinned::{Named, SwapSeen, Unmarked};
 use crate::command::{Local, Need, Plan, Request, Route, Word};
-use crate::upstream::Turn;
+use crate::upstream::ScriptTurn;
 use crate::upstream::dedicated::Loan;
 use crate::upstream::effect::Effect;
 use crate::upstream::transaction::{self, Transaction};
@@ -16,7 +16,7 @@ pub(super) enum Purpose {
     /// A single command that others should not wait behind.
     OneCommand,
     /// A script, for which the connection is one of a few.
-    Script { _turn: Turn },
+    Script { _turn: ScriptTurn },
 }
 
 /// How bytes pass between client and server.
@@ -172,7 +172,7 @@ impl Lent {
             _ => {}
         }
         if self.sent.steps {
-            Effect::Step(Box::new(transaction::Step { state: self.state.clone(), word, effect }))
+            Effect::Step(Box::new(transaction::TransactionStep { state: self.state.clone(), word, effect }))
         } else {
             effect
         }

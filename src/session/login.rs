@@ -13,7 +13,7 @@ use super::state::Identity;
 use super::{After, Become, Input, Session, Stall, Step, Why};
 use crate::command::{Local, Need, Plan, Request, Route};
 use crate::node::Node;
-use crate::node::guesses::{self, Address};
+use crate::node::guesses::{self, GuessOrigin};
 use crate::node::handshake;
 use crate::node::identity::ConnectionKey;
 use crate::node::identity::Role;
@@ -136,7 +136,7 @@ impl Session {
         };
         let creds = Creds { user: user.to_vec(), password: password.to_vec() };
         let (pool, key, question) = (self.pool.clone(), self.identity.key.clone(), request.buf.to_vec());
-        let from = Address::of(&self.client.addr);
+        let from = GuessOrigin::of(&self.client.addr);
         Step::Stall(self.slowed(from, async move {
             match verified(&pool, creds, &question, from).await {
                 Ok((login, reply)) => {
@@ -149,7 +149,7 @@ impl Session {
 
     /// A login's wait. A client that goes while others' guesses keep its own from being judged gets no answer, so that nothing
     /// is left of who guesses and goes.
-    fn slowed(&self, from: Address, wait: impl Future<Output = After> + 'static) -> Stall {
+    fn slowed(&self, from: GuessOrigin, wait: impl Future<Output = After> + 'static) -> Stall {
         let free = self.shared.node.guesses.has_turn(from);
         if free { Stall::For(Box::pin(wait)) } else { Stall::Blocked(Box::pin(wait)) }
     }
@@ -173,7 +173,7 @@ impl Session {
         let asked = HelloArgs::of(request);
         let old = self.identity.key.clone();
         let same = ConnectionKey { resp3: asked.resp3, ..old.clone() };
-        let (pool, question, from) = (self.pool.clone(), request.buf.to_vec(), Address::of(&self.client.addr));
+        let (pool, question, from) = (self.pool.clone(), request.buf.to_vec(), GuessOrigin::of(&self.client.addr));
         // A ring of proxies is found by a handshake that goes round.
         let without_hello = self.shared.node.without_hello.load(Ordering::Relaxed);
         if asked.sound && asked.creds.is_none() && !without_hello && !wire::is_marked(&question) {
@@ -209,7 +209,7 @@ impl Session {
         if !guesses || self.present.bypass {
             return None;
         }
-        let (node, from) = (self.shared.node.clone(), Address::of(&self.client.addr));
+        let (node, from) = (self.shared.node.clone(), GuessOrigin::of(&self.client.addr));
         Some(self.slowed(from, async move {
             match node.guesses.turn(from).await {
                 // A turn that is neither kept nor given back has its time.
@@ -335,7 +335,12 @@ async fn passed_on(node: &Node, hello: &[u8]) -> Option<Bytes> {
 }
 
 /// Puts AUTH, or HELLO with AUTH, to the server when it is its turn: the login it leads to. `Err`: it leads to none.
-async fn verified(pool: &Rc<Pool>, creds: Creds, question: &[u8], from: Address) -> Result<(Arc<Login>, Bytes), Bytes> {
+async fn verified(
+    pool: &Rc<Pool>,
+    creds: Creds,
+    question: &[u8],
+    from: GuessOrigin,
+) -> Result<(Arc<Login>, Bytes), Bytes> {
     let known = pool.node.logins.known(&creds.user, &creds.password);
     if known.is_some() {
         // Perhaps it is wrong by now, but no guess.

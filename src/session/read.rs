@@ -24,7 +24,7 @@ use crate::time::Time;
 use crate::upstream::connection::Connection;
 use crate::upstream::effect::{Effect, KeySet};
 use crate::upstream::fill::{FillKey, FillRead};
-use crate::upstream::permit::{self, Asked, FillPermit, Permission};
+use crate::upstream::permit::{self, FillPermit, Permission, ReadToKeep};
 
 /// How often one read waits (for a flight, for a clock) before it simply goes upstream.
 const MAX_TRIES: u32 = 3;
@@ -173,7 +173,7 @@ impl Session {
         } else if self.share(request, &[hash]) {
             return Step::Done;
         }
-        self.miss(request, &Asked { hash, variant, request: request.buf.len(), field_ttl }, waits, bypass)
+        self.miss(request, &ReadToKeep { hash, variant, request: request.buf.len(), field_ttl }, waits, bypass)
     }
 
     /// Answers a read by the reply to the same read, which this session has sent already and which is on its way.
@@ -211,7 +211,7 @@ impl Session {
     }
 
     /// Sends the read upstream, with the right to keep its reply if that is granted; or waits for the same read, which is on its way.
-    fn miss(&mut self, request: &Request<'_>, asked: &Asked<'_>, waits: bool, bypass: Option<Bypass>) -> Step {
+    fn miss(&mut self, request: &Request<'_>, asked: &ReadToKeep<'_>, waits: bool, bypass: Option<Bypass>) -> Step {
         let lane = match self.route() {
             Ok(lane) => lane,
             Err(first) => return first,
@@ -380,7 +380,8 @@ impl Session {
         let mut refused = None;
         let mut permit = |i: usize| {
             let variant = Variant { view: self.identity.view, id: GET_ID, key: request.arg(i), tail: b"" };
-            let asked = Asked { hash: hashes[i - 1], variant, request: request.buf.len(), field_ttl: FieldTtl::No };
+            let asked =
+                ReadToKeep { hash: hashes[i - 1], variant, request: request.buf.len(), field_ttl: FieldTtl::No };
             match FillPermit::ask(lane, &asked, self.fresh.now) {
                 Permission::Granted(permit) => return Some(permit),
                 // A key that the request names twice is in flight by its first mention.
@@ -403,7 +404,7 @@ impl Session {
         };
         keys.into_iter().find_map(|i| {
             let variant = Variant { view: self.identity.view, id: GET_ID, key: request.arg(i), tail: b"" };
-            let asked = Asked { hash: self.hash(request, i), variant, request: request.buf.len(), field_ttl };
+            let asked = ReadToKeep { hash: self.hash(request, i), variant, request: request.buf.len(), field_ttl };
             permit::refusal(self.lanes.reads.as_ref().unwrap_or(&self.lanes.any), &asked, now)
         })
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::lent::Lent;
 use super::{After, Session, Stall, Step};
 use crate::command::{Need, Request, Word};
-use crate::node::names::{self, Verdict};
+use crate::node::names::{self, NameVerdict};
 
 impl Session {
     /// `None`: the server has no such command, and its error answers, wherever the plan has it said; or what the session says
@@ -15,16 +15,16 @@ impl Session {
             // The server's word to one who has not logged in answers; but for AUTH by another name.
             || self.identity.key.login.is_stranger();
         let known = self.shared.node.names.known(request.arg(0));
-        if known == Some(Verdict::NoCommand) {
+        if known == Some(NameVerdict::NoCommand) {
             return None;
         }
-        if known == Some(Verdict::Unknowable) || self.present.bypass {
+        if known == Some(NameVerdict::Unknowable) || self.present.bypass {
             return if unlooked { None } else { Some(self.own_connection(request)) };
         }
         let (node, name) = (self.shared.node.clone(), request.arg(0).to_vec());
         Some(Step::Stall(Stall::For(Box::pin(async move {
             match names::ask(&node, &name).await {
-                Ok(Verdict::Listed | Verdict::NoCommand) => After::Again,
+                Ok(NameVerdict::Listed | NameVerdict::NoCommand) => After::Again,
                 Err(e) if !unlooked => After::Reply(node.error(&format!("cannot be reached: {e}"))),
                 _ => After::Upstream,
             }

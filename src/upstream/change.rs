@@ -15,7 +15,7 @@ use crate::time::Time;
 
 /// A change of rights on its way.
 #[derive(Debug, Default)]
-pub struct Change {
+pub struct RightsChange {
     /// The users that it deletes, if it deletes any.
     deleted: Vec<Vec<u8>>,
     /// Which users it concerns its words do not say.
@@ -24,13 +24,13 @@ pub struct Change {
     said: Time,
 }
 
-impl Change {
+impl RightsChange {
     /// The change that a request says.
-    pub fn of(request: &Request<'_>, word: Word) -> Change {
+    pub fn of(request: &Request<'_>, word: Word) -> RightsChange {
         let deletes = word == Word::DelUser;
         let deleted = (2..request.len()).filter(|_| deletes).map(|i| request.arg(i).to_vec()).collect();
         // ACL LOAD; every other change names its user, or is about the default one.
-        Change { deleted, any: request.len() == 2, said: Time::now() }
+        RightsChange { deleted, any: request.len() == 2, said: Time::now() }
     }
 
     /// Settles it by the reply; `None`: the outcome is not known.
@@ -60,7 +60,7 @@ mod tests {
         let buf = resp::encode(words);
         let mut scanner = Scanner::default();
         assert!(matches!(scanner.scan(&buf, usize::MAX), Ok(Scan::Request(_))));
-        let change = Change::of(&Request { buf: &buf, args: scanner.args(), hash: None }, word);
+        let change = RightsChange::of(&Request { buf: &buf, args: scanner.args(), hash: None }, word);
         (change.deleted.len(), change.any)
     }
 

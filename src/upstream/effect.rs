@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use super::change::Change;
+use super::change::RightsChange;
 use super::refusal;
-use super::transaction::Step;
+use super::transaction::TransactionStep;
 use crate::cache::events::Event;
 use crate::coherence::Coherence;
 use crate::node::Node;
@@ -42,9 +42,9 @@ pub enum Effect {
     /// Or no longer.
     Unpause,
     /// Users or their rights may be others.
-    Rights(Box<Change>),
+    Rights(Box<RightsChange>),
     /// The effect depends on the transaction that the command is a step of.
-    Step(Box<Step>),
+    Step(Box<TransactionStep>),
 }
 
 /// For what a reply waits before its client sees it.

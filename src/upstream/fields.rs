@@ -18,7 +18,7 @@ pub const MAX_FIELDS: usize = 256;
 
 /// The next question about a reply of a whole hash.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum NextQuestion {
     /// There is no field to ask about.
     Nothing,
     /// When these fields end, so many.
@@ -32,20 +32,20 @@ pub enum Next {
 }
 
 /// The question about the `reply` to `request`, which reads all of the hash at `key`.
-pub fn next(request: &[u8], key: &[u8], reply: &[u8]) -> Next {
+pub fn next(request: &[u8], key: &[u8], reply: &[u8]) -> NextQuestion {
     let name = resp::split_aggregate(request).and_then(|(_, rest)| resp::split_bulk(rest)).map_or(&b""[..], |(n, _)| n);
     let each = if name.eq_ignore_ascii_case(b"HGETALL") { 2 } else { 1 };
-    let Some(count) = count(reply).map(|n| n / each) else { return Next::Unclear };
+    let Some(count) = count(reply).map(|n| n / each) else { return NextQuestion::Unclear };
     if count == 0 {
-        return Next::Nothing;
+        return NextQuestion::Nothing;
     }
     if count > MAX_FIELDS {
-        return Next::TooMany;
+        return NextQuestion::TooMany;
     }
     if each == 1 && !name.eq_ignore_ascii_case(b"HKEYS") {
-        return Next::Names(resp::encode(&[&b"HKEYS"[..], key]), count);
+        return NextQuestion::Names(resp::encode(&[&b"HKEYS"[..], key]), count);
     }
-    ends(key, reply, count, each).map_or(Next::Unclear, |question| Next::Ends(question, count))
+    ends(key, reply, count, each).map_or(NextQuestion::Unclear, |question| NextQuestion::Ends(question, count))
 }
 
 /// The question when the fields named by `reply` end, each `each`th of its strings and `count` in all. `None`: they are others.
@@ -149,20 +149,20 @@ mod tests {
             resp::encode(&[&["HPEXPIRETIME", "h", "FIELDS", &count], fields].concat())
         };
         let two = b"*2\r\n$1\r\na\r\n$1\r\nb\r\n";
-        assert_eq!(asked("HKEYS", two), Next::Ends(ends_of(&["a", "b"]), 2));
-        assert_eq!(asked("hgetall", two), Next::Ends(ends_of(&["a"]), 1));
-        assert_eq!(asked("HGETALL", b"%1\r\n$1\r\na\r\n$1\r\nb\r\n"), Next::Ends(ends_of(&["a"]), 1), "RESP3");
-        assert_eq!(asked("HVALS", two), Next::Names(resp::encode(&["HKEYS", "h"]), 2));
-        assert_eq!(asked("HLEN", b":2\r\n"), Next::Names(resp::encode(&["HKEYS", "h"]), 2));
+        assert_eq!(asked("HKEYS", two), NextQuestion::Ends(ends_of(&["a", "b"]), 2));
+        assert_eq!(asked("hgetall", two), NextQuestion::Ends(ends_of(&["a"]), 1));
+        assert_eq!(asked("HGETALL", b"%1\r\n$1\r\na\r\n$1\r\nb\r\n"), NextQuestion::Ends(ends_of(&["a"]), 1), "RESP3");
+        assert_eq!(asked("HVALS", two), NextQuestion::Names(resp::encode(&["HKEYS", "h"]), 2));
+        assert_eq!(asked("HLEN", b":2\r\n"), NextQuestion::Names(resp::encode(&["HKEYS", "h"]), 2));
         assert_eq!(ends(b"h", two, 2, 1), Some(ends_of(&["a", "b"])));
         assert_eq!(ends(b"h", two, 3, 1), None, "one has ended, or counted though it had");
         for empty in [("HLEN", &b":0\r\n"[..]), ("HGETALL", b"*0\r\n"), ("HGETALL", b"%0\r\n")] {
-            assert_eq!(asked(empty.0, empty.1), Next::Nothing);
+            assert_eq!(asked(empty.0, empty.1), NextQuestion::Nothing);
         }
-        assert_eq!(asked("HLEN", b":256\r\n"), Next::Names(resp::encode(&["HKEYS", "h"]), MAX_FIELDS));
-        assert_eq!(asked("HLEN", b":257\r\n"), Next::TooMany);
-        assert_eq!(asked("HLEN", b":-5\r\n"), Next::Unclear);
-        assert_eq!(asked("HKEYS", b"*1\r\n:1\r\n"), Next::Unclear);
+        assert_eq!(asked("HLEN", b":256\r\n"), NextQuestion::Names(resp::encode(&["HKEYS", "h"]), MAX_FIELDS));
+        assert_eq!(asked("HLEN", b":257\r\n"), NextQuestion::TooMany);
+        assert_eq!(asked("HLEN", b":-5\r\n"), NextQuestion::Unclear);
+        assert_eq!(asked("HKEYS", b"*1\r\n:1\r\n"), NextQuestion::Unclear);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 
-use super::fields::{self, Next};
+use super::fields::{self, NextQuestion};
 use super::permit::FillPermit;
 use crate::bypass::Bypass;
 use crate::cache::FillTimes;
@@ -92,7 +92,7 @@ pub enum Then {
 }
 
 /// Which question about the fields of a whole hash is on its way.
-enum Asked {
+enum FieldQuestion {
     Nothing,
     /// A question about so many fields.
     Names(usize),
@@ -146,7 +146,7 @@ pub struct Fill {
     spoiled: bool,
     /// Some field of the hash may have a time to live.
     doubtful: bool,
-    asked: Asked,
+    asked: FieldQuestion,
 }
 
 impl Fill {
@@ -165,7 +165,7 @@ impl Fill {
             stored,
             spoiled: false,
             doubtful,
-            asked: Asked::Nothing,
+            asked: FieldQuestion::Nothing,
         }
     }
 
@@ -289,23 +289,23 @@ impl Fill {
         let next = if self.terms.this_hash {
             fields::next(&self.read.request, self.key(), &self.reply)
         } else {
-            Next::TooMany
+            NextQuestion::TooMany
         };
         let question = match next {
             // Fields that have ended, and are not yet removed, are counted by no reply but keep the key alive.
-            Next::Nothing => {
+            NextQuestion::Nothing => {
                 self.spoiled |= self.read.keys[0].ttl != Some(-2);
                 return None;
             }
-            Next::Ends(question, count) => {
-                self.asked = Asked::Ends(count);
+            NextQuestion::Ends(question, count) => {
+                self.asked = FieldQuestion::Ends(count);
                 Some(question)
             }
-            Next::Names(question, count) => {
-                self.asked = Asked::Names(count);
+            NextQuestion::Names(question, count) => {
+                self.asked = FieldQuestion::Names(count);
                 Some(question)
             }
-            Next::TooMany | Next::Unclear => None,
+            NextQuestion::TooMany | NextQuestion::Unclear => None,
         };
         if question.is_none() {
             self.give_up(coherence, now);
@@ -315,13 +315,13 @@ impl Fill {
 
     fn reply_about_fields(&mut self, answer: &[u8], coherence: &Coherence, now: Time) -> Option<Vec<u8>> {
         let question = match self.asked {
-            Asked::Names(count) => {
+            FieldQuestion::Names(count) => {
                 let question = fields::ends(self.key(), answer, count, 1);
-                self.asked = Asked::Ends(count);
+                self.asked = FieldQuestion::Ends(count);
                 question
             }
-            Asked::Ends(count) if fields::none_ends(answer, count) => return None,
-            Asked::Ends(_) | Asked::Nothing => None,
+            FieldQuestion::Ends(count) if fields::none_ends(answer, count) => return None,
+            FieldQuestion::Ends(_) | FieldQuestion::Nothing => None,
         };
         if question.is_none() {
             self.give_up(coherence, now);

@@ -14,11 +14,11 @@ use crate::node::wire::Wire;
 
 /// The connection on which known logins are judged.
 #[derive(Default)]
-pub struct Judge {
+pub struct LoginJudge {
     wire: tokio::sync::Mutex<Option<Wire>>,
 }
 
-impl Judge {
+impl LoginJudge {
     /// Puts AUTH, or HELLO with AUTH, to the server.
     ///
     /// # Errors

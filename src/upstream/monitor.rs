@@ -109,7 +109,7 @@ pub async fn list(node: &Node) -> io::Result<Bytes> {
 
 /// The use of a proxy's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ConnectionUse {
     /// Clients' commands, and the proxy's own among them.
     Lane,
     /// The proxy's own only.
@@ -118,19 +118,19 @@ enum Kind {
     Lent,
 }
 
-impl Kind {
-    fn of(name: &[u8]) -> Kind {
+impl ConnectionUse {
+    fn of(name: &[u8]) -> ConnectionUse {
         match () {
-            () if name == Role::Lane.name().as_bytes() => Kind::Lane,
-            () if OWN.iter().any(|own| own.as_bytes() == name) => Kind::Own,
-            () => Kind::Lent,
+            () if name == Role::Lane.name().as_bytes() => ConnectionUse::Lane,
+            () if OWN.iter().any(|own| own.as_bytes() == name) => ConnectionUse::Own,
+            () => ConnectionUse::Lent,
         }
     }
 }
 
 /// The lines expected next from an address, if it is a proxy's own.
 #[derive(Debug, Default)]
-enum Next {
+enum ExpectedLines {
     #[default]
     Nothing,
     /// This number of commands of the greeting.
@@ -145,8 +145,8 @@ enum Next {
 
 #[derive(Debug)]
 struct Speaker {
-    kind: Kind,
-    next: Next,
+    kind: ConnectionUse,
+    next: ExpectedLines,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -198,18 +198,18 @@ impl Lines {
     fn know_one(&mut self, line: &[u8]) {
         let field = |name: &[u8]| line.split(|b| *b == b' ').find_map(|field| field.strip_prefix(name));
         if let (Some(address), Some(name)) = (field(b"addr="), field(b"name=")) {
-            self.learn(address, Kind::of(name), 0);
+            self.learn(address, ConnectionUse::of(name), 0);
         }
     }
 
     /// The connection at this address has said whose it is, and announced so many further commands.
-    fn learn(&mut self, address: &[u8], kind: Kind, greeting: u32) {
+    fn learn(&mut self, address: &[u8], kind: ConnectionUse, greeting: u32) {
         // All unix sockets have the same, and so have all scripts.
         if address.starts_with(b"unix:") || address == b"lua" {
             return;
         }
         self.speakers.remove(address);
-        if kind == Kind::Lent && greeting == 0 {
+        if kind == ConnectionUse::Lent && greeting == 0 {
             return;
         }
         if self.speakers.len() >= ADDRESSES
@@ -217,7 +217,7 @@ impl Lines {
         {
             self.speakers.remove(&other);
         }
-        let next = if greeting == 0 { Next::Nothing } else { Next::Greeting(greeting) };
+        let next = if greeting == 0 { ExpectedLines::Nothing } else { ExpectedLines::Greeting(greeting) };
         self.speakers.insert(address.into(), Speaker { kind, next });
     }
 
@@ -225,7 +225,7 @@ impl Lines {
     pub fn hide(&mut self, line: &[u8], table: &CommandTable) -> bool {
         let Some(line) = Line::parse(line) else { return false };
         if let Some((name, greeting)) = line.introduction() {
-            self.learn(line.address, Kind::of(name), greeting);
+            self.learn(line.address, ConnectionUse::of(name), greeting);
             return true;
         }
         let marked = line.mark();
@@ -233,39 +233,41 @@ impl Lines {
             return marked.is_some() || self.names_itself(&line, table);
         };
         if let Some(mark) = marked {
-            speaker.next = if mark == QUESTION.as_bytes() { Next::Question } else { Next::Nothing };
+            speaker.next = if mark == QUESTION.as_bytes() { ExpectedLines::Question } else { ExpectedLines::Nothing };
             return true;
         }
         match std::mem::take(&mut speaker.next) {
-            Next::Greeting(left) if line.is_greeting(table) => {
-                speaker.next = if left > 1 { Next::Greeting(left - 1) } else { Next::Nothing };
+            ExpectedLines::Greeting(left) if line.is_greeting(table) => {
+                speaker.next = if left > 1 { ExpectedLines::Greeting(left - 1) } else { ExpectedLines::Nothing };
                 return true;
             }
-            Next::Read => {
-                speaker.next = Next::Keys(line.questions(table));
+            ExpectedLines::Read => {
+                speaker.next = ExpectedLines::Keys(line.questions(table));
                 return false;
             }
-            Next::Keys(mut questions) if questions.front() == Some(&fingerprint(line.words())) => {
+            ExpectedLines::Keys(mut questions) if questions.front() == Some(&fingerprint(line.words())) => {
                 questions.pop_front();
-                speaker.next = Next::Keys(questions);
+                speaker.next = ExpectedLines::Keys(questions);
                 return true;
             }
-            Next::Question if QUESTIONS.iter().any(|form| line.is(form)) => return true,
+            ExpectedLines::Question if QUESTIONS.iter().any(|form| line.is(form)) => return true,
             _ => {}
         }
         let (own, caching) = match speaker.kind {
-            Kind::Own => (SAID_ON_OWN.iter().any(|form| line.is(form)), false),
-            Kind::Lane => (SAID_ON_LANES.iter().any(|form| line.is(form)), line.is(CACHING)),
-            Kind::Lent => (false, false),
+            ConnectionUse::Own => (SAID_ON_OWN.iter().any(|form| line.is(form)), false),
+            ConnectionUse::Lane => (SAID_ON_LANES.iter().any(|form| line.is(form)), line.is(CACHING)),
+            ConnectionUse::Lent => (false, false),
         };
         if caching {
-            speaker.next = Next::Read;
+            speaker.next = ExpectedLines::Read;
         }
         if own || caching {
             return true;
         }
         let named = self.names_itself(&line, table);
-        if !named && (line.is_hello(table) || self.speakers.get(line.address).is_some_and(|s| s.kind != Kind::Lane)) {
+        if !named
+            && (line.is_hello(table) || self.speakers.get(line.address).is_some_and(|s| s.kind != ConnectionUse::Lane))
+        {
             self.speakers.remove(line.address);
         }
         named
@@ -279,9 +281,9 @@ impl Lines {
             return false;
         }
         let Some(name) = words.next().filter(|name| is_name(name)) else { return false };
-        let kind = Kind::of(name);
+        let kind = ConnectionUse::of(name);
         self.learn(line.address, kind, 0);
-        kind != Kind::Lent || name == Role::Dedicated.name().as_bytes()
+        kind != ConnectionUse::Lent || name == Role::Dedicated.name().as_bytes()
     }
 }
 
@@ -319,8 +321,8 @@ impl<'a> Line<'a> {
     }
 
     /// The words as the server shows them: quotation marks, backslashes and what cannot be printed stay escaped.
-    fn words(&self) -> Words<'a> {
-        Words(self.words)
+    fn words(&self) -> MonitorWords<'a> {
+        MonitorWords(self.words)
     }
 
     fn is(&self, form: &[&str]) -> bool {
@@ -402,9 +404,9 @@ impl<'a> Line<'a> {
 }
 
 #[derive(Clone)]
-struct Words<'a>(&'a [u8]);
+struct MonitorWords<'a>(&'a [u8]);
 
-impl<'a> Iterator for Words<'a> {
+impl<'a> Iterator for MonitorWords<'a> {
     type Item = &'a [u8];
 
     fn next(&mut self) -> Option<&'a [u8]> {

@@ -28,7 +28,7 @@ pub enum Permission {
 }
 
 /// The read whose reply is to be kept.
-pub struct Asked<'a> {
+pub struct ReadToKeep<'a> {
     /// Hash of the key.
     pub hash: u64,
     /// Identity under which the reply would be kept.
@@ -40,7 +40,7 @@ pub struct Asked<'a> {
 }
 
 /// Why the reply to this read must not be kept, if it is sent on `lane` now.
-pub fn refusal(lane: &Connection, asked: &Asked<'_>, now: Time) -> Option<Bypass> {
+pub fn refusal(lane: &Connection, asked: &ReadToKeep<'_>, now: Time) -> Option<Bypass> {
     let node = lane.node();
     let mortal = || asked.field_ttl == FieldTtl::Whole && node.coherence.mortal.in_hash(asked.hash, now);
     if asked.request > REQUEST_MAX {
@@ -53,7 +53,7 @@ pub fn refusal(lane: &Connection, asked: &Asked<'_>, now: Time) -> Option<Bypass
 
 impl FillPermit {
     /// Asks for the right to keep the reply to a read that is then sent on `lane`.
-    pub fn ask(lane: &Connection, asked: &Asked<'_>, now: Time) -> Permission {
+    pub fn ask(lane: &Connection, asked: &ReadToKeep<'_>, now: Time) -> Permission {
         // No token is taken for a read that cannot be kept anyway: others would wait for it.
         if asked.request > REQUEST_MAX {
             return Permission::Refused(Bypass::RequestTooLong);

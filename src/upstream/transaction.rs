@@ -81,7 +81,7 @@ fn elements(reply: &[u8], expected: usize) -> Option<Vec<&[u8]>> {
 
 /// One command on a connection that has to do with transactions.
 #[derive(Debug)]
-pub struct Step {
+pub struct TransactionStep {
     /// The connection's state.
     pub state: Rc<Transaction>,
     /// Which command.
@@ -90,7 +90,7 @@ pub struct Step {
     pub effect: Effect,
 }
 
-impl Step {
+impl TransactionStep {
     /// Whether the server can have answered this: if not, somebody else has, and what the connection's state is, nobody knows.
     pub fn allows(&self, reply: &[u8]) -> bool {
         let accepted = match self.word {
@@ -131,8 +131,9 @@ mod tests {
     #[test]
     fn what_a_transaction_is_answered_by() {
         let state = Rc::<Transaction>::default();
-        let allows =
-            |word, reply: &str| Step { state: state.clone(), word, effect: Effect::None }.allows(reply.as_bytes());
+        let allows = |word, reply: &str| {
+            TransactionStep { state: state.clone(), word, effect: Effect::None }.allows(reply.as_bytes())
+        };
         assert!(allows(Word::Other, ":1\r\n") && allows(Word::Watch, "+OK\r\n") && !allows(Word::Multi, "+QUEUED\r\n"));
         state.open.set(true);
         assert!(allows(Word::Other, "+QUEUED\r\n") && allows(Word::Unwatch, "+QUEUED\r\n"));
