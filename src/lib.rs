@@ -59,19 +59,59 @@
 //!
 //! # Words
 //!
-//! * **node**: the Redis or Valkey behind the proxy.
+//! Each of them means this, everywhere in the code, its comments and the documents.
+//!
+//! The server and the connections to it:
+//!
+//! * **node**: the Redis or Valkey server behind the proxy ([`node::Node`]). The *upstream* is the node as its users see it.
+//! * **session**: the task that serves one client's connection ([`session::Session`]).
+//! * **stranger**: a session that has not logged in, and of which the node has not said yet whether it must.
+//! * **guess**: a login with a wrong password ([`node::guesses`]).
+//! * **ring**: proxies of which each is the next one's upstream; a handshake that comes back finds it.
+//! * **view**: (user, database, protocol), numbered; a cached reply belongs to one.
 //! * **lane**: a shared, pipelined connection to the node, for one user, protocol and database, in one thread.
-//! * **dedicated connection**: lent to one session while its state needs one.
+//! * **dedicated connection**: a connection to the node that is lent to one session while its state needs one ([`upstream::dedicated::Loan`]).
+//! * **raw**: passed on unlooked at, in both directions ([`upstream::connection::Raw`]).
 //! * **link**: the connection on which the node reports changed keys.
-//! * **entry**: all cached replies of one key, over commands, databases, users and protocols.
-//! * **fill token**: the right to store the reply of one read.
-//! * **fill permit**: a fill token, and the word of the lane that the server reports changes of what it reads ([`upstream::permit`]).
+//! * **generation**: the number of the link's connection; each new one has another.
+//! * **mode**: the way in which the node reports changes ([`coherence::standing::Mode`]).
+//! * **armed**: of a lane: the node reports to the present generation of the link what is read there.
+//!
+//! Reads and what is kept of them:
+//!
+//! * **plan**: a command's route, its keys and its effect, before it is sent ([`command::Plan`]).
+//! * **hit**: a read answered from the cache.
+//! * **miss**: a read that the cache could have answered, and that goes upstream.
 //! * **bypass**: a read in which the cache took no part, for one of the reasons of [`bypass::Bypass`].
+//! * **entry**: all cached replies of one key, over commands, databases, users and protocols.
+//! * **fill**: the storing of a reply to a miss; also the miss itself, from its request to that moment.
+//! * **fill token**: the right to store the reply of one read ([`cache::FillToken`]).
+//! * **permit**: of a fill: a fill token, and the word of the lane that the server reports changes of what it reads ([`upstream::permit`]).
 //! * **flight**: a read on its way upstream that others may wait for.
+//! * **revision**: how often the keys of one hash have changed; a fill of an earlier revision is not stored.
+//! * **epoch**: raised by everything that empties the cache at once; what was stored in an earlier one is void.
+//! * **void**: of a cached reply: never served again, though it takes memory until it is swept.
+//! * **share**: a part of the cache with an eviction of its own.
+//! * **mortal**: of a field of a hash: with a time to live of its own.
+//!
+//! Freshness:
+//!
+//! * **level**: what a listener or a session demands of a hit ([`config::Level`]).
+//! * **standing**: the levels that can be kept now, and why no stronger ones ([`coherence::standing::Standing`]).
 //! * **freshness clock**: the send time of the last PING that has come back: everything acknowledged to anybody before
 //!   it has been applied here.
 //! * **watermark**: the time as of which a session's next hit must be fresh.
-//! * **view**: (user, database, protocol), numbered; a cached reply belongs to one.
+//! * **floor**: the time as of which the next reply about one key must be fresh, since somebody was told something newer than is kept.
+//! * **barrier**: the wait until the freshness clock has passed the present ([`coherence::Coherence::barrier`]).
+//! * **effect**: what a command's reply does to the cache before the client is told ([`upstream::effect::Effect`]).
+//! * **settle**: to apply an effect, as far as the server's reply says that the command was done.
+//!
+//! Replies:
+//!
+//! * **place**: the position of a reply in the order of its session ([`outbox::Place`]).
+//! * **twin**: a place that gets the same reply as an earlier one.
+//! * **told**: of a reply: sent to the client; of a client: having been sent it.
+//! * **owed**: of a reply: not yet told, whether it has come or not.
 
 #![allow(
     rustdoc::private_intra_doc_links,

@@ -261,6 +261,61 @@ fn each_type_has_a_name_of_its_own() {
     }
 }
 
+/// The glossary of src/lib.rs: each term, and its explanation.
+fn glossary() -> Vec<(String, String)> {
+    let text = read(root().join("src/lib.rs"));
+    let words = text.split("//! # Words\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let lines = words.lines().map(|line| line.trim_start_matches("//!").trim());
+    let mut terms: Vec<(String, String)> = Vec::new();
+    for line in lines {
+        if let Some((term, text)) = line.strip_prefix("* **").and_then(|rest| rest.split_once("**: ")) {
+            terms.push((term.to_owned(), text.to_owned()));
+        } else if let Some((_, text)) = terms.last_mut() {
+            *text += line;
+        }
+    }
+    terms
+}
+
+/// Whether the text has these words, in the singular or the plural.
+fn speaks_of(text: &str, term: &str) -> bool {
+    text.match_indices(term).any(|(at, _)| {
+        let letter = |c: char| c.is_alphanumeric() || c == '_';
+        let behind = &text[at + term.len()..];
+        !text[..at].ends_with(letter) && !behind.strip_prefix('s').unwrap_or(behind).starts_with(letter)
+    })
+}
+
+/// A glossary that explains what nobody says, or says a thing twice, is not read.
+#[test]
+fn the_glossary_explains_the_words_of_the_code() {
+    let terms = glossary();
+    assert!(terms.len() > 25, "{terms:?}");
+    let mut said = String::new();
+    for path in rust_files("src").iter().filter(|path| !path.ends_with("src/lib.rs")) {
+        said += &read(path).to_lowercase();
+    }
+    for (i, (term, _)) in terms.iter().enumerate() {
+        assert!(speaks_of(&said, term), "nothing in src speaks of \"{term}\"");
+        assert!(terms[..i].iter().all(|(other, _)| other != term), "\"{term}\" is explained twice");
+    }
+}
+
+#[test]
+fn the_glossary_names_types_that_exist() {
+    let all: BTreeSet<String> = rust_files("src").iter().flat_map(|path| types(&code(path))).collect();
+    let mut named = 0;
+    for (term, text) in glossary() {
+        for path in text.split('`').skip(1).step_by(2) {
+            for name in path.split("::").filter(|name| name.starts_with(char::is_uppercase)) {
+                assert!(all.contains(name), "{term}: {name} is no type");
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 8, "{named}");
+}
+
 /// Name and length of each function; rustfmt puts the last brace under the first letter.
 fn functions(text: &str) -> Vec<(String, usize)> {
     let lines: Vec<&str> = text.lines().collect();
