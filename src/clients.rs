@@ -37,6 +37,8 @@ pub struct Client {
     evicted: AtomicBool,
     words: Mutex<Words>,
     killed: AtomicBool,
+    /// Nothing that it has not been told yet is told any more.
+    silenced: AtomicBool,
     draining: AtomicBool,
     /// Somebody wants to redirect to it what the server reports of keys.
     own_wanted: AtomicBool,
@@ -78,6 +80,18 @@ impl Client {
     pub fn kill(&self) {
         self.killed.store(true, Ordering::Release);
         self.wake();
+    }
+
+    /// Ends it for another's CLIENT KILL: what it has not been told by now it is not told any more, as with Redis. (The server
+    /// ends the client's own connection as well; that this is lost would be told.)
+    pub fn kill_in_silence(&self) {
+        self.silenced.store(true, Ordering::Release);
+        self.kill();
+    }
+
+    /// Whether it ends without a further word.
+    pub fn silenced(&self) -> bool {
+        self.silenced.load(Ordering::Acquire)
     }
 
     /// Waits until its connection is closed.
@@ -178,6 +192,7 @@ impl Clients {
             evicted: AtomicBool::new(false),
             words: Mutex::new(Words { user: "default".into(), ..Words::default() }),
             killed: AtomicBool::new(false),
+            silenced: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             own_wanted: AtomicBool::new(false),
             lent: Mutex::default(),

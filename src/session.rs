@@ -222,7 +222,9 @@ impl Session {
     /// The session ends at once, but for replies that are on their way: that it has deleted its own user, for one.
     #[cold]
     fn killed(&mut self, cx: &mut Context<'_>) -> Why {
-        let _ = self.outbox.poll_write(cx, &mut self.stream);
+        if !self.client.silenced() {
+            let _ = self.outbox.poll_write(cx, &mut self.stream);
+        }
         "killed"
     }
 

@@ -280,7 +280,7 @@ impl Asker {
     async fn kill(&self, lane: &Connection, victims: &[(Arc<Client>, ClientLine)]) {
         let mut deaths = Vec::new();
         for (client, _) in victims.iter().filter(|(client, _)| client.id != self.client.id) {
-            client.kill();
+            client.kill_in_silence();
             if let Some(id) = client.upstream_id() {
                 let id = id.to_string();
                 let words: [&[u8]; 4] = [&self.container, b"KILL", b"ID", id.as_bytes()];
