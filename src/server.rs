@@ -261,7 +261,7 @@ mod tests {
             })
         };
         let lanes = LocalSet::new();
-        lanes.spawn_local(busy(heard, crate::upstream::wake_after_sessions));
+        lanes.spawn_local(busy(heard, crate::upstream::connection::wake_after_sessions));
         let deal = async {
             for _ in 0..1000 {
                 tokio::task::spawn_local(busy(polled, |cx| cx.waker().wake_by_ref()));

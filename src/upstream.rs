@@ -13,32 +13,22 @@ pub mod judge;
 pub mod kept;
 pub mod lanes;
 pub mod monitor;
-mod panicking;
 pub mod permit;
 pub mod refusal;
 pub mod transaction;
 
 use std::cell::Cell;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Context;
 
 use tokio::task::LocalSet;
 
 use crate::node::Node;
-use crate::node::identity::{ConnectionKey, Role};
+use crate::node::identity::ConnectionKey;
 use capacity::Capacity;
-use connection::{Around, Connection};
+use connection::Connection;
 use dedicated::{IDLE, IdleSet};
 use lanes::{Cargo, Lanes};
-
-/// Has a connection polled again after the sessions: woken at once it would be the next in its own line, and could bring
-/// more than a session may have before that is asked.
-pub fn wake_after_sessions(cx: &mut Context<'_>) {
-    // Polling a fresh `yield_now` puts this task on the runtime's deferred list: it is woken after the sessions now ready have run.
-    let _ = pin!(tokio::task::yield_now()).poll(cx);
-}
 
 /// The connections of one thread.
 pub struct Pool {
@@ -89,10 +79,14 @@ impl Pool {
     }
 
     fn start_lane(&self, key: &ConnectionKey) -> Rc<Connection> {
-        let connection = Connection::new(self.node.clone(), key.clone(), Role::Lane);
-        let around = Around { lanes: Some(self.lanes.clone()), idle: self.idle.clone() };
-        self.tasks.spawn_local(panicking::run(connection.clone(), around, None));
-        connection
+        let lane = Connection::lane(self.node.clone(), key.clone());
+        let (lanes, idle) = (self.lanes.clone(), self.idle.clone());
+        let open = async move |lane: &Connection| {
+            let berth = lanes.berth().await?;
+            Ok((idle.open(lane).await?, berth))
+        };
+        self.tasks.spawn_local(connection::run(lane.clone(), open, None));
+        lane
     }
 
     /// The shared connection for this user, protocol and database.

@@ -16,7 +16,7 @@ use crate::command::FieldTtl;
 use crate::resp;
 
 /// The rights found on one connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rights {
     /// How often the ACL had changed when they were asked; `None`: they were not.
     pub as_of: Option<u64>,
@@ -37,7 +37,8 @@ impl Rights {
     /// The rights of a connection that is asked for no more than its session says.
     pub const NONE: Rights = Rights { as_of: None, fill: false, fields: false, names: false, info: false };
 
-    fn all(as_of: u64) -> Rights {
+    /// Every right, found when the ACL had changed so often.
+    pub fn all(as_of: u64) -> Rights {
         Rights { as_of: Some(as_of), fill: true, fields: true, names: true, info: true }
     }
 

@@ -12,13 +12,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::Pool;
 use super::capacity::{Capacity, NONE, Seat, Shelf};
-use super::connection::{Around, Connection};
+use super::connection::{self, Connection};
 use super::kept::Holds;
-use super::{Pool, panicking};
-use crate::node::handshake::Opened;
-use crate::node::identity::{ConnectionKey, Role};
+use crate::node::handshake::{self, Opened};
+use crate::node::identity::ConnectionKey;
 use crate::node::login::Login;
+use crate::node::wire::Refusal;
 use crate::time::Time;
 
 /// Idle dedicated connections kept per key and thread.
@@ -172,6 +173,25 @@ impl IdleSet {
         })
     }
 
+    /// Opens a connection. If its login is refused, earlier connections of the same login go on, as they do at the server (a
+    /// password was replaced): one that nobody needs becomes this one.
+    pub(super) async fn open(&self, connection: &Connection) -> Result<Opened, Refusal> {
+        let (node, key, role) = (connection.node(), &connection.key, connection.role());
+        let refused = match handshake::open(node, key, role).await {
+            Err(Refusal::Login(reply)) => Refusal::Login(reply),
+            other => return other,
+        };
+        while let Some(other) = self.spare(&key.login) {
+            let Some(wire) = other.surrender().await else { continue };
+            let opened = handshake::take_over(node, wire, other.key.db, key, role);
+            match tokio::time::timeout(node.connect_timeout, opened).await {
+                Ok(Err(Refusal::Io(_))) | Err(_) => {}
+                Ok(opened) => return opened,
+            }
+        }
+        Err(refused)
+    }
+
     /// Connections of this login that [`spare`](Self::spare) could take, counted up to `enough`.
     fn spares(&self, login: &Arc<Login>, enough: usize) -> usize {
         let waiting = self.waiting.borrow();
@@ -308,10 +328,11 @@ impl Pool {
     /// `already`: the connection is open.
     fn begin(&self, key: &ConnectionKey, already: Option<Opened>) -> Option<Loan> {
         let seat = Seat::take(&self.capacity)?;
-        let connection = Connection::new(self.node.clone(), key.clone(), Role::Dedicated);
+        let connection = Connection::dedicated_to(self.node.clone(), key.clone());
         let (running, idle) = (connection.clone(), self.idle.clone());
         self.tasks.spawn_local(async move {
-            panicking::run(running.clone(), Around { lanes: None, idle: idle.clone() }, already).await;
+            let open = async |connection: &Connection| Ok((idle.open(connection).await?, ()));
+            connection::run(running.clone(), open, already).await;
             idle.ended(&running);
         });
         Some(Loan { connection, _seat: seat })
