@@ -51,7 +51,7 @@ pub(super) struct Lane {
     failures: u32,
     /// Somebody waits for it to be open.
     pub(super) wanted: bool,
-    /// It is to come to rest, if nothing is awaited on it.
+    /// The lane is to come to rest, if nothing is awaited on it.
     pub(super) resting: bool,
     /// Its task waits until it is needed.
     asleep: bool,

@@ -51,7 +51,7 @@ impl Use {
     }
 }
 
-/// See the [module](self).
+/// The state that both uses share, and that of the one use.
 pub(super) struct State {
     pub(super) phase: Phase,
     pub(super) pipeline: Pipeline,
@@ -65,9 +65,9 @@ pub(super) struct State {
     pub(super) heard: Time,
     /// The bytes that came last were the beginning of a frame.
     pub(super) midway: bool,
-    /// It is to end: nobody has it any more.
+    /// The connection is to end: nobody has it any more.
     pub(super) close: bool,
-    /// It is to be taken for lost, for this reason.
+    /// The connection is to be taken for lost, for this reason.
     pub(super) broken: Option<io::Error>,
 }
 
