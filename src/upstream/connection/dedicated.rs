@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::Connection;
 use super::frame::last_integer;
 use super::pipeline::{Expect, Pipeline};
-use super::raw::Passing;
+use super::raw::PassThrough;
 use super::state::{Phase, Use};
 use crate::node::wire::Wire;
 use crate::numbers::difference;
@@ -34,7 +34,7 @@ pub(super) struct Dedicated {
     subscriptions: [i64; 2],
     confirms: usize,
     /// Bytes whose replies are not matched.
-    pub(super) passing: Passing,
+    pub(super) passing: PassThrough,
     /// Gets the socket once nothing is on its way.
     pub(super) heir: Option<oneshot::Sender<Wire>>,
 }

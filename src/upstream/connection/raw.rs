@@ -36,7 +36,7 @@ pub enum Raw {
 
 /// The bytes that pass.
 #[derive(Default)]
-pub(super) struct Passing {
+pub(super) struct PassThrough {
     /// Everything that comes is passed on as it is (MONITOR, CLIENT REPLY …).
     mode: Option<Raw>,
     /// When bytes were last sent so.
@@ -61,7 +61,7 @@ pub(super) enum Intake {
     Later,
 }
 
-impl Passing {
+impl PassThrough {
     /// Whether all replies are matched.
     pub(super) fn is_off(&self) -> bool {
         self.mode.is_none()
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn bytes_that_wait_are_counted() {
-        let mut passing = Passing { mode: Some(Raw::Acting), ..Passing::default() };
+        let mut passing = PassThrough { mode: Some(Raw::Acting), ..PassThrough::default() };
         assert!(passing.intake() == Intake::Bytes && passing.takes_more() && passing.is_empty());
         passing.put(vec![0; RAW_SOFT].into(), Time(1));
         passing.put(vec![0].into(), Time(2));
@@ -251,10 +251,10 @@ mod tests {
 
     #[test]
     fn lines_wait_until_it_is_known_whose_they_are() {
-        let mut passing = Passing { mode: Some(Raw::Watching), lines: Some(Box::default()), ..Passing::default() };
+        let mut passing = PassThrough { mode: Some(Raw::Watching), lines: Some(Box::default()), ..PassThrough::default() };
         assert!(passing.intake() == Intake::Later && !passing.takes_more() && !passing.go_on());
         passing.lines.as_mut().expect("lines").know(Ok("$0\r\n\r\n".into()));
         assert!(passing.go_on() && !passing.go_on() && passing.intake() == Intake::Frames);
-        assert!(Passing::default().intake() == Intake::Frames && Passing::default().is_off());
+        assert!(PassThrough::default().intake() == Intake::Frames && PassThrough::default().is_off());
     }
 }
