@@ -106,9 +106,6 @@ const LEAVES: &[&str] = &["bypass", "chance", "error", "logging", "numbers", "pa
 /// feature `shuttle`, and its users must not tell them apart.
 const STAND_INS: &[(&str, &str)] = &[("src/cache/table/explored.rs", "src/cache/table.rs")];
 
-/// Names that stand for several types for now: (name, types). A row may only shrink or go.
-const SHARED_FOR_NOW: &[(&str, usize)] = &[("InFlight", 2), ("Shared", 2)];
-
 /// The longest function, and those that are longer for now: (file, function, lines). A row may only shrink or go.
 const LONGEST: usize = 70;
 const LONGER_FOR_NOW: &[(&str, &str, usize)] = &[];
@@ -256,8 +253,7 @@ fn each_type_has_a_name_of_its_own() {
             let all = files.clone();
             move |file| !STAND_INS.iter().any(|(by, of)| file == by && all.iter().any(|other| other == of))
         });
-        let allowed = SHARED_FOR_NOW.iter().find(|(shared, _)| shared == name).map_or(1, |(_, types)| *types);
-        assert!(files.len() <= allowed, "{name} names several types, or one that is defined twice: {files:?}");
+        assert!(files.len() <= 1, "{name} names several types, or one that is defined twice: {files:?}");
     }
 }
 
