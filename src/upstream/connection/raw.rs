@@ -251,7 +251,8 @@ mod tests {
 
     #[test]
     fn lines_wait_until_it_is_known_whose_they_are() {
-        let mut passing = PassThrough { mode: Some(Raw::Watching), lines: Some(Box::default()), ..PassThrough::default() };
+        let mut passing =
+            PassThrough { mode: Some(Raw::Watching), lines: Some(Box::default()), ..PassThrough::default() };
         assert!(passing.intake() == Intake::Later && !passing.takes_more() && !passing.go_on());
         passing.lines.as_mut().expect("lines").know(Ok("$0\r\n\r\n".into()));
         assert!(passing.go_on() && !passing.go_on() && passing.intake() == Intake::Frames);
