@@ -10,17 +10,18 @@
 //! 4. A push goes before every reply that is awaited and behind all that is complete:
 //!    `replies_come_out_in_the_order_of_the_commands`.
 
+mod order;
+
 use std::cell::{RefCell, RefMut};
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
-use crate::buffer::{self, OutBuf};
-use crate::numbers::index;
+use crate::buffer::OutBuf;
 use crate::time::Time;
 use crate::transport::Stream;
+use order::{Gap, Order, append};
 
 /// A reply on its way to a session.
 pub enum Piece<'a> {
@@ -66,42 +67,9 @@ impl<'a> Piece<'a> {
     }
 }
 
-/// A reply that is still to come.
-struct Gap {
-    /// Later replies of the session must not overtake this one.
-    follow: bool,
-    /// Where it stands among all that was ever held.
-    at: u64,
-    /// The reply, which has come while one before it has not.
-    reply: Option<Bytes>,
-    /// Memory that the reply takes: none if it is a twin's, by reference.
-    early: usize,
-    /// The gap behind it that gets the same reply.
-    twin: Option<u64>,
-}
-
-/// With more waiting to be written, replies that have come stay in their gaps: so one large reply that many commands share is
-/// not counted for each of them at once.
-const OUT_SOFT: usize = 1 << 20;
-
-/// Room for so many replies that are still to come is kept by a session that waits for none.
-const ROOM_KEPT: usize = 64;
-
 #[derive(Default)]
 struct Inner {
-    /// Complete from the front.
-    out: OutBuf,
-    gaps: VecDeque<Gap>,
-    /// Number of the first gap.
-    base: u64,
-    /// Replies known at once, but behind a gap.
-    held: OutBuf,
-    /// Bytes that were held and are not any more.
-    released: u64,
-    /// Bytes of replies that are in their gap.
-    early: usize,
-    waiting: usize,
-    followed: usize,
+    order: Order,
     waker: Option<Waker>,
     /// When the last upstream reply came in.
     seen: Time,
@@ -168,7 +136,7 @@ impl Drop for Place {
 impl Outbox {
     /// Takes the next place. With `follow`, what comes behind it in the session must not overtake it.
     pub fn reserve(self: &Rc<Self>, follow: bool) -> Place {
-        let seq = self.0.borrow_mut().open(follow);
+        let seq = self.0.borrow_mut().order.open(follow);
         Place { outbox: Some(self.clone()), seq }
     }
 
@@ -176,11 +144,11 @@ impl Outbox {
     /// another's too.
     pub fn reserve_twin(&self, of: u64) -> bool {
         let mut inner = self.0.borrow_mut();
-        let next = inner.next();
+        let next = inner.order.next();
         let awaited = |gap: &&mut Gap| gap.reply.is_none() && gap.twin.is_none();
-        let Some(gap) = inner.gap(of).filter(awaited) else { return false };
+        let Some(gap) = inner.order.gap(of).filter(awaited) else { return false };
         gap.twin = Some(next);
-        inner.open(false);
+        inner.order.open(false);
         true
     }
 
@@ -188,14 +156,14 @@ impl Outbox {
     pub fn put(&self, piece: Piece<'_>) {
         let mut inner = self.0.borrow_mut();
         if !inner.gone {
-            append(inner.end(), piece);
+            append(inner.order.end(), piece);
         }
     }
 
     /// Straight to where replies that are known at once are kept; `None` if nobody reads them.
     pub fn direct(&self) -> Option<Direct<'_>> {
         let inner = self.0.borrow_mut();
-        (!inner.gone).then(|| Direct(RefMut::map(inner, Inner::end)))
+        (!inner.gone).then(|| Direct(RefMut::map(inner, |inner| inner.order.end())))
     }
 
     fn deliver(&self, seq: u64, mut piece: Piece<'_>, now: Time) {
@@ -203,17 +171,17 @@ impl Outbox {
         if inner.gone {
             return;
         }
-        if inner.leaving && inner.waiting == 1 && piece.as_slice().starts_with(UNBLOCKED) {
+        if inner.leaving && inner.order.waiting == 1 && piece.as_slice().starts_with(UNBLOCKED) {
             inner.unblocked = true;
             piece = Piece::Slice(b"");
         }
         inner.seen = inner.seen.max(now);
-        let mut twin = inner.gap(seq).and_then(|gap| gap.twin.take());
+        let mut twin = inner.order.gap(seq).and_then(|gap| gap.twin.take());
         let again = twin.map(|_| piece.again());
-        inner.fill(seq, piece, false);
+        inner.order.fill(seq, piece, false);
         while let (Some(place), Some(piece)) = (twin, &again) {
-            twin = inner.gap(place).and_then(|gap| gap.twin.take());
-            inner.fill(place, piece.again(), true);
+            twin = inner.order.gap(place).and_then(|gap| gap.twin.take());
+            inner.order.fill(place, piece.again(), true);
         }
         inner.wake();
     }
@@ -231,7 +199,7 @@ impl Outbox {
     pub fn push(&self, piece: Piece<'_>) {
         let mut inner = self.0.borrow_mut();
         if !inner.gone {
-            append(&mut inner.out, piece);
+            append(&mut inner.order.out, piece);
         }
         inner.wake();
     }
@@ -276,44 +244,44 @@ impl Outbox {
 
     /// The first place that is not told yet.
     pub fn first(&self) -> u64 {
-        self.0.borrow().base
+        self.0.borrow().order.base
     }
 
     /// The place that [`Outbox::reserve`] will take.
     pub fn next(&self) -> u64 {
-        self.0.borrow().next()
+        self.0.borrow().order.next()
     }
 
     /// Commands not answered yet.
     pub fn waiting(&self) -> usize {
-        self.0.borrow().waiting
+        self.0.borrow().order.waiting
     }
 
     /// The number of places waited for that must not be overtaken.
     pub fn followed(&self) -> usize {
-        self.0.borrow().followed
+        self.0.borrow().order.followed
     }
 
     /// Whether so many commands are not answered, or more than so many bytes wait.
     pub fn owes(&self, commands: usize, bytes: usize) -> bool {
         let inner = self.0.borrow();
-        inner.waiting >= commands || inner.bytes() > bytes
+        inner.order.waiting >= commands || inner.order.bytes() > bytes
     }
 
     /// Bytes that wait to be written or for a reply before them.
     pub fn bytes(&self) -> usize {
-        self.0.borrow().bytes()
+        self.0.borrow().order.bytes()
     }
 
     /// Whether something can be written now.
     pub fn writable(&self) -> bool {
-        !self.0.borrow().out.is_empty()
+        !self.0.borrow().order.out.is_empty()
     }
 
     /// Everything is answered and written.
     pub fn is_idle(&self) -> bool {
         let inner = self.0.borrow();
-        inner.gaps.is_empty() && inner.out.is_empty()
+        inner.order.gaps.is_empty() && inner.order.out.is_empty()
     }
 
     /// When the last upstream reply came in.
@@ -338,7 +306,7 @@ impl Outbox {
 
     /// The session waits: little that is held meanwhile is to hold little memory.
     pub fn rest(&self) {
-        self.0.borrow_mut().held.rest();
+        self.0.borrow_mut().order.behind.rest();
     }
 
     /// Writes what is complete.
@@ -346,21 +314,21 @@ impl Outbox {
     pub fn poll_write(&self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<std::io::Result<()>> {
         let mut inner = self.0.borrow_mut();
         loop {
-            let written = stream.poll_write(cx, &mut inner.out);
-            if !matches!(written, Poll::Ready(Ok(()))) || !inner.first_has_come() {
+            let written = stream.poll_write(cx, &mut inner.order.out);
+            if !matches!(written, Poll::Ready(Ok(()))) || !inner.order.first_has_come() {
                 return written;
             }
-            inner.close_others();
+            inner.order.close_others();
         }
     }
 
     /// Takes what is complete: how the proxy itself reads the reply to a command of its own.
     pub fn take(&self) -> Vec<u8> {
         let mut inner = self.0.borrow_mut();
-        let mut taken = inner.out.take();
-        while inner.first_has_come() {
-            inner.close_others();
-            taken.extend(inner.out.take());
+        let mut taken = inner.order.out.take();
+        while inner.order.first_has_come() {
+            inner.order.close_others();
+            taken.extend(inner.order.out.take());
         }
         taken
     }
@@ -382,96 +350,7 @@ impl Direct<'_> {
     }
 }
 
-// In the way of every hit.
-#[inline(always)]
-fn append(out: &mut OutBuf, piece: Piece<'_>) {
-    match piece {
-        Piece::Slice(s) => out.push(s),
-        Piece::Bytes(b) => out.push_bytes(b),
-    }
-}
-
 impl Inner {
-    fn next(&self) -> u64 {
-        self.base + self.gaps.len() as u64
-    }
-
-    /// Where the next reply goes.
-    fn end(&mut self) -> &mut OutBuf {
-        if self.gaps.is_empty() { &mut self.out } else { &mut self.held }
-    }
-
-    fn bytes(&self) -> usize {
-        self.out.len() + self.held.len() + self.early
-    }
-
-    /// One more reply is still to come. Its place.
-    fn open(&mut self, follow: bool) -> u64 {
-        let at = self.released + self.held.len() as u64;
-        self.gaps.push_back(Gap { follow, at, reply: None, early: 0, twin: None });
-        self.waiting += 1;
-        self.followed += usize::from(follow);
-        self.next() - 1
-    }
-
-    fn gap(&mut self, seq: u64) -> Option<&mut Gap> {
-        let index = usize::try_from(seq.checked_sub(self.base)?).ok()?;
-        self.gaps.get_mut(index)
-    }
-
-    /// `twin`: the same bytes have come before.
-    fn fill(&mut self, seq: u64, piece: Piece<'_>, twin: bool) {
-        let first = seq == self.base && !(twin && self.is_full());
-        let Some(gap) = self.gap(seq).filter(|gap| gap.reply.is_none()) else {
-            debug_assert!(false, "a place is filled once");
-            return;
-        };
-        let follow = gap.follow;
-        if first {
-            self.close_first(piece);
-            self.close_others();
-        } else {
-            let early = if twin && piece.len() >= buffer::LARGE { 0 } else { piece.len() };
-            gap.early = early;
-            gap.reply = Some(piece.into_bytes());
-            self.early += early;
-        }
-        self.followed -= usize::from(follow);
-        self.waiting -= 1;
-    }
-
-    fn is_full(&self) -> bool {
-        self.out.len() > OUT_SOFT
-    }
-
-    fn first_has_come(&self) -> bool {
-        self.gaps.front().is_some_and(|first| first.reply.is_some())
-    }
-
-    /// The first gap's reply, and what was held behind it.
-    fn close_first(&mut self, reply: Piece<'_>) {
-        append(&mut self.out, reply);
-        self.gaps.pop_front();
-        if self.gaps.is_empty() && self.gaps.capacity() > ROOM_KEPT {
-            self.gaps = VecDeque::new();
-        }
-        self.base += 1;
-        let free = self.gaps.front().map_or(self.held.len(), |next| index(next.at - self.released));
-        self.held.move_to(&mut self.out, free);
-        self.released += free as u64;
-    }
-
-    /// Those whose reply has come before its turn.
-    fn close_others(&mut self) {
-        while !self.is_full()
-            && let Some(first) = self.gaps.front_mut()
-            && let Some(reply) = first.reply.take()
-        {
-            self.early -= first.early;
-            self.close_first(Piece::Bytes(reply));
-        }
-    }
-
     fn wake(&mut self) {
         if let Some(waker) = &self.waker {
             waker.wake_by_ref();
@@ -481,6 +360,7 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
+    use super::order::{OUT_SOFT, ROOM_KEPT};
     use super::*;
 
     #[test]
@@ -575,7 +455,7 @@ mod tests {
         let outbox = Rc::new(Outbox::default());
         let places: Vec<Place> = (0..10 * ROOM_KEPT).map(|_| outbox.reserve(false)).collect();
         places.into_iter().for_each(|place| place.deliver(Piece::Slice(b"x"), Time(1)));
-        assert_eq!(outbox.0.borrow().gaps.capacity(), 0);
+        assert_eq!(outbox.0.borrow().order.gaps.capacity(), 0);
     }
 
     #[test]

@@ -1,3 +1,4 @@
+use super::reply::NotResp;
 use super::*;
 
 fn scan_all(bytes: &[u8]) -> Result<Scan, ProtocolError> {
