@@ -171,7 +171,10 @@ fn departure(begun: &LeavingFacts) -> Departure {
     let done = begun.idle && begun.stall == Stalled::No && !begun.held_back;
     let listening = matches!(begun.loan, LoanUse::Raw | LoanUse::Listening);
     let cut_short = begun.stopping && (begun.idle || blocked || listening);
+    // Bytes that have not passed yet are not quiet: they wait for the connection, or for the client to read.
+    let unsent = begun.stall == Stalled::Briefly || begun.held_back;
     match begun.loan {
+        LoanUse::Raw if unsent && !begun.stopping => Departure::NotYet,
         LoanUse::Raw => Departure::AfterLeaveIfIdle,
         LoanUse::Blocked if !begun.idle => Departure::AfterLeave,
         _ if done || cut_short => Departure::Now,
@@ -216,6 +219,8 @@ mod tests {
             ("BLPOP told", true, Stalled::No, LoanUse::Blocked, [Departure::Now; 2]),
             ("subscriber", false, Stalled::No, LoanUse::Listening, [Departure::NotYet, Departure::Now]),
             ("raw", true, Stalled::No, LoanUse::Raw, [Departure::AfterLeaveIfIdle; 2]),
+            ("unsent", true, Stalled::Briefly, LoanUse::Raw, [Departure::NotYet, Departure::AfterLeaveIfIdle]),
+            ("guess", true, Stalled::ByOthers, LoanUse::Raw, [Departure::AfterLeaveIfIdle; 2]),
         ] {
             let ends = |stopping| departure(&LeavingFacts { idle, stall, held_back: false, stopping, loan });
             assert_eq!([ends(false), ends(true)], expected, "{name}");

@@ -94,3 +94,14 @@ def test_what_was_held_back_goes_on(lab, kind, before, pause):
     assert site.server.call("GET", "n") == b"50"
     assert said.endswith(b":50\r\n") and said.count(b"$4000\r\n") == 2000
     assert not site.a.panics()
+
+
+def test_what_passes_unlooked_at_is_done_though_its_connection_is_slow(lab):
+    """The session waits for its connection to the server: nothing has passed yet, so nothing is quiet."""
+    site = lab.site("redis", relayed=True)
+    with Connection(site.a.port) as conn:
+        conn.call("PING")
+        site.relay.stall("dedicated")
+    threading.Timer(1.3, site.relay.resume, ["dedicated"]).start()
+    data = b"".join(encode(*request) for request in PIPELINES["CLIENT REPLY SKIP"])
+    assert (told(site.a.port, data), site.server.call("GET", "k")) == (b"$1\r\nx\r\n", b"x")
