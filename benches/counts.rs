@@ -96,7 +96,7 @@ fn shared() -> (Arc<Shared>, LaneStamp) {
     };
     let config = Config { audit_one_in: 0, ..Config::default() };
     let shared = Arc::new(Shared::new(config, upstream).expect("no certificates to be read"));
-    shared.node.logins.suppose_accepted();
+    shared.node().logins.suppose_accepted();
     let clocks = &shared.cache.clocks;
     let lane = clocks.open_lane(Time::now()).expect("a lane");
     let later = Time(Time::now().0 + 3_600_000_000_000);
@@ -136,7 +136,7 @@ async fn turns(
     client.set_nonblocking(true).expect("a socket");
     theirs.set_nonblocking(true).expect("a socket");
     let stream = Stream::Unix(tokio::net::UnixStream::from_std(theirs).expect("a socket"));
-    let pool = Rc::new(Pool::new(shared.node.clone(), shared.capacity.clone()));
+    let pool = Rc::new(Pool::new(shared.topology.clone(), shared.capacity.clone()));
     let entered = Presence::enter(shared, String::new(), String::new()).expect("the only client");
     let mut session = pin!(session::run(shared, &pool, stream, entered, Level::Bounded));
     let mut keys = common::random_keys((batch * (rounds + 1)) as usize, KEYS).into_iter();

@@ -36,7 +36,7 @@ fn get(counter: &AtomicU64) -> u64 {
 
 /// The facts about the upstream and the connections to it.
 fn of_upstream(shared: &Shared, add: &mut impl FnMut(&str, &dyn std::fmt::Display)) {
-    let node = &shared.node;
+    let node = shared.node();
     let (down, age) = (node.health.down(), node.coherence.clock_age(Time::now()));
     add("upstream", &if down.is_some() { "down" } else { "up" });
     add("upstream_address", &node.address);
@@ -72,7 +72,7 @@ fn of_upstream(shared: &Shared, add: &mut impl FnMut(&str, &dyn std::fmt::Displa
 
 /// Names and values of everything the proxy counts, in the order of INFO.
 pub fn fields(shared: &Shared) -> Vec<(String, String)> {
-    let (cache, node) = (&shared.cache, &shared.node);
+    let (cache, node) = (&shared.cache, shared.node());
     let stats = &cache.stats;
     let (hits, misses) = (get(&stats.hits), get(&stats.misses));
     let ratio = if hits + misses == 0 { 0.0 } else { hits as f64 / (hits + misses) as f64 };
@@ -147,7 +147,7 @@ pub fn info_without_server(shared: &Shared, asked: &[Vec<u8>]) -> Option<String>
     let wanted = |section: &[u8]| asked.is_empty() || asked.iter().any(|s| general(s) || s == section);
     let mut sections = Vec::new();
     if wanted(b"server") {
-        sections.push(format!("# Server\r\n{}", shared.node.health.about()));
+        sections.push(format!("# Server\r\n{}", shared.node().health.about()));
     }
     if wanted(b"clients") {
         let (now, most) = (shared.clients.len(), shared.config.maxclients);
@@ -162,7 +162,7 @@ pub fn info_without_server(shared: &Shared, asked: &[Vec<u8>]) -> Option<String>
 /// INFO's text with the number of the proxy's clients in the place of the server's connections, as CLIENT LIST has it,
 /// and without our lanes among those that track.
 pub fn own_clients(info: &str, shared: &Shared) -> String {
-    let lanes = shared.node.lanes.load(Ordering::Relaxed);
+    let lanes = shared.node().lanes.load(Ordering::Relaxed);
     let info = renumber(info, "connected_clients:", |_| shared.clients.len());
     renumber(&info, "tracking_clients:", |n| n.saturating_sub(lanes))
 }
@@ -182,7 +182,7 @@ pub fn command(shared: &Shared, request: &Request<'_>) -> Vec<u8> {
         (b"HELP", _) => lines(HELP.iter().map(|l| (*l).to_owned())),
         (b"STATS", 2) => lines(fields(shared).into_iter().flat_map(|(n, v)| [n, v])),
         (b"FLUSH", 2) => {
-            shared.node.coherence.flush(crate::cache::FlushCause::Admin);
+            shared.node().coherence.flush(crate::cache::FlushCause::Admin);
             b"+OK\r\n".to_vec()
         }
         _ => {
@@ -212,7 +212,7 @@ pub fn read_to_explain(shared: &Shared, command: &[u8]) -> Option<Vec<u8>> {
     if request.len() == 1 {
         return Some(resp::encode(&[&b"GET"[..], request.arg(0)]));
     }
-    let route = shared.node.table.load().plan(&request, &mut Keys::default()).route;
+    let route = shared.node().table.load().plan(&request, &mut Keys::default()).route;
     matches!(route, Route::Cache(_)).then(|| command.to_vec())
 }
 
@@ -242,7 +242,7 @@ pub fn explain(shared: &Shared, command: &[u8], asks: &Asks<'_>) -> Vec<u8> {
         return explain_key(shared, request.arg(0));
     }
     let mut keys = Keys::default();
-    let plan = shared.node.table.load().plan(&request, &mut keys);
+    let plan = shared.node().table.load().plan(&request, &mut keys);
     let mut events = Vec::new();
     let (word, why) = match plan.route {
         Route::Cache(_) if asks.bypass.is_some() => ("miss", asks.bypass.map_or("", Bypass::because).to_owned()),
@@ -287,7 +287,7 @@ fn explain_read<'a>(
     level: Level,
     seen: Time,
 ) -> (&'static str, String) {
-    let coherence = &shared.node.coherence;
+    let coherence = &shared.node().coherence;
     let now = Time::now();
     let standing = coherence.standing();
     if let Err(why) = &standing.mode {
@@ -303,7 +303,7 @@ fn explain_read<'a>(
         // A linearizable read is always behind by the time of its own arrival; it then waits for one PING.
         let level = if level == Level::Linearizable { Level::Bounded } else { level };
         let watermark = coherence.watermark(level, now, now, seen);
-        if !shared.node.covers(variant.key) {
+        if !shared.node().covers(variant.key) {
             return ("miss", format!("{}: {}", variant.key.escape_ascii(), Bypass::Prefix.because()));
         }
         if let Err(absence) = shared.cache.explain(&variant, now, watermark) {

@@ -45,6 +45,7 @@
 //! | [`admin`] | what can be seen from inside |
 //! | [`shared`] | what do all threads share |
 //! | [`upstream`] | which connection, what is sent, whose reply is this ([`upstream::connection`], [`upstream::fill`], [`upstream::effect`]) |
+//! | [`topology`] | which server has what a request names |
 //! | [`node`] | one server: where, as whom, what is known of it, what has changed there ([`node::link`], [`node::watch`], [`node::login`]) |
 //! | [`audit`] | were the hits true |
 //! | [`coherence`] | what do the link's events mean, what does a level ask of a hit |
@@ -166,6 +167,7 @@ mod sync;
 pub mod test_support;
 mod time;
 pub mod tls;
+mod topology;
 mod transport;
 mod upstream;
 pub mod verify;

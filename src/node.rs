@@ -15,6 +15,7 @@ pub mod names;
 pub mod pauses;
 pub mod probe;
 pub mod rights;
+pub mod settings;
 pub mod touch;
 mod users;
 pub mod watch;
@@ -34,11 +35,12 @@ use crate::cache::FlushCause;
 use crate::clients::Clients;
 use crate::coherence::Coherence;
 use crate::command::CommandTable;
-use crate::config::{Config, Invalidation, Level, ScriptKeys, Upstream};
+use crate::config::Upstream;
 use crate::transport::Endpoint;
 use bounds::Bounds;
 use identity::ConnectionKey;
 use login::{End, Logins};
+use settings::Settings;
 
 /// How errors begin that the server has not said.
 const OWN_ERROR: &str = "-ERR nearside: upstream ";
@@ -48,6 +50,8 @@ const OWN_ERROR: &str = "-ERR nearside: upstream ";
 const OPENING: usize = 128;
 /// One server, as all threads see it.
 pub struct Node {
+    /// The settings, which all nodes share.
+    pub settings: Arc<Settings>,
     /// Where it is, and whether TLS leads there.
     pub address: Endpoint,
     /// As whom the proxy itself speaks to it: the link, the watch, and whoever asks about users.
@@ -74,8 +78,6 @@ pub struct Node {
     pub health: health::Health,
     /// Keys named to the server as used.
     pub touches: touch::Touches,
-    /// The setting of the same name ([`Config`]).
-    pub touch_per_second: usize,
     /// When it last gave any sign of life ([`crate::time::Time`] in nanoseconds).
     pub seen: AtomicU64,
     /// Lanes that are up.
@@ -88,26 +90,10 @@ pub struct Node {
     pub home: u32,
     /// Connections that ended because they were sent what cannot be: a reply that nobody asked for, or no RESP.
     pub out_of_turn: AtomicU64,
-    /// The setting of the same name ([`Config`]).
-    pub connect_timeout: Duration,
-    /// The setting of the same name ([`Config`]).
-    pub upstream_timeout: Duration,
-    /// The setting of the same name ([`Config`]).
-    pub heartbeat: Duration,
-    /// The setting of the same name ([`Config`]).
-    pub script_keys: ScriptKeys,
     /// Whether the server holds commands back.
     pub pauses: pauses::Pauses,
     /// Looks that the watch takes at once.
     pub looks: watch::Looks,
-    /// The setting of the same name ([`Config`]).
-    pub invalidation: Invalidation,
-    /// The setting [`Config::broadcast_prefixes`].
-    pub prefixes: Vec<String>,
-    /// The setting of the same name ([`Config`]).
-    pub max_ttl: Duration,
-    /// Levels that listeners are configured for.
-    pub wanted: Vec<Level>,
     /// Its ACL as it was seen last.
     pub acl: ArcSwap<acl::AclLook>,
     /// How often its ACL was seen to have changed, or may have.
@@ -118,9 +104,6 @@ pub struct Node {
     pub ring: AtomicBool,
     /// The link's look at the server when it opened; taken by the watch, whose own first look may come after something was cached.
     pub first_look: ArcSwapOption<watch::Look>,
-    /// How often [`watch`] looks.
-    pub watch_interval: Duration,
-    reconnect_max: Duration,
     /// Turns at opening a dedicated connection; see [`OPENING`].
     opening: Semaphore,
     /// Connections that the server has ever taken.
@@ -129,55 +112,46 @@ pub struct Node {
 
 impl Node {
     /// The node at this address, which `upstream` describes.
-    pub fn new(config: &Config, upstream: &Upstream, address: Endpoint, coherence: Coherence) -> Node {
+    pub fn new(settings: Arc<Settings>, upstream: &Upstream, address: Endpoint, coherence: Coherence) -> Node {
         let logins = Logins::new(upstream);
         Node {
             address,
             own: ConnectionKey { login: logins.own().clone(), resp3: false, db: 0, via: None },
             logins,
-            guesses: guesses::Guesses::new(config.wrong_passwords_per_second),
+            guesses: guesses::Guesses::new(settings.wrong_passwords_per_second),
             clients: Arc::default(),
             coherence,
-            table: ArcSwap::from_pointee(CommandTable::by_heart(config.script_keys)),
+            table: ArcSwap::from_pointee(CommandTable::by_heart(settings.script_keys)),
             without_hello: AtomicBool::new(false),
             lacks: ArcSwap::default(),
             names: names::Names::default(),
             version: ArcSwap::from_pointee("unknown".into()),
             health: health::Health::default(),
             touches: touch::Touches::default(),
-            touch_per_second: config.touch_per_second,
             seen: AtomicU64::new(0),
             lanes: AtomicUsize::new(0),
-            bounds: Bounds::new(config.proto_max_bulk_len),
+            bounds: Bounds::new(settings.proto_max_bulk_len),
             lanes_rested: AtomicU64::new(0),
             home: upstream.db,
             out_of_turn: AtomicU64::new(0),
-            connect_timeout: config.connect_timeout,
-            upstream_timeout: config.upstream_timeout,
-            heartbeat: config.heartbeat,
-            script_keys: config.script_keys,
             pauses: pauses::Pauses::default(),
             looks: watch::Looks::default(),
-            invalidation: config.invalidation,
-            prefixes: config.broadcast_prefixes.clone(),
-            max_ttl: config.max_ttl,
-            wanted: levels(config),
             acl: ArcSwap::default(),
             acl_changes: AtomicU64::new(0),
             distrusted: AtomicBool::new(false),
             ring: AtomicBool::new(false),
             first_look: ArcSwapOption::empty(),
-            watch_interval: (config.max_staleness / 2).min(Duration::from_secs(1)),
-            reconnect_max: config.reconnect_max,
             opening: Semaphore::new(OPENING),
             opened: AtomicU64::new(0),
+            settings,
         }
     }
 
     /// Whether changes of this key are reported. To be asked after a token was taken, as [`Coherence::generation`] is: if
     /// the mode changes later, the token is void.
     pub fn covers(&self, key: &[u8]) -> bool {
-        self.prefixes.is_empty() || self.prefixes.iter().any(|prefix| key.starts_with(prefix.as_bytes()))
+        let prefixes = &self.settings.prefixes;
+        prefixes.is_empty() || prefixes.iter().any(|prefix| key.starts_with(prefix.as_bytes()))
     }
 
     /// Rights may have been granted or withdrawn: lanes ask for theirs again, and what was cached under the old ones goes.
@@ -241,13 +215,7 @@ impl Node {
 
     /// How long to wait after so many failures: doubling from 10 ms, with jitter so that proxies do not come in step.
     pub fn backoff(&self, failures: u32) -> Duration {
-        let full = Duration::from_millis(10).saturating_mul(1 << failures.min(16)).min(self.reconnect_max);
+        let full = Duration::from_millis(10).saturating_mul(1 << failures.min(16)).min(self.settings.reconnect_max);
         full.mul_f64(0.5 + crate::chance::uniform() / 2.0)
     }
-}
-
-/// The levels of the listeners, each once.
-fn levels(config: &Config) -> Vec<Level> {
-    let all = [Level::Bounded, Level::Causal, Level::Linearizable];
-    all.into_iter().filter(|level| config.listen.iter().any(|l| l.consistency == *level)).collect()
 }

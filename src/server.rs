@@ -159,7 +159,7 @@ fn start_worker(n: usize, shared: &Arc<Shared>, mut dealt: mpsc::Receiver<Dealt>
     let shared = shared.clone();
     let runtime = runtime().map_err(Error::Io)?;
     spawn(format!("nearside-{n}"), move || {
-        let pool = Rc::new(Pool::new(shared.node.clone(), shared.capacity.clone()));
+        let pool = Rc::new(Pool::new(shared.topology.clone(), shared.capacity.clone()));
         let deal = async {
             // The dealers are dropped only once the drain is over.
             while let Some(dealt) = dealt.recv().await {
@@ -189,7 +189,7 @@ fn start_session(shared: &Arc<Shared>, pool: &Rc<Pool>, dealt: Dealt) {
     let (shared, pool) = (shared.clone(), pool.clone());
     tokio::task::spawn_local(async move {
         if panics::caught(serve(&shared, &pool, dealt)).await.is_err() {
-            shared.node.coherence.flush(FlushCause::Panic);
+            shared.node().coherence.flush(FlushCause::Panic);
         }
     });
 }
@@ -212,9 +212,9 @@ fn start_control(shared: &Arc<Shared>, mut stopping: watch::Receiver<bool>) -> R
     spawn("nearside-link".into(), move || {
         runtime.block_on(async {
             tokio::select! {
-                () = node::link::run(shared.node.clone()) => {}
-                () = node::watch::run(shared.node.clone()) => {}
-                () = node::touch::run(shared.node.clone(), |view| shared.views.database(view)) => {}
+                () = node::link::run(shared.node().clone()) => {}
+                () = node::watch::run(shared.node().clone()) => {}
+                () = node::touch::run(shared.node().clone(), |view| shared.views.database(view)) => {}
                 _ = stopping.changed() => {}
             }
         });

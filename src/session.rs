@@ -119,7 +119,7 @@ pub async fn run(shared: &Arc<Shared>, pool: &Rc<Pool>, stream: Stream, presence
 
 impl Session {
     fn new(shared: Arc<Shared>, pool: Rc<Pool>, stream: Stream, client: Arc<Client>, level: Level) -> Session {
-        let key = shared.first_key(shared.node.logins.first());
+        let key = shared.first_key(shared.node().logins.first());
         client.db.store(key.db, Ordering::Relaxed);
         let lanes = SessionLanes::new(&pool, &key);
         Session {
@@ -321,9 +321,9 @@ impl Session {
             return self.account();
         }
         self.fresh.now = now.unwrap_or_else(Time::now);
-        self.round.paused = self.shared.node.pauses.are_on(self.fresh.now);
+        self.round.paused = self.shared.node().pauses.are_on(self.fresh.now);
         let mut table = None;
-        let max_bulk = self.shared.node.bounds.max_bulk();
+        let max_bulk = self.shared.node().bounds.max_bulk();
         while self.ending.closing.is_none() && self.stall.is_none() {
             self.round.held_back = self.holds_back(input);
             if self.round.held_back {
@@ -352,7 +352,7 @@ impl Session {
                 self.cache.prefetch_revision(hash);
             }
             let mut keys = std::mem::take(&mut self.keys);
-            let table = table.get_or_insert_with(|| self.shared.node.table.load());
+            let table = table.get_or_insert_with(|| self.shared.node().table.load());
             let step = self.dispatch(&input.request(), table, &mut keys);
             self.keys = keys.shed();
             self.carry_out(step, input);

@@ -11,7 +11,9 @@ use crate::config::{Config, ConfigError, Upstream};
 use crate::node::Node;
 use crate::node::identity::ConnectionKey;
 use crate::node::login::Login;
+use crate::node::settings::Settings;
 use crate::time::Time;
+use crate::topology::Topology;
 use crate::transport::Endpoint;
 use crate::upstream::capacity::Capacity;
 
@@ -46,9 +48,9 @@ pub struct Shared {
     pub config: Config,
     /// The upstream's address, and the identity of sessions until they say AUTH.
     pub upstream: Upstream,
-    /// The upstream.
-    pub node: Arc<Node>,
-    /// Places for connections to it.
+    /// The servers.
+    pub topology: Topology,
+    /// Places for connections to them.
     pub capacity: Arc<Capacity>,
     /// The cache.
     pub cache: Arc<Cache>,
@@ -77,7 +79,8 @@ impl Shared {
     pub fn at(address: Endpoint, config: Config, upstream: Upstream) -> Shared {
         let cache = Arc::new(Cache::new(config.max_memory, config.max_entry));
         let coherence = Coherence::new(cache.clone(), config.max_staleness);
-        let node = Arc::new(Node::new(&config, &upstream, address, coherence));
+        let settings = Arc::new(Settings::new(&config));
+        let node = Arc::new(Node::new(settings, &upstream, address, coherence));
         Shared {
             capacity: Arc::new(Capacity::new(&config)),
             audit: Audit::new(config.audit_one_in, config.audit_per_second),
@@ -85,7 +88,7 @@ impl Shared {
             upstream,
             cache,
             clients: node.clients.clone(),
-            node,
+            topology: Topology::Standalone(node),
             views: Views::default(),
             started: Time::now(),
             commands: AtomicU64::new(0),
@@ -93,9 +96,14 @@ impl Shared {
         }
     }
 
+    /// The node that has every key, and answers what names none.
+    pub fn node(&self) -> &Arc<Node> {
+        self.topology.node()
+    }
+
     /// The key of a session that begins as this login.
     pub fn first_key(&self, login: &Arc<Login>) -> ConnectionKey {
-        ConnectionKey { login: login.clone(), db: self.upstream.db, ..self.node.own.clone() }
+        ConnectionKey { login: login.clone(), db: self.upstream.db, ..self.node().own.clone() }
     }
 
     /// The number of the view that such a connection has. Strangers have one that no user has, so that nothing is ever

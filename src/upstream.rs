@@ -2,7 +2,6 @@
 //! lanes and its own idle dedicated connections; the places for them ([`Capacity`]) are counted over all threads.
 
 pub mod capacity;
-pub mod change;
 pub mod connection;
 pub mod dedicated;
 pub mod effect;
@@ -15,7 +14,6 @@ pub mod lanes;
 pub mod monitor;
 pub mod permit;
 pub mod refusal;
-pub mod transaction;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -25,6 +23,7 @@ use tokio::task::LocalSet;
 
 use crate::node::Node;
 use crate::node::identity::ConnectionKey;
+use crate::topology::Topology;
 use capacity::Capacity;
 use connection::Connection;
 use dedicated::{IDLE, IdleSet};
@@ -32,8 +31,7 @@ use lanes::{Cargo, Lanes};
 
 /// The connections of one thread.
 pub struct Pool {
-    /// The node they lead to.
-    pub node: Arc<Node>,
+    topology: Topology,
     capacity: Arc<Capacity>,
     lanes: Rc<Lanes>,
     idle: Rc<IdleSet>,
@@ -57,17 +55,22 @@ impl Drop for ScriptTurn {
 
 impl Pool {
     /// An empty pool.
-    pub fn new(node: Arc<Node>, capacity: Arc<Capacity>) -> Pool {
+    pub fn new(topology: Topology, capacity: Arc<Capacity>) -> Pool {
         Pool {
-            lanes: Rc::new(Lanes::new(node.clone(), capacity.clone())),
+            lanes: Rc::new(Lanes::new(topology.node().clone(), capacity.clone())),
             idle: IdleSet::new(capacity.clone()),
-            node,
+            topology,
             capacity,
             scripts: Rc::default(),
             guest: guest::Guest::default(),
             judge: judge::LoginJudge::default(),
             tasks: LocalSet::new(),
         }
+    }
+
+    /// The node they lead to.
+    pub fn node(&self) -> &Arc<Node> {
+        self.topology.node()
     }
 
     /// Runs its connections, for good.
@@ -79,7 +82,7 @@ impl Pool {
     }
 
     fn start_lane(&self, key: &ConnectionKey) -> Rc<Connection> {
-        let lane = Connection::lane(self.node.clone(), key.clone());
+        let lane = Connection::lane(self.node().clone(), key.clone());
         let (lanes, idle) = (self.lanes.clone(), self.idle.clone());
         let open = async move |lane: &Connection| {
             let berth = lanes.berth().await?;

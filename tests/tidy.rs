@@ -69,11 +69,28 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("admin", &["audit", "cache", "clock", "coherence", "command", "config", "resp", "shared", "time"]),
-    ("shared", &["audit", "cache", "clients", "coherence", "config", "node", "time", "transport", "upstream"]),
+    (
+        "shared",
+        &["audit", "cache", "clients", "coherence", "config", "node", "time", "topology", "transport", "upstream"],
+    ),
     (
         "upstream",
-        &["buffer", "cache", "clock", "coherence", "command", "config", "node", "outbox", "resp", "time", "transport"],
+        &[
+            "buffer",
+            "cache",
+            "clock",
+            "coherence",
+            "command",
+            "config",
+            "node",
+            "outbox",
+            "resp",
+            "time",
+            "topology",
+            "transport",
+        ],
     ),
+    ("topology", &["node"]),
     ("node", &["buffer", "cache", "clients", "coherence", "command", "config", "resp", "time", "transport"]),
     ("clients", &["time"]),
     ("embedded", &["config"]),
@@ -218,6 +235,44 @@ fn the_layers_are_layers() {
             let below = LAYERS[i + 1..].iter().any(|(name, _)| name == to);
             assert!(below, "{from} uses {to}, which is not below it");
         }
+    }
+}
+
+/// The folder's files that a file in it uses: by `super::` directly in the folder, by the folder's whole path anywhere.
+fn siblings(folder: &str, path: &Path) -> BTreeSet<String> {
+    let code = code(path);
+    let whole = format!("crate::{}::", folder.trim_start_matches("src/").replace('/', "::"));
+    let mut found = used(&code, &whole);
+    if path.parent().unwrap() == root().join(folder) {
+        found.extend(used(&code, "super::"));
+    } else if path.parent().unwrap().parent().unwrap() == root().join(folder) {
+        found.extend(used(&code, "super::super::"));
+    }
+    found
+}
+
+/// Files of one folder do not need each other in a circle. What stands in the folder's own file (a [`Node`], a [`Pool`]) all of
+/// them may use.
+#[test]
+fn no_files_of_a_folder_go_in_a_circle() {
+    for folder in ["src/node", "src/upstream", "src/upstream/connection"] {
+        let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for path in rust_files(folder) {
+            let inside = path.strip_prefix(root().join(folder)).unwrap();
+            let name = inside.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs");
+            uses.entry(name.into()).or_default().extend(siblings(folder, &path));
+        }
+        let names: BTreeSet<String> = uses.keys().cloned().collect();
+        uses.iter_mut().for_each(|(name, to)| to.retain(|other| other != name && names.contains(other)));
+        assert!(uses.values().map(BTreeSet::len).sum::<usize>() >= 8, "{folder}: {uses:?}");
+        // Take away what uses nothing that is left, again and again: a circle stays.
+        while let Some(floor) = uses.iter().find(|(_, to)| to.is_empty()).map(|(name, _)| name.clone()) {
+            uses.remove(&floor);
+            for to in uses.values_mut() {
+                to.remove(&floor);
+            }
+        }
+        assert!(uses.is_empty(), "{folder}: a circle is among {uses:?}");
     }
 }
 

@@ -53,7 +53,7 @@ pub async fn open(node: &Arc<Node>, key: &ConnectionKey, role: Role) -> Result<O
     if key.login.is_stranger() {
         return Err(Refusal::Server(Bytes::from_static(NOAUTH)));
     }
-    let limit = node.connect_timeout;
+    let limit = node.settings.connect_timeout;
     let rights = if role == Role::Lane { rights::of(node, key).await } else { Rights::NONE };
     let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}"));
     let opening = if role == Role::Dedicated { turn(&node.opening, &node.opened, limit).await } else { Ok(None) };
@@ -102,7 +102,7 @@ async fn greet(
     selector: Option<&Arc<Login>>,
 ) -> Result<Opened, Refusal> {
     let mut wire = Wire::connect(node).await?;
-    wire.stream.give_up_after(node.upstream_timeout)?;
+    wire.stream.give_up_after(node.settings.upstream_timeout)?;
     let asked = Time::now();
     if let Some(login) = selector {
         wire.log_in(node, login, false, role.name(), 1).await?;
@@ -122,7 +122,7 @@ pub async fn take_over(
     role: Role,
 ) -> Result<Opened, Refusal> {
     let rights = if role == Role::Lane { rights::of(node, key).await } else { Rights::NONE };
-    wire.stream.give_up_after(node.upstream_timeout)?;
+    wire.stream.give_up_after(node.settings.upstream_timeout)?;
     let asked = Time::now();
     let hello = wire.introduce(node, None, key.resp3, role.name(), usize::from(db != key.db)).await?;
     if !is_hello(&hello) {

@@ -127,7 +127,7 @@ impl Tries {
     /// How long a server that does nothing for us is left alone now.
     fn ask_again(&mut self, node: &Node) -> Duration {
         self.refused = false;
-        if node.invalidation == Invalidation::Off {
+        if node.settings.invalidation == Invalidation::Off {
             return Duration::MAX;
         }
         let pause = ASK_AGAIN.saturating_mul(1 << self.asked.min(16)).min(ASK_AGAIN_MAX);
@@ -148,7 +148,7 @@ enum Woken {
 /// and may come back as another.
 async fn stand_by(node: &Node, mut wire: Wire, pause: Duration) -> Woken {
     let begun = Time::now();
-    let mut ticks = tokio::time::interval(node.heartbeat);
+    let mut ticks = tokio::time::interval(node.settings.heartbeat);
     loop {
         tokio::select! {
             read = poll_fn(|cx| wire.stream.poll_read(cx, &mut wire.input, crate::buffer::LARGE)) => {
@@ -215,7 +215,7 @@ fn say_lacks(node: &Node, commands: Option<String>) {
 
 /// Connects, learns what the server is and can do, and listens. Without [`Ears`] nothing is cached.
 async fn open(node: &Arc<Node>) -> Result<(Wire, i64, Option<Ears>), Refusal> {
-    let limit = node.connect_timeout;
+    let limit = node.settings.connect_timeout;
     let work = async {
         let mut wire = Wire::connect(node).await?;
         // Asked anew: it may be another server.
@@ -256,7 +256,7 @@ fn stand(node: &Node, standing: Standing) {
         return;
     }
     let (strongest, limit) = (standing.strongest(), standing.limit());
-    for level in node.wanted.iter().filter(|level| !node.coherence.keeps(**level)) {
+    for level in node.settings.wanted.iter().filter(|level| !node.coherence.keeps(**level)) {
         tracing::warn!(
             "{level} cannot be kept, {strongest} is the strongest level here: {limit}; reads at {level} go upstream"
         );
@@ -362,7 +362,7 @@ impl Link {
 
     async fn run(&mut self, mut wire: Wire) -> io::Error {
         let mut cutter = Cutter::default();
-        let mut ticks = tokio::time::interval(self.node.heartbeat);
+        let mut ticks = tokio::time::interval(self.node.settings.heartbeat);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         poll_fn(|cx| match self.turn(cx, &mut wire, &mut cutter, &mut ticks) {
             Ok(()) => Poll::Pending,
@@ -407,7 +407,7 @@ impl Link {
             return Err(io::Error::other("what the server can keep has changed"));
         }
         let silent = Time::now().since(self.whole);
-        if silent > self.node.upstream_timeout {
+        if silent > self.node.settings.upstream_timeout {
             return Err(io::Error::new(io::ErrorKind::TimedOut, format!("silent for {} ms", silent.as_millis())));
         }
         match wire.stream.poll_write(cx, &mut self.out) {

@@ -141,7 +141,7 @@ impl Names {
 pub async fn ask(node: &Node, name: &[u8]) -> io::Result<NameVerdict> {
     let Some(_waiter) = node.names.wait() else { return Ok(NameVerdict::Unknowable) };
     let name = name.to_ascii_lowercase();
-    match tokio::time::timeout(node.connect_timeout, ask_in_turn(node, &name)).await {
+    match tokio::time::timeout(node.settings.connect_timeout, ask_in_turn(node, &name)).await {
         Ok(verdict) => verdict,
         Err(_) => Ok(NameVerdict::Unknowable),
     }
@@ -226,9 +226,9 @@ pub async fn learn(node: &Node, wire: &mut Wire) -> Result<Option<String>, Refus
     if is_no_answer(&reply) {
         return Err(Refusal::Server(reply));
     }
-    let (mut table, mut lack) = match CommandTable::from_command_reply(&reply, node.script_keys) {
+    let (mut table, mut lack) = match CommandTable::from_command_reply(&reply, node.settings.script_keys) {
         Ok(table) => (table, None),
-        Err(why) => (CommandTable::by_heart(node.script_keys), Some(why)),
+        Err(why) => (CommandTable::by_heart(node.settings.script_keys), Some(why)),
     };
     loop {
         let asked = table.names_to_ask(&node.table.load());
@@ -261,7 +261,7 @@ pub async fn learn_again(node: &Node) {
         *slot = Some(wire);
         Ok::<(), Refusal>(())
     };
-    let outcome = tokio::time::timeout(node.connect_timeout, work).await;
+    let outcome = tokio::time::timeout(node.settings.connect_timeout, work).await;
     if !matches!(outcome, Ok(Ok(()))) {
         // The old table may be wrong now; names it does not have are asked for when they are needed.
         tracing::warn!("the server's commands could not be learned anew after MODULE was said");

@@ -31,7 +31,7 @@ type Probed<T> = Result<Result<T, Refused>, Refusal>;
 
 /// Takes the mode that is configured, or the first that works.
 pub async fn listen(node: &Node, wire: &mut Wire, id: i64) -> Probed<Ears> {
-    Ok(match node.invalidation {
+    Ok(match node.settings.invalidation {
         Invalidation::Off => Err("invalidation = \"off\"".into()),
         Invalidation::Tracked => tracked(wire, id).await?,
         Invalidation::Broadcast => broadcast(node, wire, id).await?,
@@ -70,7 +70,7 @@ async fn broadcast(node: &Node, wire: &mut Wire, id: i64) -> Probed<Ears> {
             words.extend(["REDIRECT", &number]);
         }
         words.push("BCAST");
-        node.prefixes.iter().for_each(|p| words.extend(["PREFIX", p]));
+        node.settings.prefixes.iter().for_each(|p| words.extend(["PREFIX", p]));
         resp::encode(&words)
     };
     wire.send(&command(true)).await?;

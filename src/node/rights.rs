@@ -67,7 +67,7 @@ pub async fn of(node: &Node, key: &ConnectionKey) -> Rights {
         return Rights::all(as_of);
     }
     let Some(link) = node.coherence.link() else { return Rights::NONE };
-    let asked = tokio::time::timeout(node.connect_timeout, ask(node, key.user(), link.mode)).await;
+    let asked = tokio::time::timeout(node.settings.connect_timeout, ask(node, key.user(), link.mode)).await;
     match asked.unwrap_or_else(|late| Err(late.into())) {
         Ok([fill, fields, names, info]) => Rights { as_of: Some(as_of), fill, fields, names, info },
         // Nobody knows which verdict is which: the lane asks again.

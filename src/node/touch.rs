@@ -92,14 +92,14 @@ impl Touches {
     }
 }
 
-/// Touches for as long as the process lives, at most `node.touch_per_second` keys a second. `database` tells the one that a
+/// Touches for as long as the process lives, at most `node.settings.touch_per_second` keys a second. `database` tells the one that a
 /// view's keys are in.
 pub async fn run(node: Arc<Node>, database: impl Fn(u32) -> Option<u32>) {
     let mut toucher = Toucher::new(&node);
     let mut failures = 0;
     loop {
         tokio::time::sleep(TICK).await;
-        if node.touches.eviction() == Eviction::Blind || node.touch_per_second == 0 || toucher.is_refused() {
+        if node.touches.eviction() == Eviction::Blind || node.settings.touch_per_second == 0 || toucher.is_refused() {
             toucher.rest();
             continue;
         }
@@ -172,7 +172,7 @@ impl<'n> Toucher<'n> {
     /// Looks at the next entries, unless this round is over.
     async fn look(&mut self, database: &impl Fn(u32) -> Option<u32>) {
         let now = Time::now();
-        let a_second = difference(self.node.touch_per_second);
+        let a_second = difference(self.node.settings.touch_per_second);
         self.allowance = (self.allowance + a_second).min(10 * a_second);
         if self.over && now.since(self.round) < ROUND {
             return;
@@ -219,7 +219,7 @@ impl<'n> Toucher<'n> {
         let used = std::mem::take(&mut self.used);
         let keys = std::mem::take(&mut self.count);
         let node = self.node;
-        let refused = tokio::time::timeout(node.upstream_timeout, self.name(&used)).await??;
+        let refused = tokio::time::timeout(node.settings.upstream_timeout, self.name(&used)).await??;
         node.touches.keys.fetch_add(keys as u64, Ordering::Relaxed);
         if let Some(refused) = refused {
             tracing::warn!(

@@ -2,7 +2,7 @@
 //! forward; and in mode `keyspace`, FLUSHALL, FLUSHDB and a server that no longer notifies. Looked at on a connection of its own, twice within `max_staleness`; whatever differs from the last look flushes the cache.
 //!
 //! Accepted window: between two looks, a reply cached before the change may still be served (SWAPDB and
-//! changes of rights through this proxy flush at once, see [`change`](crate::upstream::change)). So `linearizable` does not hold across another client's SWAPDB, and a right that was withdrawn elsewhere is
+//! changes of rights through this proxy flush at once, see [`change`](crate::upstream::effect::change)). So `linearizable` does not hold across another client's SWAPDB, and a right that was withdrawn elsewhere is
 //! outlived by at most one interval. Two SWAPDBs and a CONFIG RESETSTAT within one interval could cancel out.
 
 use std::io;
@@ -124,7 +124,7 @@ pub async fn run(node: Arc<Node>) {
                     );
                 }
                 if e.kind() == io::ErrorKind::TimedOut {
-                    node.health.unreachable(&format!("silent for {:?}", node.upstream_timeout));
+                    node.health.unreachable(&format!("silent for {:?}", node.settings.upstream_timeout));
                 }
             }
         }
@@ -211,7 +211,7 @@ async fn watch(
     failures: &mut u32,
 ) -> io::Result<Never> {
     let mut wire = Wire::connect(node).await?;
-    let limit = node.upstream_timeout;
+    let limit = node.settings.upstream_timeout;
     let greeting = tokio::time::timeout(limit, wire.greet(node, &node.own, "nearside-watch")).await??;
     if is_login_refusal(&greeting) {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the upstream does not take the proxy's own user"));
@@ -226,7 +226,7 @@ async fn watch(
             Ok(look) => look,
             // The last look stays, and is compared with the server's next answer.
             Err(Refusal::Server(_) | Refusal::Login(_)) => {
-                tokio::time::sleep(node.watch_interval).await;
+                tokio::time::sleep(node.settings.watch_interval).await;
                 continue;
             }
             Err(Refusal::Io(e)) => return Err(e),
@@ -262,13 +262,13 @@ async fn watch(
             bounds.told = tokio::time::timeout(limit, bounds::ask(&mut wire, &node.bounds)).await??;
             bounds.open = false;
         }
-        node.looks.rest(node.watch_interval).await;
+        node.looks.rest(node.settings.watch_interval).await;
     }
 }
 
 /// One look, on a connection that is not subscribed. Refused if the server cannot answer now: half a look is none.
 pub async fn look(wire: &mut Wire, node: &Node) -> Result<Look, Refusal> {
-    let keyspace = node.invalidation == Invalidation::Keyspace;
+    let keyspace = node.settings.invalidation == Invalidation::Keyspace;
     let mut questions = resp::encode(&["INFO", "commandstats"]);
     questions.extend(resp::encode(&["INFO", "replication"]));
     questions.extend(resp::encode(&["ACL", "LIST"]));
@@ -376,7 +376,7 @@ fn compare(node: &Node, old: &Look, new: &mut Look) -> bool {
         // Other levels can be kept now.
         node.distrusted.store(true, Ordering::Release);
     }
-    let (ahead, jumped) = Ahead::then(old.ahead, new.ahead, node.watch_interval / 2);
+    let (ahead, jumped) = Ahead::then(old.ahead, new.ahead, node.settings.watch_interval / 2);
     new.ahead = ahead;
     if jumped {
         tracing::warn!("the upstream's wall clock has been set forward, or runs faster than ours: cache flushed");

@@ -179,7 +179,7 @@ pub struct Wire {
 impl Wire {
     /// A new one, to the node.
     pub async fn connect(node: &Node) -> io::Result<Wire> {
-        let stream = Stream::connect(&node.address, node.connect_timeout).await?;
+        let stream = Stream::connect(&node.address, node.settings.connect_timeout).await?;
         Ok(Wire { stream, input: BytesMut::new() })
     }
 

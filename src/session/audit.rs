@@ -42,7 +42,7 @@ impl Session {
         tokio::task::spawn_local(async move {
             sabotage::panic_at("audit");
             let shared = begun.shared.clone();
-            let coherence = &shared.node.coherence;
+            let coherence = &shared.node().coherence;
             let verdict = match tokio::time::timeout(shared.config.upstream_timeout, again).await {
                 Ok(again) if !says_nothing(&again) => {
                     let verdict = sample.judge(coherence, &again).await;

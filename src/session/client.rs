@@ -62,7 +62,7 @@ impl Session {
             // Commands behind them in the pipeline go another way.
             (b"PAUSE" | b"UNPAUSE", _) => {
                 let word = if word == b"PAUSE" { Word::Pause } else { Word::Unpause };
-                let (node, effect) = (self.shared.node.clone(), pausing(request, word));
+                let (node, effect) = (self.shared.node().clone(), pausing(request, word));
                 self.put_to_server(request.buf, move |reply| {
                     effect.settle(Some(&reply), &node, Time::now());
                     reply.into()
@@ -258,7 +258,7 @@ struct Asker {
 
 impl Asker {
     fn line(&self, listing: &Listing, client: &Client) -> ClientLine {
-        let table = self.shared.node.table.load();
+        let table = self.shared.node().table.load();
         let command = u16::try_from(client.command.load(Ordering::Relaxed)).unwrap_or(0);
         let asked = (client.id == self.client.id).then_some(self.asked);
         let mut line = listing.line(client, table.name(command), Time::now(), asked);

@@ -95,7 +95,7 @@ impl Session {
 
     /// A command that could hold up what is behind it on a lane: a script, or anything while clients are paused.
     pub(super) fn alone(&mut self, request: &Request<'_>, plan: Plan, keys: &Keys) -> Step {
-        let apart = self.round.paused || self.shared.node.bounds.ends_for_replies();
+        let apart = self.round.paused || self.shared.node().bounds.ends_for_replies();
         let purpose =
             if apart { Some(Purpose::OneCommand) } else { self.pool.turn().map(|_turn| Purpose::Script { _turn }) };
         let lane = |session: &Session| session.forward(session.lanes.any.clone(), session.effect(request, plan, keys));
@@ -161,7 +161,9 @@ impl Session {
             };
             match tokio::time::timeout(shared.config.connect_timeout, gets_one).await {
                 Ok(()) => After::Again,
-                Err(_) => After::Reply(shared.node.error("the client to redirect to has got no connection of its own")),
+                Err(_) => {
+                    After::Reply(shared.node().error("the client to redirect to has got no connection of its own"))
+                }
             }
         }))))
     }
@@ -285,7 +287,7 @@ impl Session {
             LentWay::LocalInOrder(_) if self.outbox.waiting() > 0 => Step::Stall(Stall::Drain),
             LentWay::Local(local) | LentWay::LocalInOrder(local) => self.local(request, local),
             LentWay::Wait => self.wait(request),
-            LentWay::WaitInTransaction if self.wrote && wait::mark(&self.shared.node).is_some() => {
+            LentWay::WaitInTransaction if self.wrote && wait::mark(self.shared.node()).is_some() => {
                 Step::Replace(wait::refused())
             }
             LentWay::Track if answers_twice(request) => self.go_raw(),

@@ -9,8 +9,8 @@ use crate::bypass::Bypass;
 use crate::command::{CommandTable, EffectClass, Keys, Need, Plan, Request, Route, Word};
 use crate::outbox::Piece;
 use crate::sabotage;
-use crate::upstream::change::RightsChange;
 use crate::upstream::connection::Connection;
+use crate::upstream::effect::change::RightsChange;
 use crate::upstream::effect::{Effect, KeySet};
 
 impl Session {

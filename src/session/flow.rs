@@ -136,7 +136,7 @@ impl Session {
     /// say little ([`crate::resp::Scanner::guard`]), and leave little unread.
     #[inline]
     pub(super) fn is_shut_out(&self) -> bool {
-        self.identity.key.login.is_stranger() && self.shared.node.logins.shut_out()
+        self.identity.key.login.is_stranger() && self.shared.node().logins.shut_out()
     }
 
     /// Whether more of it is held than it may have.

@@ -101,8 +101,8 @@ impl Session {
             return Box::pin(tokio::time::sleep(SOON));
         };
         self.outbox.leave();
-        let (lane, client) = (self.pool.lane(&self.shared.node.own), self.client.clone());
-        let client_word = self.shared.node.table.load().says("CLIENT").to_vec();
+        let (lane, client) = (self.pool.lane(&self.shared.node().own), self.client.clone());
+        let client_word = self.shared.node().table.load().says("CLIENT").to_vec();
         let raw = lent.is_raw().then(|| lent.connection.clone());
         Box::pin(async move {
             let Some(connection) = raw else { return unblock(&lane, &client_word, &client).await };

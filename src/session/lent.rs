@@ -7,7 +7,7 @@ use crate::command::{Local, Need, Plan, Request, Route, Word};
 use crate::upstream::ScriptTurn;
 use crate::upstream::dedicated::Loan;
 use crate::upstream::effect::Effect;
-use crate::upstream::transaction::{self, Transaction};
+use crate::upstream::effect::transaction::{self, Transaction};
 
 /// The purpose of a loan.
 pub(super) enum Purpose {

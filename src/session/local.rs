@@ -136,10 +136,10 @@ impl Session {
         }
         let reply = ask(&self.lanes.any, request.buf);
         Step::Stall(Stall::For(Box::pin(async move {
-            let health = &shared.node.health;
+            let health = &shared.node().health;
             let patience = if health.down().is_some() { INFO_PATIENCE } else { Duration::MAX };
             let reply = tokio::time::timeout(patience, reply).await.ok();
-            if let Some(why) = reply.as_ref().and_then(|reply| shared.node.own_error(reply)) {
+            if let Some(why) = reply.as_ref().and_then(|reply| shared.node().own_error(reply)) {
                 health.unreachable(&why);
             }
             let Some(reply) = reply.filter(|reply| !Node::is_own_error(reply)) else {
@@ -171,7 +171,7 @@ impl Session {
     /// MODULE LOAD and its like: the server's commands are others then, and are learned anew before the reply is told, so that
     /// no command of the module is taken for what its name meant before.
     fn module(&self, request: &Request<'_>) -> Step {
-        let (reply, node) = (ask(&self.lanes.any, request.buf), self.shared.node.clone());
+        let (reply, node) = (ask(&self.lanes.any, request.buf), self.shared.node().clone());
         Step::Stall(Stall::For(Box::pin(async move {
             let reply = reply.await;
             if !crate::upstream::refusal::of_builtin(&reply) {
@@ -227,7 +227,7 @@ pub(super) fn refused(reply: Bytes) -> After {
 fn info_without_server(shared: &Shared, asked: &[Vec<u8>], resp3: bool) -> Bytes {
     match admin::info_without_server(shared, asked) {
         Some(text) => verbatim(&text, resp3).into(),
-        None => shared.node.error(&shared.node.health.down().unwrap_or_else(|| "cannot be asked".into())),
+        None => shared.node().error(&shared.node().health.down().unwrap_or_else(|| "cannot be asked".into())),
     }
 }
 

@@ -67,7 +67,7 @@ impl Session {
             match admitted(&pool).await {
                 Ok(begun) => begun,
                 Err(Refusal::Login(_)) => After::Again,
-                Err(other) => After::Farewell(other.reply(&pool.node), "the upstream cannot be asked who may enter"),
+                Err(other) => After::Farewell(other.reply(pool.node()), "the upstream cannot be asked who may enter"),
             }
         }))
     }
@@ -95,7 +95,7 @@ impl Session {
         let Some(question) = question else { return false };
         let pool = self.pool.clone();
         self.stall = Some(Stall::For(Box::pin(async move {
-            match passed_on(&pool.node, &question).await {
+            match passed_on(pool.node(), &question).await {
                 Some(ring) => After::Farewell(ring, RING),
                 None => After::Again,
             }
@@ -113,14 +113,14 @@ impl Session {
                 (Ok(begun), _) => begun,
                 (Err(_), None) => After::Again,
                 (Err(Refusal::Login(reply)), _) if reply.starts_with(b"-NOAUTH") => match asked {
-                    Some(Ok(request)) => after_guest(pool.guest.ask(&pool.node, &request).await, route),
+                    Some(Ok(request)) => after_guest(pool.guest.ask(pool.node(), &request).await, route),
                     Some(Err(known)) => After::Reply(known),
                     None => After::Again,
                 },
                 (Err(Refusal::Login(reply)), _) => After::Reply(reply),
                 (Err(_), Some(Route::Local(Local::Nearside | Local::Info))) => After::Upstream,
-                (Err(other), Some(Route::Local(Local::Hello | Local::Select))) => refused(other.reply(&pool.node)),
-                (Err(other), _) => After::Reply(other.reply(&pool.node)),
+                (Err(other), Some(Route::Local(Local::Hello | Local::Select))) => refused(other.reply(pool.node())),
+                (Err(other), _) => After::Reply(other.reply(pool.node())),
             }
         }))
     }
@@ -150,7 +150,7 @@ impl Session {
     /// A login's wait. A client that goes while others' guesses keep its own from being judged gets no answer, so that nothing
     /// is left of who guesses and goes.
     fn slowed(&self, from: GuessOrigin, wait: impl Future<Output = After> + 'static) -> Stall {
-        let free = self.shared.node.guesses.has_turn(from);
+        let free = self.shared.node().guesses.has_turn(from);
         if free { Stall::For(Box::pin(wait)) } else { Stall::Blocked(Box::pin(wait)) }
     }
 
@@ -160,7 +160,7 @@ impl Session {
         let version = (request.len() == 2).then(|| request.arg(1));
         match version {
             // Where HELLO is no command, the server says so, to a connection of its own.
-            _ if self.shared.node.without_hello.load(Ordering::Relaxed) => {}
+            _ if self.shared.node().without_hello.load(Ordering::Relaxed) => {}
             None if request.len() == 1 => return self.move_to(self.identity.key.clone(), None, with_id),
             Some(v @ (b"2" | b"3")) => {
                 return self.move_to(ConnectionKey { resp3: v == b"3", ..self.identity.key.clone() }, None, with_id);
@@ -175,7 +175,7 @@ impl Session {
         let same = ConnectionKey { resp3: asked.resp3, ..old.clone() };
         let (pool, question, from) = (self.pool.clone(), request.buf.to_vec(), GuessOrigin::of(&self.client.addr));
         // A ring of proxies is found by a handshake that goes round.
-        let without_hello = self.shared.node.without_hello.load(Ordering::Relaxed);
+        let without_hello = self.shared.node().without_hello.load(Ordering::Relaxed);
         if asked.sound && asked.creds.is_none() && !without_hello && !wire::is_marked(&question) {
             return self.move_to(same, asked.name, with_id);
         }
@@ -186,7 +186,7 @@ impl Session {
                 Some(creds) => {
                     verified(&pool, creds, &question, from).await.map(|(login, r)| (same.authenticated(login), r))
                 }
-                None => put(&pool.node, Some(&old.login), &question).await.map(|(_, reply)| (same, reply)),
+                None => put(pool.node(), Some(&old.login), &question).await.map(|(_, reply)| (same, reply)),
             };
             match answer {
                 Ok((_, reply)) if reply.starts_with(b"-") => refused(reply),
@@ -209,7 +209,7 @@ impl Session {
         if !guesses || self.present.bypass {
             return None;
         }
-        let (node, from) = (self.shared.node.clone(), GuessOrigin::of(&self.client.addr));
+        let (node, from) = (self.shared.node().clone(), GuessOrigin::of(&self.client.addr));
         Some(self.slowed(from, async move {
             match node.guesses.turn(from).await {
                 // A turn that is neither kept nor given back has its time.
@@ -228,7 +228,7 @@ impl Session {
             lent.connection.lend(None);
             self.client.uses_connection(None);
         }
-        let node = &self.shared.node;
+        let node = self.shared.node();
         let key = ConnectionKey { login: node.logins.first().clone(), ..node.own.clone() };
         self.become_other(Become { key, name: Some(String::new()), reply: Bytes::from_static(b"+RESET\r\n") });
         Step::Done
@@ -259,9 +259,9 @@ impl Session {
 
 /// The proof that the session may be what the upstream's address says. The connection that was opened for it is kept.
 async fn admitted(pool: &Rc<Pool>) -> Result<After, Refusal> {
-    let opened = handshake::prove(&pool.node).await?;
-    opened.into_iter().for_each(|opened| pool.adopt(&pool.node.own, opened));
-    Ok(After::Begin(pool.node.logins.own().clone()))
+    let opened = handshake::prove(pool.node()).await?;
+    opened.into_iter().for_each(|opened| pool.adopt(&pool.node().own, opened));
+    Ok(After::Begin(pool.node().logins.own().clone()))
 }
 
 /// How a stranger goes on whose request was put to the server.
@@ -341,12 +341,12 @@ async fn verified(
     question: &[u8],
     from: GuessOrigin,
 ) -> Result<(Arc<Login>, Bytes), Bytes> {
-    let known = pool.node.logins.known(&creds.user, &creds.password);
+    let known = pool.node().logins.known(&creds.user, &creds.password);
     if known.is_some() {
         // Perhaps it is wrong by now, but no guess.
         return judged(pool, creds, question, known).await;
     }
-    let Some(turn) = pool.node.guesses.turn(from).await else {
+    let Some(turn) = pool.node().guesses.turn(from).await else {
         return Err(Bytes::from_static(TOO_MANY));
     };
     let verdict = judged(pool, creds, question, None).await;
@@ -365,16 +365,16 @@ async fn judged(
     question: &[u8],
     known: Option<Arc<Login>>,
 ) -> Result<(Arc<Login>, Bytes), Bytes> {
-    let logins = &pool.node.logins;
+    let logins = &pool.node().logins;
     let shares = known.is_some_and(|login| pool.has_spares(&login));
     for _ in 0..VERDICTS {
         let ends = logins.ends();
         logins.asked.fetch_add(1, Ordering::Relaxed);
         let (wire, reply) = match shares {
-            true => (None, within_limit(&pool.node, question, pool.judge.ask(&pool.node, question)).await?),
+            true => (None, within_limit(pool.node(), question, pool.judge.ask(pool.node(), question)).await?),
             false => {
                 logins.connected.fetch_add(1, Ordering::Relaxed);
-                let (wire, reply) = put(&pool.node, None, question).await?;
+                let (wire, reply) = put(pool.node(), None, question).await?;
                 (Some(wire), reply)
             }
         };
@@ -389,14 +389,14 @@ async fn judged(
             return Ok((login, reply));
         }
     }
-    Err(pool.node.error("deletes users faster than one can log in"))
+    Err(pool.node().error("deletes users faster than one can log in"))
 }
 
 /// Keeps the connection on which the server has accepted a login: for the next transaction, and in case no other can be had
 /// when the password is replaced.
 async fn keep(pool: Rc<Pool>, key: ConnectionKey, wire: Wire) {
-    let opened = handshake::take_over(&pool.node, wire, 0, &key, Role::Dedicated);
-    if let Ok(Ok(opened)) = tokio::time::timeout(pool.node.connect_timeout, opened).await {
+    let opened = handshake::take_over(pool.node(), wire, 0, &key, Role::Dedicated);
+    if let Ok(Ok(opened)) = tokio::time::timeout(pool.node().settings.connect_timeout, opened).await {
         pool.adopt(&key, opened);
     }
 }
@@ -425,9 +425,9 @@ async fn within_limit<T, E: Into<Refusal>>(
     if node.ring.load(Ordering::Acquire) && !wire::is_marked(question) {
         return Err(wire::ring());
     }
-    match tokio::time::timeout(node.connect_timeout, work).await {
+    match tokio::time::timeout(node.settings.connect_timeout, work).await {
         Ok(answer) => answer.map_err(|refusal| refusal.into().reply(node)),
-        Err(_) => Err(node.error(&format!("no answer within {:?}", node.connect_timeout))),
+        Err(_) => Err(node.error(&format!("no answer within {:?}", node.settings.connect_timeout))),
     }
 }
 

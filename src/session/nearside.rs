@@ -42,7 +42,7 @@ impl Session {
             (b"CONSISTENCY", 2..=3) => return self.consistency(request),
             // The server cannot be asked whether strangers may.
             (b"FLUSH", 2) | (b"EXPLAIN", 3..) if self.identity.key.login.is_stranger() => {
-                let error = self.shared.node.error("it cannot be asked who may say this");
+                let error = self.shared.node().error("it cannot be asked who may say this");
                 self.outbox.put(Piece::Bytes(error));
                 return Step::Done;
             }
@@ -70,7 +70,7 @@ impl Session {
     /// The server's answer to this question. A server that is known not to answer is not waited for for long, nor is one
     /// that stands still (it may be frozen) where the counters are told without its word: monitors need them then above all.
     fn verdict(&self, question: &[u8], unasked: Unasked) -> impl Future<Output = Vec<u8>> + use<> {
-        let (reply, node) = (ask_again(&self.lanes.any, question), self.shared.node.clone());
+        let (reply, node) = (ask_again(&self.lanes.any, question), self.shared.node().clone());
         let patience = match unasked {
             Unasked::Granted => INFO_PATIENCE,
             Unasked::Denied if node.health.down().is_some() => INFO_PATIENCE,
@@ -103,7 +103,7 @@ impl Session {
         if request.len() == 2 {
             return self.say(&format!("+{}", self.level));
         }
-        let coherence = &self.shared.node.coherence;
+        let coherence = &self.shared.node().coherence;
         match String::from_utf8_lossy(request.arg(2)).to_ascii_lowercase().parse() {
             Ok(level) if !coherence.keeps(level) => {
                 let standing = coherence.standing();
@@ -172,7 +172,7 @@ fn named(verdict: &[u8], word: &str) -> Vec<u8> {
 /// is closed with the loan, so what is queued is never done.
 async fn may_flush(pool: Rc<Pool>, key: ConnectionKey) -> Vec<u8> {
     let Some(loan) = pool.lend(&key) else {
-        return pool.node.error("no connection to ask on is left (max_dedicated)").to_vec();
+        return pool.node().error("no connection to ask on is left (max_dedicated)").to_vec();
     };
     let opened = ask(&loan, &resp::encode(&["MULTI"])).await;
     if opened != b"+OK\r\n" {

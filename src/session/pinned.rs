@@ -62,7 +62,7 @@ impl Session {
         let Some(lent) = &self.lent else { return Step::Stall(Stall::Drain) };
         let (connection, unmarked) = (lent.connection.clone(), lent.unmarked.clone());
         let mut said = if name { self.names() } else { Vec::new() };
-        let mark = wait::mark(&self.shared.node).filter(|_| mark && self.wrote);
+        let mark = wait::mark(self.shared.node()).filter(|_| mark && self.wrote);
         said.extend(mark.map(<[u8]>::to_vec));
         let answers: Vec<_> = said.iter().map(|words| ask(&connection, words)).collect();
         Step::Stall(Stall::For(Box::pin(async move {
@@ -81,7 +81,7 @@ impl Session {
     /// The session's name and library, as commands. The name goes with HELLO, which every user may say.
     fn names(&self) -> Vec<Vec<u8>> {
         let words = self.client.words().clone();
-        let (node, table) = (&self.shared.node, self.shared.node.table.load());
+        let (node, table) = (self.shared.node(), self.shared.node().table.load());
         let client = table.says("CLIENT");
         let library = [("LIB-NAME", &words.lib_name), ("LIB-VER", &words.lib_ver)].into_iter();
         let library = library.filter(|(_, word)| !word.is_empty());
@@ -106,7 +106,7 @@ impl Session {
         lent.pass_unlooked();
         // In a transaction the answers would come with EXEC's, and to a RESP2 subscriber none.
         if lent.in_multi() || (!resp3 && lent.connection.subscriptions() > 0) {
-            lent.unmarked.set(self.wrote && wait::mark(&self.shared.node).is_some());
+            lent.unmarked.set(self.wrote && wait::mark(self.shared.node()).is_some());
             return Step::Stall(Stall::Drain);
         }
         // A session that tracks has told its name already; HELLO would end the tracking.
@@ -158,7 +158,7 @@ impl Session {
         let mut kept = Lent::new(lent.connection, Purpose::State);
         kept.tracking = true;
         self.lent = Some(kept);
-        let node = &self.shared.node;
+        let node = self.shared.node();
         // The HELLO proves anew that the session may be that.
         let key = node.own.clone();
         let own = node.own.login.attempts().into_iter().next().flatten();
@@ -188,7 +188,7 @@ impl Session {
                 // The server has the words for what is wrong.
                 Err(_) => return self.pass_on_bytes(input.take_all()),
             }
-            let plan = self.shared.node.table.load().plan(&input.request(), &mut self.keys);
+            let plan = self.shared.node().table.load().plan(&input.request(), &mut self.keys);
             if plan.route == Route::Unlisted
                 && let Some(step) = self.unlisted(&input.request())
             {

@@ -23,8 +23,8 @@ use crate::sabotage::{self, Rule};
 use crate::time::Time;
 use crate::upstream::connection::Connection;
 use crate::upstream::effect::{Effect, KeySet};
-use crate::upstream::fill::{FillKey, FillRead};
-use crate::upstream::permit::{self, FillPermit, Permission, ReadToKeep};
+use crate::upstream::fill::{FillKey, FillPermit, FillRead};
+use crate::upstream::permit::{self, Permission, ReadToKeep};
 
 /// How often one read waits (for a flight, for a clock) before it simply goes upstream.
 const MAX_TRIES: u32 = 3;
@@ -61,7 +61,7 @@ impl Session {
 
     /// Why a read of these keys must not be looked up now.
     fn bars_lookup(&self, hashes: &[u64]) -> Option<Bypass> {
-        if !self.shared.node.coherence.keeps(self.level) {
+        if !self.shared.node().coherence.keeps(self.level) {
             Some(Bypass::Level)
         } else if self.present.bypass {
             Some(Bypass::Unproven)
@@ -79,7 +79,7 @@ impl Session {
 
     /// The time as of which a hit must be fresh.
     pub(super) fn true_watermark(&self) -> Time {
-        let coherence = &self.shared.node.coherence;
+        let coherence = &self.shared.node().coherence;
         let answered = self.outbox.seen();
         let now = if self.level == Level::Linearizable { self.fresh.arrived } else { self.fresh.now };
         coherence.watermark(self.level, now, self.fresh.arrived.max(answered), self.fresh.shown.max(answered))
@@ -93,7 +93,7 @@ impl Session {
         if self.lent.is_some()
             || self.present.bypass
             || self.round.paused
-            || !self.shared.node.coherence.keeps(self.level)
+            || !self.shared.node().coherence.keeps(self.level)
         {
             return false;
         }
@@ -290,13 +290,13 @@ impl Session {
 
     /// A clock that stands still is not waited for: the read goes upstream.
     fn worth_waiting(&self) -> bool {
-        let coherence = &self.shared.node.coherence;
+        let coherence = &self.shared.node().coherence;
         self.present.tries < MAX_TRIES
             && coherence.clock_age(self.fresh.now).is_some_and(|age| age <= self.shared.config.max_staleness)
     }
 
     fn wait_for(&self, need: MissingProof) -> Step {
-        let node = self.shared.node.clone();
+        let node = self.shared.node().clone();
         Step::Stall(Stall::For(Box::pin(async move {
             if node.coherence.reach(need, PATIENCE).await { After::Again } else { After::Upstream }
         })))
@@ -305,7 +305,7 @@ impl Session {
     /// Whether MGET may be answered by what GETs were told, and GETs by what it is told (see [`crate::node::acl`]). The count is
     /// read first: what is then read is as new.
     pub(super) fn shares_get_and_mget(&mut self) -> bool {
-        let node = &self.shared.node;
+        let node = self.shared.node();
         let as_of = node.acl_changes.load(Ordering::Acquire);
         if let Some(known) = self.identity.like_get
             && known.as_of == as_of

@@ -35,12 +35,12 @@ impl Session {
             Word::Set => (3..request.len()).any(|i| request.arg(i).eq_ignore_ascii_case(b"GET")),
             _ => false,
         };
-        lengthy && self.shared.node.bounds.ends_for_replies()
+        lengthy && self.shared.node().bounds.ends_for_replies()
     }
 
     /// The lane of the present request. `Err`: something has to be done first.
     pub(super) fn route(&mut self) -> Result<Rc<Connection>, Step> {
-        let reads = self.latest.repeatable && self.shared.node.bounds.ends_for_replies();
+        let reads = self.latest.repeatable && self.shared.node().bounds.ends_for_replies();
         let cargo = if reads { Cargo::Reads } else { Cargo::Any };
         // Requests on two connections may be executed in either order.
         if self.outbox.waiting() > 0 && self.lanes.cargo != cargo {
@@ -67,7 +67,7 @@ impl Session {
     pub(super) fn is_outsized(&self, request: &Request<'_>, plan: Plan) -> bool {
         let shares =
             matches!(plan.route, Route::Cache(_) | Route::Lane | Route::Unlisted | Route::Dedicated(Need::Alone));
-        shares && self.shared.node.bounds.excludes(request.buf.len(), request.len())
+        shares && self.shared.node().bounds.excludes(request.buf.len(), request.len())
     }
 
     /// Such a request gets a connection of its own, and is then dealt with again.

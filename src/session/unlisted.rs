@@ -14,14 +14,14 @@ impl Session {
         let unlooked = self.lent.as_ref().is_some_and(|lent| lent.is_raw() || lent.is_monitoring())
             // The server's word to one who has not logged in answers; but for AUTH by another name.
             || self.identity.key.login.is_stranger();
-        let known = self.shared.node.names.known(request.arg(0));
+        let known = self.shared.node().names.known(request.arg(0));
         if known == Some(NameVerdict::NoCommand) {
             return None;
         }
         if known == Some(NameVerdict::Unknowable) || self.present.bypass {
             return if unlooked { None } else { Some(self.own_connection(request)) };
         }
-        let (node, name) = (self.shared.node.clone(), request.arg(0).to_vec());
+        let (node, name) = (self.shared.node().clone(), request.arg(0).to_vec());
         Some(Step::Stall(Stall::For(Box::pin(async move {
             match names::ask(&node, &name).await {
                 Ok(NameVerdict::Listed | NameVerdict::NoCommand) => After::Again,
@@ -36,7 +36,7 @@ impl Session {
     fn own_connection(&mut self, request: &Request<'_>) -> Step {
         let step = if self.lent.is_some() { self.go_raw() } else { self.dedicate(request, Word::Other, Need::Pin) };
         if self.lent.as_ref().is_some_and(Lent::is_raw) {
-            self.shared.node.names.unknowable.fetch_add(1, Ordering::Relaxed);
+            self.shared.node().names.unknowable.fetch_add(1, Ordering::Relaxed);
         }
         step
     }

@@ -63,7 +63,7 @@ impl Session {
         if self.outbox.waiting() > 0 {
             return Step::Stall(Stall::Drain);
         }
-        let node = self.shared.node.clone();
+        let node = self.shared.node().clone();
         let mark = mark(&node).filter(|_| self.wrote);
         let own = self.identity.key.login == node.own.login;
         let lending = match mark {

@@ -41,6 +41,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::task::Waker;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -51,14 +52,61 @@ use crate::node::Node;
 use crate::node::identity::{ConnectionKey, Role};
 use crate::outbox::{Piece, Place};
 use crate::time::Time;
+use dedicated::Dedicated;
 use lane::Lane;
-use pipeline::Expect;
-use state::{Phase, State, Use};
+use pipeline::{Expect, Pipeline};
 
 pub(super) use life::run;
 #[cfg(test)]
 pub use pump::wake_after_sessions;
 pub use raw::Raw;
+
+/// Whether there is a connection.
+#[derive(Debug)]
+enum Phase {
+    /// A lane that is not needed, or not yet.
+    Rest,
+    /// The connection is being opened.
+    Opening,
+    Up,
+    /// The connection could not be opened: this error is told until then.
+    Down {
+        error: Bytes,
+        until: Time,
+        /// Or until rights have changed: the error may be about them.
+        as_of: u64,
+    },
+    /// The connection will not come back.
+    Closed(Bytes),
+}
+
+/// The two uses of a connection, which share the requests on it and nothing else.
+enum Use {
+    /// By many sessions; it fills the cache, and comes back.
+    Lane(Lane),
+    /// By the one session that it is lent to; it dies once.
+    Dedicated(Box<Dedicated>),
+}
+
+/// The state that both uses share, and that of the one use.
+struct State {
+    phase: Phase,
+    pipeline: Pipeline,
+    purpose: Use,
+    waker: Option<Waker>,
+    /// The server's reply to HELLO; empty until it has accepted the connection.
+    hello: Bytes,
+    /// The protocol spoken now.
+    resp3: bool,
+    /// When the server last said anything on it.
+    heard: Time,
+    /// The bytes that came last were the beginning of a frame.
+    midway: bool,
+    /// The connection is to end: nobody has it any more.
+    close: bool,
+    /// The connection is to be taken for lost, for this reason.
+    broken: Option<io::Error>,
+}
 
 /// A connection, as sessions hold it.
 pub struct Connection {

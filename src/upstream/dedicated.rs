@@ -15,7 +15,6 @@ use std::time::Duration;
 use super::Pool;
 use super::capacity::{Capacity, NONE, Seat, Shelf};
 use super::connection::{self, Connection};
-use super::kept::Holds;
 use crate::node::handshake::{self, Opened};
 use crate::node::identity::ConnectionKey;
 use crate::node::login::Login;
@@ -130,6 +129,9 @@ impl Waiting {
     }
 }
 
+/// How many sessions of the thread have each login.
+type Holds = HashMap<u64, usize>;
+
 /// The idle connections of one thread. (Every change of them goes through [`IdleSet::change`], which tells the others.)
 pub(super) struct IdleSet {
     capacity: Arc<Capacity>,
@@ -184,7 +186,7 @@ impl IdleSet {
         while let Some(other) = self.spare(&key.login) {
             let Some(wire) = other.surrender().await else { continue };
             let opened = handshake::take_over(node, wire, other.key.db, key, role);
-            match tokio::time::timeout(node.connect_timeout, opened).await {
+            match tokio::time::timeout(node.settings.connect_timeout, opened).await {
                 Ok(Err(Refusal::Io(_))) | Err(_) => {}
                 Ok(opened) => return opened,
             }
@@ -328,7 +330,7 @@ impl Pool {
     /// `already`: the connection is open.
     fn begin(&self, key: &ConnectionKey, already: Option<Opened>) -> Option<Loan> {
         let seat = Seat::take(&self.capacity)?;
-        let connection = Connection::dedicated_to(self.node.clone(), key.clone());
+        let connection = Connection::dedicated_to(self.node().clone(), key.clone());
         let (running, idle) = (connection.clone(), self.idle.clone());
         self.tasks.spawn_local(async move {
             let open = async |connection: &Connection| Ok((idle.open(connection).await?, ()));
@@ -349,7 +351,7 @@ impl Pool {
     pub fn adopt(&self, key: &ConnectionKey, opened: Opened) {
         let places = &self.capacity.dedicated;
         // A session that begins gets the proxy's own login with the connection that proves it; one that has gone leaves one.
-        let held = key.login == self.node.own.login || self.idle.holds.borrow().contains_key(&key.login.number());
+        let held = key.login == self.node().own.login || self.idle.holds.borrow().contains_key(&key.login.number());
         if !held && self.idle.spares(&key.login, 1) > 0
             || self.idle.waiting.borrow().count(key) >= IDLE
             || places.taken() + SPARED > places.max()

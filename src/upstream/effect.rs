@@ -1,15 +1,18 @@
 //! The effect of a forwarded command on the cache, which comes before its client sees the reply (rule 2). The reply is the server's
 //! verdict: a command that was refused has done nothing, here neither. ([`refusal`] says which errors prove that.)
 
+pub mod change;
+pub mod transaction;
+
 use std::time::Duration;
 
-use super::change::RightsChange;
 use super::refusal;
-use super::transaction::TransactionStep;
 use crate::cache::events::Event;
 use crate::coherence::Coherence;
 use crate::node::Node;
 use crate::time::Time;
+use change::RightsChange;
+use transaction::TransactionStep;
 
 /// Hashes of the keys of one command.
 #[derive(Default, Debug, Clone)]

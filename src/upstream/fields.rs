@@ -9,8 +9,7 @@
 
 use std::ops::Range;
 
-use super::fill::says_missing;
-use crate::resp;
+use crate::resp::{self, is_nil};
 
 /// Fields of one hash that are asked about. Replies of larger hashes are passed on and not kept, if the server has a mortal
 /// field anywhere: the question would be as large as the hash.
@@ -114,6 +113,22 @@ fn no_volatile_fields(line: &str) -> bool {
     counts.into_iter().any(|(name, n)| matches!(name, "subexpiry" | "keys_with_volatile_items") && n.trim() == "0")
 }
 
+/// Whether this is what a key that does not exist answers: nil, zero, nothing, or a list of these.
+pub(super) fn says_missing(reply: &[u8]) -> bool {
+    if matches!(reply, b":0\r\n" | b"$0\r\n\r\n" | b"+none\r\n" | b":-1\r\n" | b"#f\r\n") || is_nil(reply) {
+        return true;
+    }
+    let Some((_, mut rest)) = resp::split_aggregate(reply) else { return false };
+    while !rest.is_empty() {
+        let Some(len) = resp::value_len(rest) else { return false };
+        if !matches!(&rest[..len], b":0\r\n") && !is_nil(&rest[..len]) {
+            return false;
+        }
+        rest = &rest[len..];
+    }
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,6 +185,17 @@ mod tests {
         assert!(none_ends(b"*2\r\n:-1\r\n:-1\r\n", 2));
         for no in [&b"*2\r\n:-1\r\n:-2\r\n"[..], b"*2\r\n:-1\r\n:17\r\n", b"*1\r\n:-1\r\n", b"-ERR x\r\n", b"*-1\r\n"] {
             assert!(!none_ends(no, 2), "{no:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_missing_key_answers() {
+        for reply in [&b"$-1\r\n"[..], b"_\r\n", b"*0\r\n", b"%0\r\n", b":0\r\n", b"*2\r\n$-1\r\n:0\r\n", b"+none\r\n"]
+        {
+            assert!(says_missing(reply), "{reply:?}");
+        }
+        for reply in [&b"$1\r\nx\r\n"[..], b":1\r\n", b"*1\r\n$0\r\n\r\n", b"+string\r\n"] {
+            assert!(!says_missing(reply), "{reply:?}");
         }
     }
 }

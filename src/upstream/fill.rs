@@ -9,11 +9,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::{SmallVec, smallvec};
 
-use super::fields::{self, NextQuestion};
-use super::permit::FillPermit;
+use super::fields::{self, NextQuestion, says_missing};
 use crate::bypass::Bypass;
-use crate::cache::FillTimes;
 use crate::cache::entry::Variant;
+use crate::cache::{FillTimes, FillToken};
 use crate::clock::LaneStamp;
 use crate::coherence::Coherence;
 use crate::command::FieldTtl;
@@ -26,6 +25,16 @@ const CACHING: &[u8] = b"*3\r\n$6\r\nCLIENT\r\n$7\r\nCACHING\r\n$3\r\nYES\r\n";
 const PTTL: &[u8] = b"*2\r\n$4\r\nPTTL\r\n";
 /// The section twice, as no client says it: MONITOR through a proxy shows those of clients ([`super::monitor`]).
 const INFO_KEYSPACE: &[u8] = b"*3\r\n$4\r\nINFO\r\n$8\r\nkeyspace\r\n$8\r\nkeyspace\r\n";
+
+/// The right to keep the reply to one read of one key, granted by [`permit`](super::permit). Dropped unused, it lands the flight.
+pub struct FillPermit(FillToken);
+
+impl FillPermit {
+    /// To be granted by [`permit`](super::permit) alone, which asks in the right order.
+    pub(super) fn of(token: FillToken) -> FillPermit {
+        FillPermit(token)
+    }
+}
 
 /// One key of the read, and the right to store what is said of it.
 pub struct FillKey {
@@ -210,7 +219,7 @@ impl Fill {
 
     /// Asks the memory for what storing it will touch.
     pub fn prefetch(&self) {
-        self.read.keys.iter().filter_map(|key| key.permit.as_ref()).for_each(FillPermit::prefetch);
+        self.read.keys.iter().filter_map(|key| key.permit.as_ref()).for_each(|permit| permit.0.prefetch());
     }
 
     /// Whether this can be the next reply. (No read that is cached answers `+OK`: CLIENT CACHING's answer has come late.)
@@ -366,7 +375,7 @@ impl Fill {
         let tail = if self.read.mget { &[] } else { &request[key.range.end + 2..] };
         let variant = Variant { view: self.read.view, id: self.read.id, key: &request[key.range.clone()], tail };
         let times = FillTimes { sent: self.sent, stored: self.stored, deadline };
-        coherence.cache.fill(permit.into_token(), &variant, reply, times, lane)
+        coherence.cache.fill(permit.0, &variant, reply, times, lane)
     }
 
     /// Where the elements of MGET's reply are.
@@ -399,22 +408,6 @@ fn deadline(sent: Time, pttl: i64, reply: &[u8]) -> Option<Time> {
     }
 }
 
-/// Whether this is what a key that does not exist answers: nil, zero, nothing, or a list of these.
-pub(super) fn says_missing(reply: &[u8]) -> bool {
-    if matches!(reply, b":0\r\n" | b"$0\r\n\r\n" | b"+none\r\n" | b":-1\r\n" | b"#f\r\n") || is_nil(reply) {
-        return true;
-    }
-    let Some((_, mut rest)) = resp::split_aggregate(reply) else { return false };
-    while !rest.is_empty() {
-        let Some(len) = resp::value_len(rest) else { return false };
-        if !matches!(&rest[..len], b":0\r\n") && !is_nil(&rest[..len]) {
-            return false;
-        }
-        rest = &rest[len..];
-    }
-    true
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -437,17 +430,6 @@ mod tests {
             let of_key = resp::encode(&[key])[b"*1\r\n".len()..].to_vec();
             let end = start + of_key.len() - 2;
             assert_eq!(&request[bulk(&request, &(end - key.len()..end))], of_key);
-        }
-    }
-
-    #[test]
-    fn what_a_missing_key_answers() {
-        for reply in [&b"$-1\r\n"[..], b"_\r\n", b"*0\r\n", b"%0\r\n", b":0\r\n", b"*2\r\n$-1\r\n:0\r\n", b"+none\r\n"]
-        {
-            assert!(says_missing(reply), "{reply:?}");
-        }
-        for reply in [&b"$1\r\nx\r\n"[..], b":1\r\n", b"*1\r\n$0\r\n\r\n", b"+string\r\n"] {
-            assert!(!says_missing(reply), "{reply:?}");
         }
     }
 }

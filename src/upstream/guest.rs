@@ -41,7 +41,8 @@ impl Guest {
     /// Puts a stranger's request to the server.
     pub async fn ask(&self, node: &Node, request: &[u8]) -> Answer {
         let mut place = self.wire.lock().await;
-        let asked = tokio::time::timeout(node.upstream_timeout, Wire::ask_kept(&mut place, node, request)).await;
+        let asked =
+            tokio::time::timeout(node.settings.upstream_timeout, Wire::ask_kept(&mut place, node, request)).await;
         match asked {
             Ok(Ok(reply)) if reply.starts_with(b"-") => Answer::Refused(reply),
             Ok(Ok(reply)) => {
@@ -51,7 +52,7 @@ impl Guest {
             }
             Ok(Err(e)) if e.kind() == std::io::ErrorKind::UnexpectedEof => Answer::Gone,
             Ok(Err(e)) => Answer::Failed(node.error(&format!("cannot be reached: {e}"))),
-            Err(_) => Answer::Failed(node.error(&format!("no answer within {:?}", node.upstream_timeout))),
+            Err(_) => Answer::Failed(node.error(&format!("no answer within {:?}", node.settings.upstream_timeout))),
         }
     }
 }

@@ -3,16 +3,12 @@
 //! thread's last session of the login, but for one that stays a few seconds, so that users who come and go leave nothing behind
 //! and who comes again so soon is judged without a new connection ([`Pool::has_spares`]).
 
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Pool;
 use super::dedicated::IdleSet;
 use crate::node::login::Login;
-
-/// How many sessions of the thread have each login.
-pub(super) type Holds = HashMap<u64, usize>;
 
 /// A session has this login until this is dropped.
 pub struct Hold {

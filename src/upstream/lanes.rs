@@ -65,7 +65,7 @@ impl Lanes {
 
     /// A place for one more open lane, if one becomes free within `connect_timeout`.
     pub(super) async fn berth(&self) -> Result<Berth, Refusal> {
-        let deadline = Time::now() + self.node.connect_timeout;
+        let deadline = Time::now() + self.node.settings.connect_timeout;
         loop {
             if let Some(berth) = Berth::take(&self.capacity) {
                 return Ok(berth);
@@ -93,10 +93,10 @@ impl Lanes {
     /// Looks after them, for good: every heartbeat for other threads that want a place, and for lanes nobody uses any more.
     pub async fn tend(&self) {
         loop {
-            tokio::time::sleep(self.node.heartbeat).await;
+            tokio::time::sleep(self.node.settings.heartbeat).await;
             let now = Time::now();
-            if self.capacity.lanes.were_wanted(now, self.node.heartbeat * 2) {
-                self.rest_idlest(self.node.heartbeat);
+            if self.capacity.lanes.were_wanted(now, self.node.settings.heartbeat * 2) {
+                self.rest_idlest(self.node.settings.heartbeat);
             }
             self.sweep(now);
         }

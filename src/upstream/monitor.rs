@@ -100,7 +100,7 @@ pub async fn list(node: &Node) -> io::Result<Bytes> {
         }
         wire.ask(&[node.table.load().says("CLIENT"), b"LIST"]).await
     };
-    let reply = tokio::time::timeout(node.connect_timeout, work).await??;
+    let reply = tokio::time::timeout(node.settings.connect_timeout, work).await??;
     match resp::split_bulk(&reply) {
         Some(_) => Ok(reply),
         None => Err(io::Error::other(String::from_utf8_lossy(&reply).trim().to_owned())),

@@ -8,14 +8,12 @@
 use std::sync::Arc;
 
 use super::connection::Connection;
+use super::fill::FillPermit;
 use crate::bypass::{Bypass, REQUEST_MAX};
 use crate::cache::entry::Variant;
-use crate::cache::{Begin, FillToken, InFlight};
+use crate::cache::{Begin, InFlight};
 use crate::command::FieldTtl;
 use crate::time::Time;
-
-/// The right to keep the reply to one read of one key. Dropped unused, it lands the flight.
-pub struct FillPermit(FillToken);
 
 /// The answer to a request for a permit.
 pub enum Permission {
@@ -64,17 +62,7 @@ impl FillPermit {
         };
         match refusal(lane, asked, now) {
             Some(reason) => Permission::Refused(reason),
-            None => Permission::Granted(FillPermit(token)),
+            None => Permission::Granted(FillPermit::of(token)),
         }
-    }
-
-    /// Asks the memory for what storing the reply will touch.
-    pub(super) fn prefetch(&self) {
-        self.0.prefetch();
-    }
-
-    /// To be stored with.
-    pub(super) fn into_token(self) -> FillToken {
-        self.0
     }
 }

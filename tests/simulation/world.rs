@@ -386,15 +386,15 @@ impl Proxy {
     fn is_astray(&self) -> bool {
         let broadcast = self.shared.config.invalidation == Invalidation::Broadcast;
         let wanted = if broadcast { Mode::Broadcast } else { Mode::Tracked };
-        self.shared.node.coherence.link().is_some_and(|link| link.mode != wanted)
+        self.shared.node().coherence.link().is_some_and(|link| link.mode != wanted)
     }
 
     fn start(config: &Config, server: &Endpoint) -> Proxy {
         let shared = Arc::new(Shared::at(server.clone(), config.clone(), upstream()));
-        spawn_local(link::run(shared.node.clone()));
-        spawn_local(watch::run(shared.node.clone()));
+        spawn_local(link::run(shared.node().clone()));
+        spawn_local(watch::run(shared.node().clone()));
         let pools: Vec<_> =
-            (0..POOLS).map(|_| Rc::new(Pool::new(shared.node.clone(), shared.capacity.clone()))).collect();
+            (0..POOLS).map(|_| Rc::new(Pool::new(shared.topology.clone(), shared.capacity.clone()))).collect();
         for pool in pools.clone() {
             spawn_local(async move { pool.run().await });
         }

@@ -7,11 +7,10 @@ use std::rc::Rc;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::Connection;
 use super::frame::last_integer;
 use super::pipeline::{Expect, Pipeline};
 use super::raw::PassThrough;
-use super::state::{Phase, Use};
+use super::{Connection, Phase, Use};
 use crate::node::wire::Wire;
 use crate::numbers::difference;
 use crate::outbox::{Outbox, Piece, Place};

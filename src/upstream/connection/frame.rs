@@ -7,7 +7,7 @@ use crate::resp;
 /// Bytes of an unasked error that the log and clients are shown.
 const SHOWN: usize = 128;
 
-/// The place of one frame among all that is awaited, as [`State::landing`](super::state::State::landing) decides: the rest of
+/// The place of one frame among all that is awaited, as [`State::landing`](super::State::landing) decides: the rest of
 /// the connection only acts by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Landing {

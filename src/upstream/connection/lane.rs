@@ -10,8 +10,7 @@ use std::time::Duration;
 use super::frame::is_refusal;
 use super::panicking;
 use super::pipeline::{Expect, Pipeline};
-use super::state::{Phase, Use};
-use super::{Connection, State};
+use super::{Connection, Phase, State, Use};
 use crate::bypass::Bypass;
 use crate::clock::LaneStamp;
 use crate::coherence::standing::Mode;
@@ -150,7 +149,8 @@ impl Connection {
             Use::Dedicated(_) => Rights::NONE.questions(),
         };
         let anywhere = anywhere && !self.node.coherence.mortal.anywhere(now);
-        let fill = Fill::new(place, read, now, Terms { tracked, max_ttl: self.node.max_ttl, anywhere, this_hash });
+        let fill =
+            Fill::new(place, read, now, Terms { tracked, max_ttl: self.node.settings.max_ttl, anywhere, this_hash });
         state.pipeline.push_fill(fill, now);
         state.wake();
     }

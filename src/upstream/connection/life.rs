@@ -9,8 +9,7 @@ use bytes::Bytes;
 
 use super::pipeline::Expect;
 use super::pump::{GIVEN_AWAY, pump};
-use super::state::{Phase, Use};
-use super::{Connection, panicking};
+use super::{Connection, Phase, Use, panicking};
 use crate::cache::FlushCause;
 use crate::node::Node;
 use crate::node::handshake::Opened;

@@ -9,8 +9,7 @@ use std::task::{Context, Poll};
 
 use bytes::BytesMut;
 
-use super::Connection;
-use super::state::{State, Use};
+use super::{Connection, State, Use};
 use crate::resp::Cutter;
 use crate::time::Time;
 use crate::transport::Stream;
@@ -24,7 +23,7 @@ pub(super) const GIVEN_AWAY: io::ErrorKind = io::ErrorKind::ConnectionAborted;
 /// Moves bytes both ways until the connection ends; returns why.
 pub(super) async fn pump(connection: &Rc<Connection>, stream: &mut Stream, input: &mut BytesMut) -> io::Error {
     let mut cutter = Cutter::default();
-    let mut ticks = tokio::time::interval(connection.node.heartbeat);
+    let mut ticks = tokio::time::interval(connection.node.settings.heartbeat);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut pending_input = !input.is_empty();
     poll_fn(|cx| {
@@ -118,7 +117,7 @@ impl Connection {
         let now = Time::now();
         let mut state = self.state.borrow_mut();
         let silent = state.silence(now, Time(self.node.seen.load(Ordering::Relaxed)));
-        if silent > self.node.upstream_timeout {
+        if silent > self.node.settings.upstream_timeout {
             let text = format!("no sign of life from the server for {} ms", silent.as_millis());
             return Err(io::Error::new(io::ErrorKind::TimedOut, text));
         }

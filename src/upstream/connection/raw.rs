@@ -7,11 +7,10 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::Connection;
 use super::frame::is_told;
 use super::panicking;
 use super::pipeline::Expect;
-use super::state::{Phase, State, Use};
+use super::{Connection, Phase, State, Use};
 use crate::outbox::{Piece, Place};
 use crate::sabotage;
 use crate::time::Time;

@@ -12,8 +12,7 @@ use super::frame::{Landing, out_of_turn, proves_life, push_word};
 use super::lane::PING_AND_ASK;
 use super::pipeline::Expect;
 use super::raw::Intake;
-use super::state::{State, Use};
-use super::{Connection, panicking};
+use super::{Connection, State, Use, panicking};
 use crate::buffer::LARGE;
 use crate::outbox::{Piece, Place};
 use crate::resp::Cutter;
@@ -218,7 +217,7 @@ impl Connection {
 
     /// Waits until the watch has looked at what the server was like at `t` or later. If it cannot, nothing is believed any more.
     pub(super) async fn look_since(&self, t: Time) {
-        if !self.node.looks.taken_since(t, self.node.upstream_timeout).await {
+        if !self.node.looks.taken_since(t, self.node.settings.upstream_timeout).await {
             self.node.rights_changed();
         }
     }

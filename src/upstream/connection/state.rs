@@ -2,44 +2,15 @@
 //! [`super::replies`], [`super::life`] and [`super::pump`].
 
 use std::io;
-use std::task::Waker;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::dedicated::Dedicated;
 use super::frame::{Landing, is_push, out_of_turn};
-use super::lane::Lane;
 use super::pipeline::Pipeline;
+use super::{Phase, State, Use};
 use crate::node::identity::Role;
 use crate::time::Time;
-
-/// Whether there is a connection.
-#[derive(Debug)]
-pub(super) enum Phase {
-    /// A lane that is not needed, or not yet.
-    Rest,
-    /// The connection is being opened.
-    Opening,
-    Up,
-    /// The connection could not be opened: this error is told until then.
-    Down {
-        error: Bytes,
-        until: Time,
-        /// Or until rights have changed: the error may be about them.
-        as_of: u64,
-    },
-    /// The connection will not come back.
-    Closed(Bytes),
-}
-
-/// The two uses of a connection, which share the requests on it and nothing else.
-pub(super) enum Use {
-    /// By many sessions; it fills the cache, and comes back.
-    Lane(Lane),
-    /// By the one session that it is lent to; it dies once.
-    Dedicated(Box<Dedicated>),
-}
 
 impl Use {
     /// For the greeting and for messages.
@@ -49,26 +20,6 @@ impl Use {
             Use::Dedicated(_) => Role::Dedicated,
         }
     }
-}
-
-/// The state that both uses share, and that of the one use.
-pub(super) struct State {
-    pub(super) phase: Phase,
-    pub(super) pipeline: Pipeline,
-    pub(super) purpose: Use,
-    pub(super) waker: Option<Waker>,
-    /// The server's reply to HELLO; empty until it has accepted the connection.
-    pub(super) hello: Bytes,
-    /// The protocol spoken now.
-    pub(super) resp3: bool,
-    /// When the server last said anything on it.
-    pub(super) heard: Time,
-    /// The bytes that came last were the beginning of a frame.
-    pub(super) midway: bool,
-    /// The connection is to end: nobody has it any more.
-    pub(super) close: bool,
-    /// The connection is to be taken for lost, for this reason.
-    pub(super) broken: Option<io::Error>,
 }
 
 impl State {
@@ -147,6 +98,7 @@ impl State {
 mod tests {
     use std::rc::Rc;
 
+    use super::super::lane::Lane;
     use super::*;
     use crate::outbox::{Outbox, Piece};
     use crate::upstream::connection::pipeline::Expect;

@@ -6,12 +6,12 @@
 //! A read that the server executed before the change may be answered after it, as any read that overlaps it; nothing of it is
 //! kept, since its fill token is void.
 
-use super::effect::Wait;
-use super::refusal;
+use super::Wait;
 use crate::command::{Request, Word};
 use crate::node::Node;
 use crate::node::login::End;
 use crate::time::Time;
+use crate::upstream::refusal;
 
 /// A change of rights on its way.
 #[derive(Debug, Default)]

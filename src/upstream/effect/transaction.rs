@@ -5,12 +5,12 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::effect::{Effect, Wait};
-use super::refusal;
+use super::{Effect, Wait};
 use crate::command::Word;
 use crate::node::Node;
 use crate::resp;
 use crate::time::Time;
+use crate::upstream::refusal;
 
 const OK: &[u8] = b"+OK\r\n";
 const QUEUED: &[u8] = b"+QUEUED\r\n";
