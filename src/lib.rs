@@ -104,6 +104,7 @@
 //! * **watermark**: the time as of which a session's next hit must be fresh.
 //! * **floor**: the time as of which the next reply about one key must be fresh, since somebody was told something newer than is kept.
 //! * **barrier**: the wait until the freshness clock has passed the present ([`coherence::Coherence::barrier`]).
+//! * **held reply**: a reply that waits for a barrier before the client is told.
 //! * **effect**: what a command's reply does to the cache before the client is told ([`upstream::effect::Effect`]).
 //! * **settle**: to apply an effect, as far as the server's reply says that the command was done.
 //!
