@@ -196,7 +196,7 @@ impl ObjectFacts {
                 self.absent.extend(ttl.map(|ttl| vanishing(op, ttl)));
             }
             Change::Append(token, _) => self.values.entry(mark(token)).or_default().push(candidate),
-            Change::Delete => self.absent.push(candidate),
+            Change::Delete | Change::DeleteFields => self.absent.push(candidate),
             Change::Increment(Some(sum)) => {
                 self.values.entry(Bytes::from(sum.to_string())).or_default().push(candidate);
             }

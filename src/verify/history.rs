@@ -99,6 +99,8 @@ pub enum Change {
     },
     /// DEL, UNLINK, RENAME away …
     Delete,
+    /// HDEL of all fields: none is there afterwards, though the key may be.
+    DeleteFields,
     /// INCR, and the sum it answered.
     Increment(Option<i64>),
     /// APPEND or RPUSH of one token, and the length (in bytes) that was answered.
@@ -189,7 +191,7 @@ impl fmt::Display for Change {
             Change::Set { value, ttl: Some(ttl), .. } => {
                 write!(f, "= {} for {} ms", String::from_utf8_lossy(value), ttl.as_millis())
             }
-            Change::Delete => f.write_str("deleted"),
+            Change::Delete | Change::DeleteFields => f.write_str("deleted"),
             Change::Increment(Some(sum)) => write!(f, "+ 1 = {sum}"),
             Change::Increment(None) => f.write_str("+ 1"),
             Change::Append(token, _) => write!(f, "… {}", String::from_utf8_lossy(token)),

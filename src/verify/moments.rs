@@ -101,6 +101,7 @@ impl ObjectMoments {
                 }
             }
             Change::Delete => self.put(span, RegisterStep::Delete, Some(i)),
+            Change::DeleteFields => self.put(span, RegisterStep::DeleteFields, Some(i)),
             Change::Increment(sum) => self.put(span, RegisterStep::Increment(*sum), Some(i)),
             Change::Append(token, length) => {
                 let span = self.outcome(op, token).unwrap_or(span);

@@ -39,6 +39,8 @@ pub enum RegisterStep {
     },
     /// The key is removed.
     Delete,
+    /// Its fields are removed, and the key with them if any was there.
+    DeleteFields,
     /// One is added; the sum that was answered, if anything was.
     Increment(Option<i64>),
     /// A text is added; the length that was answered, if anything was.
@@ -103,7 +105,9 @@ impl Values {
             RegisterStep::Set { value, ttl, keeps_ttl: true } => {
                 Some(RegisterState { value, ttl: state.ttl, fields_ttl: ttl, ..RegisterState::default() })
             }
-            RegisterStep::Delete => Some(RegisterState::default()),
+            // There was no field to remove, so what is left of the key stays.
+            RegisterStep::DeleteFields if state.husk => Some(state),
+            RegisterStep::Delete | RegisterStep::DeleteFields => Some(RegisterState::default()),
             RegisterStep::Increment(answer) => {
                 let sum = self.number(state.value)?.checked_add(1)?;
                 let value = self.id(sum.to_string().as_bytes());
@@ -136,7 +140,8 @@ impl Values {
 
 /// Whether it makes a difference if there is a key without fields.
 fn finds_husks(step: RegisterStep) -> bool {
-    matches!(step, RegisterStep::Set { keeps_ttl: true, .. } | RegisterStep::Limit(_, false))
+    use RegisterStep::{DeleteFields, Limit, Set};
+    matches!(step, Set { keeps_ttl: true, .. } | Limit(_, false) | DeleteFields)
 }
 
 /// Whether the outcome tells if the key was there.
@@ -203,7 +208,8 @@ mod tests {
         );
     }
 
-    /// Seen with Valkey 9: PEXPIRE of a hash whose fields have all expired counts for what HSET writes next.
+    /// Seen with Valkey 9: PEXPIRE of a hash whose fields have all expired counts for what HSET writes next, and HDEL between
+    /// them changes nothing (`findings/hash-outlives-its-fields.sh`).
     #[test]
     fn a_key_without_fields_may_keep_its_time() {
         let mut v = Values::default();
@@ -215,6 +221,12 @@ mod tests {
         let [Some(limited), Some(removed)] = v.after(husk, RegisterStep::Limit(8, false), false) else { panic!() };
         assert_eq!(removed, RegisterState::default());
         assert_eq!(v.after(limited, hset(0), false)[0].unwrap().ttl, 8);
+        assert_eq!(
+            v.after(limited, RegisterStep::DeleteFields, false),
+            [Some(limited), Some(RegisterState::default())]
+        );
+        assert_eq!(only(v.after(limited, RegisterStep::Delete, false)), RegisterState::default());
+        assert_eq!(only(v.after(s, RegisterStep::DeleteFields, false)), RegisterState::default());
         assert_eq!(v.after(limited, hset(0), false)[1].unwrap().ttl, 0);
         assert_eq!(only(v.after(limited, RegisterStep::End(8), false)), RegisterState::default());
         assert_eq!(only(v.after(limited, RegisterStep::Set { value: a, ttl: 0, keeps_ttl: false }, false)).ttl, 0);

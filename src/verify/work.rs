@@ -178,7 +178,7 @@ impl Writer<'_> {
                 let commands: [&[&str]; 2] = [&["HSET", &aside, "f", token, "g", token], &["RENAME", &aside, key]];
                 self.transaction("RENAME", &commands, self.set(None, false))
             }
-            9 => self.write("HDEL", &["HDEL", key, "f", "g"], Change::Delete),
+            9 => self.write("HDEL", &["HDEL", key, "f", "g"], Change::DeleteFields),
             10 => self.write("PEXPIRE", &["PEXPIRE", key, &ms], Change::Expire { after: ttl, fields: false }),
             11 if self.field_ttls == FieldTtls::Any => {
                 let args = ["HPEXPIRE", key, &ms, "FIELDS", "2", "f", "g"];
@@ -443,7 +443,7 @@ mod tests {
                     Change::Set { value, .. } if kind == ObjectKind::Counter => assert_eq!(&value[..], b"700000"),
                     Change::Set { value, .. } | Change::Append(value, _) => assert_eq!(&value[..], b"v0000007"),
                     Change::Increment(_) => assert_eq!(kind, ObjectKind::Counter),
-                    Change::Delete | Change::Expire { .. } => {}
+                    Change::Delete | Change::DeleteFields | Change::Expire { .. } => {}
                 }
             }
         }
