@@ -300,9 +300,17 @@ class TestLogins:
 REFUSED = [("ACL", "SETUSER", "bob", "-get"), ("ACL", "DELUSER", "bob"), ("ACL", "LOAD"), ("CONFIG", "SET", "requirepass", "x")]
 
 
+def noticed(site):
+    """Returns once the watch of proxy A has taken in what was changed past it: each look asks for the users, one at a time, and both
+    proxies look."""
+    looks = site.server.calls("acl|list")
+    wait_until(lambda: site.server.calls("acl|list") >= looks + 4, "looks", timeout=LAG)
+
+
 @named([plain, in_multi, past_the_proxys_eyes, while_tracking])
 def test_a_refused_change_costs_others_nothing(site, root, way):
     root.call("ACL", "SETUSER", "eve", "on", "-acl", "-config")
+    noticed(site)
     with logged_in(site.a.port) as conn, logged_in(site.a.port, "eve") as eve:
         cached(conn, "GET", "k")
         before = site.a.stats()
@@ -316,7 +324,26 @@ def test_a_refused_change_costs_others_nothing(site, root, way):
         assert all(after[name] == value for name, value in before.items() if name.startswith("flushes_"))
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "redis6.2"])
+def test_the_first_refusal_of_all_costs_others_nothing(lab, kind):
+    """With it the command gets a line of no call in the server's statistics. Before: the line was new, and the cache was flushed."""
+    site = lab.site(kind, settings={"audit_one_in": 0})
+    site.server.call("ACL", "SETUSER", "eve", "on", ">secret", *FULL, "-acl", "-config", "-swapdb", "-module")
+    site.server.call("SET", "k", "v")
+    noticed(site)
+    with Connection(site.a.port) as conn, logged_in(site.a.port, "eve") as eve:
+        cached(conn, "GET", "k")
+        before = site.a.stats()
+        for words in (*REFUSED, ("SWAPDB", 0, 1), ("MODULE", "LOAD", "x")):
+            assert said(eve, *words).startswith("NOPERM")
+        noticed(site)
+        after = site.a.stats()
+        assert is_hit(conn, "GET", "k")
+        assert all(after[name] == value for name, value in before.items() if name.startswith("flushes_"))
+
+
 def test_a_change_that_the_server_cannot_take_costs_others_nothing(site, root):
+    noticed(site)
     with logged_in(site.a.port) as conn:
         cached(conn, "GET", "k")
         for words in (("ACL", "SETUSER", "bob", "nonsense"), ("ACL", "DELUSER", "nobody"), ("ACL", "LOAD"), ("CONFIG", "SET", "nonsense", "1")):
