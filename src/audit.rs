@@ -63,7 +63,7 @@ pub struct Before {
 
 /// The part of a hit about one key.
 pub struct Told {
-    node: CachedReply,
+    cached: CachedReply,
     /// Known before anything is read again: then a reply that differs is no newer one.
     broken: Option<&'static str>,
 }
@@ -185,9 +185,9 @@ impl Audit {
 
 impl Told {
     /// To be called right after the hit, with what [`Audit::before`] said before it.
-    pub fn new(node: CachedReply, before: &Before, cache: &Cache) -> Told {
-        let broken = broken_rule(&node, before, cache);
-        Told { node, broken }
+    pub fn new(cached: CachedReply, before: &Before, cache: &Cache) -> Told {
+        let broken = broken_rule(&cached, before, cache);
+        Told { cached, broken }
     }
 
     /// The rule that was broken, if one was; `read`: when the upstream said something else. `Err`: who knows.
@@ -195,27 +195,27 @@ impl Told {
         if self.broken.is_some() {
             return Ok(self.broken);
         }
-        if !coherence.reach(MissingProof { time: read, lane: self.node.lane() }, PATIENCE).await {
+        if !coherence.reach(MissingProof { time: read, lane: self.cached.lane() }, PATIENCE).await {
             return Err(());
         }
-        let (variant, cache) = (self.node.variant(), &coherence.cache);
+        let (variant, cache) = (self.cached.variant(), &coherence.cache);
         Ok(match cache.lookup(cache.hash(variant.key), &variant, Time::now(), read, CachedReply::seq) {
-            Lookup::Hit(seq) if seq == self.node.seq() => Some("no change was reported"),
+            Lookup::Hit(seq) if seq == self.cached.seq() => Some("no change was reported"),
             _ => None,
         })
     }
 }
 
 /// The rule that a hit has broken, if that can be seen right after it.
-fn broken_rule(node: &CachedReply, before: &Before, cache: &Cache) -> Option<&'static str> {
-    let overtaken = |begun: u32| begun.wrapping_sub(node.seq()).cast_signed() > 0;
+fn broken_rule(cached: &CachedReply, before: &Before, cache: &Cache) -> Option<&'static str> {
+    let overtaken = |begun: u32| begun.wrapping_sub(cached.seq()).cast_signed() > 0;
     if before.written.is_some_and(overtaken) {
         return Some("a write through this proxy was acknowledged before");
     }
-    let (link, lane) = (cache.clocks.link(), cache.clocks.lane(node.lane())?);
+    let (link, lane) = (cache.clocks.link(), cache.clocks.lane(cached.lane())?);
     let behind = link != Time::ZERO && link.min(lane) < before.watermark;
     // The epoch last: a clock that has begun anew comes after a flush.
-    (behind && cache.epoch() == node.epoch()).then_some("the clocks had not reached its watermark")
+    (behind && cache.epoch() == cached.epoch()).then_some("the clocks had not reached its watermark")
 }
 
 impl Sample {
@@ -228,7 +228,7 @@ impl Sample {
         }
         let mut verdict = AuditVerdict::Same;
         for (key, (told, answer)) in self.told.iter().zip(answers).enumerate() {
-            if same(&self.command, told.node.reply(), answer) {
+            if same(&self.command, told.cached.reply(), answer) {
                 continue;
             }
             match told.broken_rule(coherence, read).await {
@@ -251,9 +251,9 @@ impl Sample {
     /// The line for the log.
     pub fn report(&self, coherence: &Coherence, violation: BrokenRule, again: &[u8]) {
         let BrokenRule { rule, key } = violation;
-        let (node, again) = (&self.told[key].node, self.answers(again)[key]);
-        let (now, told, cache) = (Time::now(), node.reply(), &coherence.cache);
-        let key = node.variant().key;
+        let (cached, again) = (&self.told[key].cached, self.answers(again)[key]);
+        let (now, told, cache) = (Time::now(), cached.reply(), &coherence.cache);
+        let key = cached.variant().key;
         let differs = told.iter().zip(again).take_while(|(a, b)| a == b).count();
         let events: Vec<String> = describe(cache, cache.hash(key), now).collect();
         tracing::error!(
@@ -346,9 +346,9 @@ mod tests {
             let cache = &self.coherence.cache;
             let before = self.audit.before(cache, cache.hash(b"k"), watermark);
             let found = cache.lookup(cache.hash(b"k"), &GET, Time::now(), Time::ZERO, CachedReply::clone);
-            let Lookup::Hit(node) = found else { panic!("it is cached") };
+            let Lookup::Hit(cached) = found else { panic!("it is cached") };
             meanwhile();
-            Told::new(node, &before, cache)
+            Told::new(cached, &before, cache)
         }
 
         fn hit(&self, watermark: Time) -> Sample {

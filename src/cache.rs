@@ -11,7 +11,7 @@
 //!    past the cache, a fill that could not be stored, a reply that was evicted) leaves its time in *told*: entries
 //!    there, and fills sent before it, must then be proven fresh as of that time.
 //!
-//! Files: [`entry`] (the replies of one key), [`table`] (where entries stand), `doubt` (revisions and told times), `budget`, [`eviction`] and
+//! Files: [`entry`] (the replies of one key), [`table`] (where entries stand), `doubt` (revisions, and the latest time a client was told something, by hash), `budget`, [`eviction`] and
 //! [`fifo`] (which replies go), [`flight`] (who waits for a read), [`events`] and `stats` (what happened).
 
 mod budget;
@@ -199,9 +199,9 @@ impl Cache {
         let shard = self.table.read(hash);
         let Some(found) = self.find_reply(&shard, v) else { return Lookup::Miss };
         match self.servable(found, now, watermark) {
-            Ok(node) => {
-                node.touch();
-                Lookup::Hit(hit(node))
+            Ok(cached) => {
+                cached.touch();
+                Lookup::Hit(hit(cached))
             }
             Err(Absence::Behind(need)) => Lookup::Behind(need),
             Err(_) => Lookup::Miss,
@@ -234,7 +234,7 @@ impl Cache {
     #[inline(always)]
     fn find_reply<'s>(&self, shard: &'s Reading<'_>, v: &Variant<'_>) -> Option<(&'s CachedReply, Time)> {
         match shard.first()?.replies() {
-            Replies::One(node) if node.is(v) => Some((node, node.floor())),
+            Replies::One(cached) if cached.is(v) => Some((cached, cached.floor())),
             // In parts: who finds it at once need not have the whole in memory.
             _ => self.find_behind(shard, v.view, v.id, v.key, v.tail),
         }
@@ -257,12 +257,12 @@ impl Cache {
     #[inline(always)]
     fn servable<'e>(
         &self,
-        (node, floor): (&'e CachedReply, Time),
+        (cached, floor): (&'e CachedReply, Time),
         now: Time,
         watermark: Time,
     ) -> Result<&'e CachedReply, Absence> {
         // what cannot change first: behind the loads below it would be loaded anew
-        let (stamp, epoch, deadline) = (node.lane(), node.epoch(), node.deadline());
+        let (stamp, epoch, deadline) = (cached.lane(), cached.epoch(), cached.deadline());
         // The clocks before the epoch: the link applies a flush before the PONG behind it, so a clock that has passed
         // the flush never meets the epoch from before.
         let (lane, link) = (self.clocks.lane(stamp), self.clocks.link());
@@ -277,13 +277,13 @@ impl Cache {
         if lane.min(link) < time {
             return Err(Absence::Behind(MissingProof { time, lane: stamp }));
         }
-        Ok(node)
+        Ok(cached)
     }
 
     /// How many replies about this key are kept, void ones that were not swept yet included.
     pub fn replies_of(&self, key: &[u8]) -> usize {
         let shard = self.table.read(self.hash(key));
-        shard.candidates().find(|entry| entry.is_of(key)).map_or(0, |entry| entry.nodes().count())
+        shard.candidates().find(|entry| entry.is_of(key)).map_or(0, |entry| entry.all().count())
     }
 
     /// Whether and why not a lookup would be served now.
@@ -325,10 +325,10 @@ impl Cache {
         }
         let stamp =
             Stamp { deadline: times.deadline, stored: times.stored, lane, epoch: token.flight.epoch, seq: token.seq };
-        let node = CachedReply::new(v, reply, stamp);
-        let weight = node.weight();
+        let cached = CachedReply::new(v, reply, stamp);
+        let weight = cached.weight();
         let item = Item { hash: token.hash, variant: token.variant, seq: token.seq };
-        if !self.store(&token, v, node, times.sent) {
+        if !self.store(&token, v, cached, times.sent) {
             self.stats.revoked.fetch_add(1, Ordering::Relaxed);
             self.events.note(item.hash, times.stored, Event::Refused);
             return false;
@@ -340,19 +340,19 @@ impl Cache {
     }
 
     /// Invariant 1: the revision is looked at while the shard is locked.
-    fn store(&self, token: &FillToken, v: &Variant<'_>, node: CachedReply, sent: Time) -> bool {
-        let weight = node.weight();
+    fn store(&self, token: &FillToken, v: &Variant<'_>, cached: CachedReply, sent: Time) -> bool {
+        let weight = cached.weight();
         let place = self.table.place(token.hash);
         if !self.valid(token) {
             return false;
         }
         let told = self.doubt.told(token.hash);
         if told >= sent {
-            node.raise_floor(told);
+            cached.raise_floor(told);
         }
         let removed: Vec<CachedReply> = match place {
             EntryPlace::Vacant(place) => {
-                place.insert(Entry::of(node));
+                place.insert(Entry::of(cached));
                 Vec::new()
             }
             EntryPlace::Occupied(mut place) if place.get().is_of(v.key) => {
@@ -361,11 +361,11 @@ impl Cache {
                     Replies::Many(_) => 0,
                 };
                 let hashes = Hashes { new: token.variant, old };
-                place.get_mut().insert(hashes, v, node, sent).into_iter().collect()
+                place.get_mut().insert(hashes, v, cached, sent).into_iter().collect()
             }
             EntryPlace::Occupied(mut place) => {
-                let old = place.insert(Entry::of(node));
-                old.nodes().cloned().collect()
+                let old = place.insert(Entry::of(cached));
+                old.all().cloned().collect()
             }
         };
         self.account(token.hash, weight.cast_signed(), 1);
@@ -385,8 +385,8 @@ impl Cache {
     pub fn drop_key(&self, hash: u64) -> bool {
         self.doubt.raise(hash);
         let Some(entry) = self.table.remove(hash) else { return false };
-        let nodes: Vec<CachedReply> = entry.nodes().cloned().collect();
-        self.forget(hash, &nodes);
+        let replies: Vec<CachedReply> = entry.all().cloned().collect();
+        self.forget(hash, &replies);
         true
     }
 
@@ -419,14 +419,14 @@ impl Cache {
     /// Shows the replies that were served since this was last called for them, among those in the next `places` places of the
     /// table. True: all have been looked at, and the cursor begins anew. `see` runs under a shard's lock.
     pub fn take_used(&self, cursor: &mut Cursor, places: usize, mut see: impl FnMut(&CachedReply)) -> bool {
-        let mut look = |node: &CachedReply| {
-            if node.take_used() {
-                see(node);
+        let mut look = |cached: &CachedReply| {
+            if cached.take_used() {
+                see(cached);
             }
         };
         self.table.scan(cursor, places, |entry| match entry.replies() {
-            Replies::One(node) => look(node),
-            Replies::Many(_) => entry.nodes().for_each(&mut look),
+            Replies::One(cached) => look(cached),
+            Replies::Many(_) => entry.all().for_each(&mut look),
         })
     }
 

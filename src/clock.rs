@@ -11,21 +11,21 @@ use crate::time::Time;
 
 /// Lanes that may fill at once, over all threads, users, protocols and databases.
 pub const MAX_LANES: usize = size(1024, 2);
-/// The lower bits of a stamp are the slot, those above the slot's generation.
+/// The lower bits of a stamp are the slot, those above the slot's incarnation.
 const SLOT_BITS: u32 = 10;
 /// A stamp's generations: neither 0 nor the last, so that no stamp is 0, nor u32::MAX (which marks a slot being opened).
-const GENERATIONS: u32 = (1 << (u32::BITS - SLOT_BITS)) - 2;
+const INCARNATIONS: u32 = (1 << (u32::BITS - SLOT_BITS)) - 2;
 // Two lanes never share a stamp.
 const _: () = assert!(MAX_LANES <= 1 << SLOT_BITS);
 
-/// One incarnation of one lane: its slot and the slot's generation. Never zero.
+/// One incarnation of one lane: its slot, and how many incarnations the slot had before. Never zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaneStamp(u32);
 
 impl LaneStamp {
     #[expect(clippy::cast_possible_truncation, reason = "a slot is below MAX_LANES")]
-    fn new(slot: usize, generation: u32) -> Self {
-        LaneStamp((generation << SLOT_BITS) | slot as u32)
+    fn new(slot: usize, incarnation: u32) -> Self {
+        LaneStamp((incarnation << SLOT_BITS) | slot as u32)
     }
     fn slot(self) -> usize {
         (self.0 & ((1 << SLOT_BITS) - 1)) as usize
@@ -35,7 +35,7 @@ impl LaneStamp {
 struct LaneSlot {
     /// The stamp of the living incarnation; 0 when the slot is free.
     alive: AtomicU32,
-    generation: AtomicU32,
+    incarnation: AtomicU32,
     clock: AtomicU64,
     /// The time somebody waits for.
     wanted: AtomicU64,
@@ -53,7 +53,7 @@ impl Default for Clocks {
     fn default() -> Self {
         let slot = |_| LaneSlot {
             alive: AtomicU32::new(0),
-            generation: AtomicU32::new(0),
+            incarnation: AtomicU32::new(0),
             clock: AtomicU64::new(0),
             wanted: AtomicU64::new(0),
         };
@@ -97,11 +97,11 @@ impl Clocks {
         let free = |s: &LaneSlot| s.alive.compare_exchange(0, u32::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         let slot = self.lanes.iter().position(free)?;
         let lane = &self.lanes[slot];
-        let generation = (lane.generation.fetch_add(1, Ordering::Relaxed) % GENERATIONS) + 1;
+        let incarnation = (lane.incarnation.fetch_add(1, Ordering::Relaxed) % INCARNATIONS) + 1;
         // Release: who reads this clock must not read an older stamp beside it.
         lane.clock.store(now.0, Ordering::Release);
         lane.wanted.store(0, Ordering::Relaxed);
-        let stamp = LaneStamp::new(slot, generation);
+        let stamp = LaneStamp::new(slot, incarnation);
         lane.alive.store(stamp.0, Ordering::Release);
         Some(stamp)
     }

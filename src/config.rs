@@ -80,7 +80,7 @@ pub struct UpstreamTls {
     pub cert_and_key: Option<(PathBuf, PathBuf)>,
     /// The name its certificate must have; `None`: the host's.
     pub server_name: Option<String>,
-    /// Whoever answers is believed.
+    /// No certificate is checked: any server that answers is believed.
     pub insecure: bool,
 }
 

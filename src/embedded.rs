@@ -23,7 +23,7 @@ use tracing::{error, info, warn};
 const PROGRAMS: [&str; 2] = ["valkey-server", "redis-server"];
 /// An empty server is up in milliseconds; a loaded machine gets the rest.
 const START_LIMIT: Duration = Duration::from_secs(10);
-/// The most that the server may take to end by itself; it has nothing to save.
+/// Time to exit after SIGTERM; the server has nothing to save.
 const STOP_GRACE: Duration = Duration::from_secs(3);
 /// First and longest pause before the server is started again.
 const RESTART_PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));

@@ -72,6 +72,12 @@
 //! * **view**: (user, database, protocol), numbered; a cached reply belongs to one.
 //! * **lane**: a shared, pipelined connection to the node, for one user, protocol and database, in one thread.
 //! * **dedicated connection**: a connection to the node that is lent to one session while its state needs one ([`upstream::dedicated::Loan`]).
+//! * **loan**: a dedicated connection while a session has it, and what the session has said on it.
+//! * **berth**: a lane's right to be open, counted over the process ([`upstream::capacity::Berths`]).
+//! * **seat**: a dedicated connection's right to be open, counted likewise.
+//! * **shelf**: the idle dedicated connections of one thread, as other threads see them when they need a seat.
+//! * **rest**: the state of a lane that has no connection until it is needed again.
+//! * **guest**: the connection on which a stranger's requests are put to the node ([`upstream::guest::Guest`]).
 //! * **raw**: passed on unlooked at, in both directions ([`upstream::connection::Raw`]).
 //! * **link**: the connection on which the node reports changed keys.
 //! * **generation**: the number of the link's connection; each new one has another.
@@ -88,10 +94,15 @@
 //! * **fill**: the storing of a reply to a miss; also the miss itself, from its request to that moment.
 //! * **fill token**: the right to store the reply of one read ([`cache::FillToken`]).
 //! * **permit**: of a fill: a fill token, and the word of the lane that the server reports changes of what it reads ([`upstream::permit`]).
-//! * **flight**: a read on its way upstream that others may wait for.
+//! * **in flight**: of a request: sent to the node, and not answered.
+//! * **flight**: a read in flight whose reply others wait for instead of sending theirs.
 //! * **revision**: how often the keys of one hash have changed; a fill of an earlier revision is not stored.
 //! * **epoch**: raised by everything that empties the cache at once; what was stored in an earlier one is void.
 //! * **void**: of a cached reply: never served again, though it takes memory until it is swept.
+//! * **slot**: of a lane: its place among the clocks, which a [`clock::LaneStamp`] names with the incarnation of the lane.
+//! * **doubt**: what the cache knows by hash of replies that it does not have: revisions and floors; of a login: that
+//!   the node may judge it differently now.
+//! * **sweep**: the walk over the cache that frees what is void or has expired.
 //! * **share**: a part of the cache with an eviction of its own.
 //! * **mortal**: of a field of a hash: with a time to live of its own.
 //!

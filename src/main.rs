@@ -1,5 +1,23 @@
 //! The `nearside` program: arguments, settings, log, signals, exit code.
 
+// As in the library.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::unimplemented,
+        clippy::get_unwrap,
+        clippy::exit,
+        clippy::mem_forget,
+        clippy::cast_lossless,
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss
+    )
+)]
+
 use clap::{Parser, Subcommand};
 use nearside::config::{Config, Overrides};
 use nearside::embedded::Embedded;

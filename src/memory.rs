@@ -43,7 +43,7 @@ pub fn give_back_soon() {
 /// Gives back what is free, now. To ask for it (without force) was not enough: under full load nothing went back any more after 20 minutes.
 /// By its source mimalloc 3 can come to believe that nothing is due, for good, if one thread looks while another frees.
 pub fn give_back() {
-    // Whoever has never had any memory is not heard.
+    // `mi_collect` does nothing on a thread that has no heap yet: one byte makes it.
     drop(std::hint::black_box(Box::new(0_u8)));
     // SAFETY: may be called by any thread at any time.
     unsafe { mi_collect(true) }

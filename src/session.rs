@@ -23,6 +23,7 @@ mod dedicated;
 mod dispatch;
 mod flow;
 mod input;
+mod kept_state;
 mod leaving;
 mod lent;
 mod local;

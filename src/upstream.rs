@@ -36,9 +36,9 @@ pub struct Pool {
     lanes: Rc<Lanes>,
     idle: Rc<IdleSet>,
     scripts: Rc<Cell<usize>>,
-    /// By which strangers are answered.
+    /// The connection that answers strangers.
     pub guest: guest::Guest,
-    /// By which known logins are judged.
+    /// The connections on which the server judges known logins.
     pub judge: judge::LoginJudge,
     /// The connections' tasks.
     tasks: LocalSet,

@@ -56,10 +56,10 @@ impl Cache {
         index(n) & (self.shares.len() - 1)
     }
 
-    pub(super) fn forget(&self, hash: u64, nodes: &[CachedReply]) {
-        if !nodes.is_empty() {
-            let bytes: u64 = nodes.iter().map(CachedReply::weight).sum();
-            self.account(hash, -bytes.cast_signed(), -difference(nodes.len()));
+    pub(super) fn forget(&self, hash: u64, replies: &[CachedReply]) {
+        if !replies.is_empty() {
+            let bytes: u64 = replies.iter().map(CachedReply::weight).sum();
+            self.account(hash, -bytes.cast_signed(), -difference(replies.len()));
         }
     }
 
@@ -99,12 +99,12 @@ impl Cache {
             && place.get().by_seq(victim.variant, victim.seq).is_some()
         {
             let told = place.get().latest();
-            let (node, empty) = place.get_mut().remove(victim.variant);
+            let (cached, empty) = place.get_mut().remove(victim.variant);
             if empty {
                 self.doubt.tell(victim.hash, told);
                 place.remove();
             }
-            self.forget(victim.hash, node.as_slice());
+            self.forget(victim.hash, cached.as_slice());
             self.stats.evictions.fetch_add(1, Ordering::Relaxed);
         }
         true
@@ -112,24 +112,24 @@ impl Cache {
 
     fn probe(&self, item: &Item, cool: bool) -> Probe {
         let shard = self.table.read(item.hash);
-        let its = |node: &&CachedReply| self.hash(node.key()) == item.hash;
+        let its = |cached: &&CachedReply| self.hash(cached.key()) == item.hash;
         match shard.candidates().find_map(|entry| entry.by_seq(item.variant, item.seq).filter(its)) {
             None => Probe::Gone,
             // A reply that a flush or a lane's death has made void goes first.
-            Some(node) if !self.alive(node) => Probe::Live { weight: node.weight(), hits: 0 },
-            Some(node) => Probe::Live { weight: node.weight(), hits: if cool { node.cool() } else { 0 } },
+            Some(cached) if !self.alive(cached) => Probe::Live { weight: cached.weight(), hits: 0 },
+            Some(cached) => Probe::Live { weight: cached.weight(), hits: if cool { cached.cool() } else { 0 } },
         }
     }
 
-    fn alive(&self, node: &CachedReply) -> bool {
-        node.epoch() == self.epoch.load(Ordering::Acquire) && self.clocks.lane(node.lane()).is_some()
+    fn alive(&self, cached: &CachedReply) -> bool {
+        cached.epoch() == self.epoch.load(Ordering::Acquire) && self.clocks.lane(cached.lane()).is_some()
     }
 
     /// Gives back the memory of what can never be served again. Locks one shard at a time; meant for a thread of its own.
     pub fn sweep(&self, now: Time) {
         self.table.retain(|entry| {
             let told = entry.latest();
-            let (removed, empty) = entry.retain(|node| self.alive(node) && now < node.deadline());
+            let (removed, empty) = entry.retain(|cached| self.alive(cached) && now < cached.deadline());
             if let Some(first) = removed.first() {
                 let hash = self.hash(first.key());
                 if empty {

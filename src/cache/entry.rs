@@ -144,9 +144,9 @@ impl CachedReply {
         JOINED.with_borrow_mut(|joined| {
             joined.clear();
             [variant.key, variant.tail, reply].into_iter().for_each(|part| joined.extend_from_slice(part));
-            let node = CachedReply(ThinArc::from_header_and_slice(header, joined));
+            let cached = CachedReply(ThinArc::from_header_and_slice(header, joined));
             joined.shrink_to(JOINED_MAX);
-            node
+            cached
         })
     }
 
@@ -268,7 +268,7 @@ fn same(a: &[u8], b: &[u8]) -> bool {
     }
 }
 
-/// All cached replies of one key: one pointer, to the node or to [`Many`] of them, as its lowest bit says. (About half
+/// All cached replies of one key: one pointer, to the reply or to [`Many`] of them, as its lowest bit says. (About half
 /// the slots of the table are empty, so a word less in each is two words less a key.)
 pub struct Entry(NonNull<u8>);
 
@@ -289,7 +289,11 @@ const _: () = assert!(
 );
 const _: () = assert!(size_of::<Option<CachedReply>>() == size_of::<CachedReply>(), "a CachedReply is never null");
 
-// SAFETY: it is a `CachedReply` or a `Box<Many>`, and both may go to other threads.
+const fn may_go_to_other_threads<T: Send + Sync>() {}
+const _: () = may_go_to_other_threads::<CachedReply>();
+const _: () = may_go_to_other_threads::<Many>();
+
+// SAFETY: it is a `CachedReply` or a `Box<Many>`, and both may go to other threads, as is asserted above.
 unsafe impl Send for Entry {}
 // SAFETY: as above.
 unsafe impl Sync for Entry {}
@@ -308,8 +312,8 @@ impl Drop for Entry {
 
 impl Entry {
     /// An entry of one reply.
-    pub fn of(node: CachedReply) -> Entry {
-        let at = ThinArc::into_raw(node.0).cast_mut().cast();
+    pub fn of(cached: CachedReply) -> Entry {
+        let at = ThinArc::into_raw(cached.0).cast_mut().cast();
         // SAFETY: an `Arc` is never null.
         Entry(unsafe { NonNull::new_unchecked(at) })
     }
@@ -348,7 +352,7 @@ impl Entry {
 /// Several replies about one key.
 pub struct Many {
     /// By the hash of their identity behind the key. A collision replaces, it never answers.
-    nodes: HashMap<u32, CachedReply, HashedAlready>,
+    by_variant: HashMap<u32, CachedReply, HashedAlready>,
     /// When something about this key last arrived; every reply but that very one must be fresh as of then.
     latest: Time,
     latest_seq: Option<u32>,
@@ -358,11 +362,11 @@ impl Entry {
     /// The reply to `variant`, and the time as of which it must be fresh.
     pub fn find(&self, variant: &Variant<'_>, variant_hash: impl FnOnce() -> u32) -> Option<(&CachedReply, Time)> {
         match self.replies() {
-            Replies::One(node) => node.is(variant).then(|| (node, node.floor())),
+            Replies::One(cached) => cached.is(variant).then(|| (cached, cached.floor())),
             Replies::Many(many) => {
-                let node = many.nodes.get(&variant_hash()).filter(|n| n.is(variant))?;
-                let latest = if many.latest_seq == Some(node.seq()) { Time::ZERO } else { many.latest };
-                Some((node, latest.max(node.floor())))
+                let cached = many.by_variant.get(&variant_hash()).filter(|n| n.is(variant))?;
+                let latest = if many.latest_seq == Some(cached.seq()) { Time::ZERO } else { many.latest };
+                Some((cached, latest.max(cached.floor())))
             }
         }
     }
@@ -371,7 +375,7 @@ impl Entry {
     #[cfg_attr(feature = "shuttle", expect(dead_code, reason = "the explorer's table does not ask for memory ahead"))]
     pub fn prefetch(&self) {
         match self.replies() {
-            Replies::One(node) => node.prefetch(),
+            Replies::One(cached) => cached.prefetch(),
             Replies::Many(many) => super::prefetch((&raw const *many).cast()),
         }
     }
@@ -379,8 +383,8 @@ impl Entry {
     /// The key that all its replies are about. In the table it has at least one.
     pub fn key(&self) -> &[u8] {
         match self.replies() {
-            Replies::One(node) => node.key(),
-            Replies::Many(many) => many.nodes.values().next().map_or(&[], CachedReply::key),
+            Replies::One(cached) => cached.key(),
+            Replies::Many(many) => many.by_variant.values().next().map_or(&[], CachedReply::key),
         }
     }
 
@@ -390,34 +394,34 @@ impl Entry {
     }
 
     /// Every reply.
-    pub fn nodes(&self) -> Box<dyn Iterator<Item = &CachedReply> + '_> {
+    pub fn all(&self) -> Box<dyn Iterator<Item = &CachedReply> + '_> {
         match self.replies() {
-            Replies::One(node) => Box::new(std::iter::once(node)),
-            Replies::Many(many) => Box::new(many.nodes.values()),
+            Replies::One(cached) => Box::new(std::iter::once(cached)),
+            Replies::Many(many) => Box::new(many.by_variant.values()),
         }
     }
 
-    /// The node numbered `seq`.
+    /// The cached reply numbered `seq`.
     pub fn by_seq(&self, variant_hash: u32, seq: u32) -> Option<&CachedReply> {
-        let node = match self.replies() {
-            Replies::One(node) => Some(node),
-            Replies::Many(many) => many.nodes.get(&variant_hash),
+        let cached = match self.replies() {
+            Replies::One(cached) => Some(cached),
+            Replies::Many(many) => many.by_variant.get(&variant_hash),
         };
-        node.filter(|n| n.seq() == seq)
+        cached.filter(|n| n.seq() == seq)
     }
 
     /// The latest time at which anything of this was told to somebody.
     pub fn latest(&self) -> Time {
         match self.replies() {
-            Replies::One(node) => node.stored().max(node.floor()),
-            Replies::Many(many) => many.nodes.values().map(CachedReply::floor).fold(many.latest, Time::max),
+            Replies::One(cached) => cached.stored().max(cached.floor()),
+            Replies::Many(many) => many.by_variant.values().map(CachedReply::floor).fold(many.latest, Time::max),
         }
     }
 
     /// Somebody was told something newer about the key than these replies may know.
     pub fn observe(&mut self, t: Time) {
-        if let Replies::One(node) = self.replies() {
-            node.raise_floor(t);
+        if let Replies::One(cached) = self.replies() {
+            cached.raise_floor(t);
         }
         if let Some(many) = self.many_mut() {
             many.latest = many.latest.max(t);
@@ -433,34 +437,34 @@ impl Entry {
         &mut self,
         hashes: Hashes,
         variant: &Variant<'_>,
-        node: CachedReply,
+        cached: CachedReply,
         sent: Time,
     ) -> Option<CachedReply> {
         if let Replies::One(old) = self.replies() {
             let old = old.clone();
             if old.is(variant) {
-                node.raise_floor(old.floor());
-                *self = Entry::of(node);
+                cached.raise_floor(old.floor());
+                *self = Entry::of(cached);
                 return Some(old);
             }
             let latest = old.stored().max(old.floor());
-            let nodes = [(hashes.old, old)].into_iter().collect();
-            *self = Entry::of_many(Box::new(Many { latest, latest_seq: None, nodes }));
+            let by_variant = [(hashes.old, old)].into_iter().collect();
+            *self = Entry::of_many(Box::new(Many { latest, latest_seq: None, by_variant }));
         }
         let many = self.many_mut()?;
         if many.latest >= sent {
-            node.raise_floor(many.latest);
+            cached.raise_floor(many.latest);
         }
-        many.latest = many.latest.max(node.stored());
-        many.latest_seq = Some(node.seq());
-        many.nodes.insert(hashes.new, node)
+        many.latest = many.latest.max(cached.stored());
+        many.latest_seq = Some(cached.seq());
+        many.by_variant.insert(hashes.new, cached)
     }
 
     /// Removes one reply. True if none is left.
     pub fn remove(&mut self, variant_hash: u32) -> (Option<CachedReply>, bool) {
         match self.many_mut() {
-            None => (self.nodes().next().cloned(), true),
-            Some(many) => (many.nodes.remove(&variant_hash), many.nodes.is_empty()),
+            None => (self.all().next().cloned(), true),
+            Some(many) => (many.by_variant.remove(&variant_hash), many.by_variant.is_empty()),
         }
     }
 
@@ -468,14 +472,14 @@ impl Entry {
     pub fn retain(&mut self, keep: impl Fn(&CachedReply) -> bool) -> (Vec<CachedReply>, bool) {
         match self.many_mut() {
             None => {
-                let dead: Vec<CachedReply> = self.nodes().filter(|n| !keep(n)).cloned().collect();
+                let dead: Vec<CachedReply> = self.all().filter(|n| !keep(n)).cloned().collect();
                 let empty = !dead.is_empty();
                 (dead, empty)
             }
             Some(many) => {
-                let dead: Vec<u32> = many.nodes.iter().filter(|(_, n)| !keep(n)).map(|(h, _)| *h).collect();
-                let removed = dead.iter().filter_map(|h| many.nodes.remove(h)).collect();
-                (removed, many.nodes.is_empty())
+                let dead: Vec<u32> = many.by_variant.iter().filter(|(_, n)| !keep(n)).map(|(h, _)| *h).collect();
+                let removed = dead.iter().filter_map(|h| many.by_variant.remove(h)).collect();
+                (removed, many.by_variant.is_empty())
             }
         }
     }

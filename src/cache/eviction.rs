@@ -111,7 +111,8 @@ impl Queues {
     pub fn victim(&mut self, mut probe: impl FnMut(&Item) -> Probe) -> Option<Item> {
         self.full = true;
         loop {
-            // The only newcomer stays for a while, where there is room for few; but not if many others had to go for it.
+            // The sole item of the small queue is not evicted, or a tiny cache would never see a second hit; unless keeping it would
+            // push out many others.
             let alone = self.small.items.len() == 1 && !self.is_heavy(self.small.bytes);
             let large = !self.small.items.is_empty() && self.small.bytes * SMALL >= self.small.bytes + self.main.bytes;
             let from_small = large && !alone || self.main.items.is_empty();

@@ -45,7 +45,7 @@ impl CacheBench {
     }
 
     fn read(&self, v: &Variant<'_>, watermark: u64) -> Result<String, &'static str> {
-        let text = |node: &CachedReply| String::from_utf8_lossy(node.reply()).into_owned();
+        let text = |cached: &CachedReply| String::from_utf8_lossy(cached.reply()).into_owned();
         match self.cache.lookup(self.cache.hash(v.key), v, Time(50), Time(watermark), text) {
             Lookup::Hit(reply) => Ok(reply),
             Lookup::Behind(_) => Err("behind"),

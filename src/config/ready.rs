@@ -23,92 +23,54 @@ pub(super) fn ready(raw: RawConfig, file: Option<Source<'_>>) -> Result<Config, 
     let level = raw.consistency.as_ref().map_or_else(Level::default, |given| given.value);
     let upstream = upstream(&raw, &blame)?;
     let max_memory = blame.within("max_memory", raw.max_memory, Size(default.max_memory), Size(MB)..=Size(HUGE))?.0;
+    // A setting has the same name in the file, in `raw` and in the configuration.
+    macro_rules! given {
+        ($kind:ident $name:ident $(, $bound:expr)?) => {
+            blame.$kind(stringify!($name), raw.$name, default.$name $(, $bound)?)?
+        };
+    }
     let config = Config {
         listen: listeners(raw.listen, default.listen, level, raw.unixsocketperm, &blame)?,
         upstream,
         invalidation: raw.invalidation.map_or(default.invalidation, |given| given.value),
         broadcast_prefixes: prefixes(raw.broadcast_prefixes, &blame)?,
-        max_ttl: blame.period("max_ttl", raw.max_ttl, default.max_ttl, Duration::ZERO..=365 * DAY)?,
+        max_ttl: given!(period max_ttl, Duration::ZERO..=365 * DAY),
         threads: threads(raw.threads, default.threads, &blame)?,
-        max_staleness: blame.period("max_staleness", raw.max_staleness, default.max_staleness, ms(2)..=DAY)?,
-        heartbeat: blame.period("heartbeat", raw.heartbeat, default.heartbeat, ms(1)..=DAY)?,
-        upstream_timeout: blame.period(
-            "upstream_timeout",
-            raw.upstream_timeout,
-            default.upstream_timeout,
-            ms(2)..=DAY,
-        )?,
-        connect_timeout: blame.period("connect_timeout", raw.connect_timeout, default.connect_timeout, ms(1)..=DAY)?,
-        reconnect_max: blame.period("reconnect_max", raw.reconnect_max, default.reconnect_max, ms(1)..=DAY)?,
+        max_staleness: given!(period max_staleness, ms(2)..=DAY),
+        heartbeat: given!(period heartbeat, ms(1)..=DAY),
+        upstream_timeout: given!(period upstream_timeout, ms(2)..=DAY),
+        connect_timeout: given!(period connect_timeout, ms(1)..=DAY),
+        reconnect_max: given!(period reconnect_max, ms(1)..=DAY),
         max_memory,
-        max_entry: blame.bytes("max_entry", raw.max_entry, default.max_entry, 1)?,
+        max_entry: given!(bytes max_entry, 1),
         script_keys: raw.script_keys.map_or(default.script_keys, |given| given.value),
-        maxclients: blame.count("maxclients", raw.maxclients, default.maxclients)?,
-        timeout: blame.period("timeout", raw.timeout, default.timeout, Duration::ZERO..=365 * DAY)?,
-        proto_max_bulk_len: blame.bytes(
-            "proto_max_bulk_len",
-            raw.proto_max_bulk_len,
-            default.proto_max_bulk_len,
-            1024,
-        )?,
-        client_query_buffer_limit: blame.bytes(
-            "client_query_buffer_limit",
-            raw.client_query_buffer_limit,
-            default.client_query_buffer_limit,
-            1024,
-        )?,
-        client_output_buffer_limit: blame.bytes(
-            "client_output_buffer_limit",
-            raw.client_output_buffer_limit,
-            default.client_output_buffer_limit,
-            1024,
-        )?,
-        client_output_buffer_limit_pubsub: blame.bytes(
-            "client_output_buffer_limit_pubsub",
-            raw.client_output_buffer_limit_pubsub,
-            default.client_output_buffer_limit_pubsub,
-            1024,
-        )?,
-        clients_together: blame.count("clients_together", raw.clients_together, default.clients_together)?,
+        maxclients: given!(count maxclients),
+        timeout: given!(period timeout, Duration::ZERO..=365 * DAY),
+        proto_max_bulk_len: given!(bytes proto_max_bulk_len, 1024),
+        client_query_buffer_limit: given!(bytes client_query_buffer_limit, 1024),
+        client_output_buffer_limit: given!(bytes client_output_buffer_limit, 1024),
+        client_output_buffer_limit_pubsub: given!(bytes client_output_buffer_limit_pubsub, 1024),
+        clients_together: given!(count clients_together),
         maxmemory_clients: blame.bytes(
             "maxmemory_clients",
             raw.maxmemory_clients.map(|given| Given { value: given.value.in_bytes(max_memory), at: given.at }),
             default.maxmemory_clients,
             0,
         )?,
-        max_dedicated: blame.count("max_dedicated", raw.max_dedicated, default.max_dedicated)?,
-        dedicated_idle_timeout: blame.period(
-            "dedicated_idle_timeout",
-            raw.dedicated_idle_timeout,
-            default.dedicated_idle_timeout,
-            Duration::ZERO..=365 * DAY,
-        )?,
+        max_dedicated: given!(count max_dedicated),
+        dedicated_idle_timeout: given!(period dedicated_idle_timeout, Duration::ZERO..=365 * DAY),
         max_lanes: blame
             .within("max_lanes", raw.max_lanes, Count(default.max_lanes), Count(1)..=Count(default.max_lanes))?
             .0,
-        lane_idle_timeout: blame.period(
-            "lane_idle_timeout",
-            raw.lane_idle_timeout,
-            default.lane_idle_timeout,
-            Duration::ZERO..=DAY,
-        )?,
-        lane_buffer_limit: blame.bytes("lane_buffer_limit", raw.lane_buffer_limit, default.lane_buffer_limit, 1024)?,
-        wrong_passwords_per_second: blame.count_or_none(
-            "wrong_passwords_per_second",
-            raw.wrong_passwords_per_second,
-            default.wrong_passwords_per_second,
-        )?,
-        audit_one_in: blame.count_or_none("audit_one_in", raw.audit_one_in, default.audit_one_in)?,
-        audit_per_second: blame.count_or_none("audit_per_second", raw.audit_per_second, default.audit_per_second)?,
-        touch_per_second: blame.count_or_none("touch_per_second", raw.touch_per_second, default.touch_per_second)?,
-        shutdown_grace: blame.period(
-            "shutdown_grace",
-            raw.shutdown_grace,
-            default.shutdown_grace,
-            Duration::ZERO..=DAY,
-        )?,
+        lane_idle_timeout: given!(period lane_idle_timeout, Duration::ZERO..=DAY),
+        lane_buffer_limit: given!(bytes lane_buffer_limit, 1024),
+        wrong_passwords_per_second: given!(count_or_none wrong_passwords_per_second),
+        audit_one_in: given!(count_or_none audit_one_in),
+        audit_per_second: given!(count_or_none audit_per_second),
+        touch_per_second: given!(count_or_none touch_per_second),
+        shutdown_grace: given!(period shutdown_grace, Duration::ZERO..=DAY),
         log: raw.log.map_or(default.log, |given| given.value.0),
-        log_buffer_limit: blame.bytes("log_buffer_limit", raw.log_buffer_limit, default.log_buffer_limit, 1024)?,
+        log_buffer_limit: given!(bytes log_buffer_limit, 1024),
     };
     together(&config, &places, &blame)?;
     Ok(config)

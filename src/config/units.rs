@@ -21,7 +21,7 @@ pub(super) struct Count(pub usize);
 pub(super) enum Threads {
     /// The default.
     Auto,
-    /// That many.
+    /// This number of threads.
     Exactly(Count),
 }
 

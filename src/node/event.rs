@@ -69,7 +69,7 @@ impl LinkEvent<'_> {
             [b'*' | b'~' | b'>', ..] => {
                 resp::split_aggregate(payload).map_or(LinkEvent::Other, |(_, keys)| LinkEvent::Keys(keys))
             }
-            // Somebody has published to the channel: the key of that name is dropped, which harms nobody.
+            // Any client may PUBLISH here. The payload is taken for a key: a needless drop costs one miss.
             _ => LinkEvent::Keys(payload),
         }
     }

@@ -30,7 +30,7 @@ pub struct Rights {
     info: bool,
 }
 
-/// As the name that ACL DRYRUN is told of no key in particular.
+/// The key that ACL DRYRUN is asked with when only the verdict on the command counts.
 const KEY: &str = "nearside";
 
 impl Rights {

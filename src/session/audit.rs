@@ -20,19 +20,19 @@ impl Session {
         (self.sampler.due() && hashes.len() <= MOST_KEYS).then(|| hashes.iter().map(before).collect())
     }
 
-    /// A hit was told. `nodes`: what it showed, if [`Session::before_hit`] wanted to know.
-    pub(super) fn after_hit(&mut self, before: Option<Vec<Before>>, nodes: Vec<CachedReply>, request: &Request<'_>) {
+    /// A hit was told. `shown`: what it showed, if [`Session::before_hit`] wanted to know.
+    pub(super) fn after_hit(&mut self, before: Option<Vec<Before>>, shown: Vec<CachedReply>, request: &Request<'_>) {
         match before {
-            Some(before) => self.audit(&before, nodes, request),
+            Some(before) => self.audit(&before, shown, request),
             None if !self.sampler.due() => self.sampler.pass(1),
             None => {}
         }
     }
 
     /// The rest goes on behind the session's back.
-    fn audit(&mut self, before: &[Before], nodes: Vec<CachedReply>, request: &Request<'_>) {
+    fn audit(&mut self, before: &[Before], shown: Vec<CachedReply>, request: &Request<'_>) {
         self.sampler = self.shared.audit.sampler();
-        let told = nodes.into_iter().zip(before).map(|(node, before)| Told::new(node, before, &self.cache));
+        let told = shown.into_iter().zip(before).map(|(cached, before)| Told::new(cached, before, &self.cache));
         let sample = Sample { told: told.collect(), command: request.arg(0).to_vec(), level: self.level };
         if !self.shared.audit.may_begin(self.fresh.now) {
             return;

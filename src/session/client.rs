@@ -52,7 +52,7 @@ impl Session {
             (b"LIST", filters) => self.list(request, filters),
             (b"KILL", args) if !args.is_empty() => self.kill(request, args),
             (b"GETREDIR" | b"TRACKINGINFO", []) if self.lent.is_some() => self.own_tracking(request),
-            // Nobody tracks on a lane but the proxy, of which nothing is told.
+            // On a lane only the proxy uses CLIENT TRACKING; for its clients tracking is off.
             (b"GETREDIR", []) => self.put_to_server(request.buf, |_| Bytes::from_static(b":-1\r\n")),
             (b"TRACKINGINFO", []) => {
                 let none = no_tracking(self.identity.key.resp3);

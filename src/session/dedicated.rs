@@ -54,7 +54,7 @@ impl Session {
         lent.tracking = need == Need::Track;
         match need {
             Need::Pin | Need::Track => self.make_known(true, raw),
-            // Nothing waits, so this drain is over at once.
+            // Nothing is awaited yet, so the drain ends at once and the command is dispatched again, to the connection lent.
             _ => Step::Stall(Stall::Drain),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::pinned::{Named, SwapSeen, Unmarked};
+use super::kept_state::{Named, SwapSeen, Unmarked};
 use crate::command::{Local, Need, Plan, Request, Route, Word};
 use crate::upstream::ScriptTurn;
 use crate::upstream::dedicated::Loan;

@@ -34,9 +34,9 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const BY_REFERENCE: usize = crate::buffer::LARGE;
 
 /// The reply, by reference where that is cheaper than a copy.
-fn reply_of(node: &CachedReply) -> Piece<'_> {
-    let reply = node.reply();
-    if reply.len() < BY_REFERENCE { Piece::Slice(reply) } else { Piece::Bytes(node.reply_bytes()) }
+fn reply_of(cached: &CachedReply) -> Piece<'_> {
+    let reply = cached.reply();
+    if reply.len() < BY_REFERENCE { Piece::Slice(reply) } else { Piece::Bytes(cached.reply_bytes()) }
 }
 
 impl Session {
@@ -110,11 +110,11 @@ impl Session {
                 break;
             }
             let variant = Variant { view: self.identity.view, id: GET_ID, key, tail: b"" };
-            let found = self.cache.lookup(hash, &variant, self.fresh.now, watermark, |node| {
-                let reply = reply_of(node);
+            let found = self.cache.lookup(hash, &variant, self.fresh.now, watermark, |cached| {
+                let reply = reply_of(cached);
                 large |= matches!(reply, Piece::Bytes(_));
                 out.put(reply);
-                node.stored()
+                cached.stored()
             });
             let Lookup::Hit(stored) = found else { break };
             shown = shown.max(stored);
@@ -155,9 +155,9 @@ impl Session {
         if bypass.is_none() {
             let outbox = &self.outbox;
             let before = self.before_hit(&[hash]);
-            let found = self.cache.lookup(hash, &variant, self.fresh.now, self.watermark(), |node| {
-                outbox.put(reply_of(node));
-                (node.stored(), before.is_some().then(|| node.clone()))
+            let found = self.cache.lookup(hash, &variant, self.fresh.now, self.watermark(), |cached| {
+                outbox.put(reply_of(cached));
+                (cached.stored(), before.is_some().then(|| cached.clone()))
             });
             match found {
                 Lookup::Hit((stored, sampled)) => {
@@ -329,10 +329,10 @@ impl Session {
         if bypass.is_none() {
             let before = self.before_hit(&hashes);
             match self.snapshot(request, &hashes, before.is_some()) {
-                Lookup::Hit((reply, nodes)) => {
+                Lookup::Hit((reply, shown)) => {
                     self.outbox.put(Piece::Slice(&reply));
                     self.uncounted.hits += 1;
-                    self.after_hit(before, nodes, request);
+                    self.after_hit(before, shown, request);
                     return Step::Done;
                 }
                 Lookup::Behind(need) if self.worth_waiting() => return self.wait_for(need),
@@ -423,13 +423,13 @@ impl Session {
         let mut reply = format!("*{}\r\n", hashes.len()).into_bytes();
         let mut youngest = Time::ZERO;
         let mut slowest = None;
-        let mut nodes = Vec::new();
+        let mut shown = Vec::new();
         for (i, hash) in hashes.iter().enumerate() {
             let variant = Variant { view: self.identity.view, id: GET_ID, key: request.arg(i + 1), tail: b"" };
-            let found = self.cache.lookup(*hash, &variant, self.fresh.now, watermark, |node| {
-                reply.extend_from_slice(node.reply());
-                nodes.extend(sampled.then(|| node.clone()));
-                (node.stored(), node.lane())
+            let found = self.cache.lookup(*hash, &variant, self.fresh.now, watermark, |cached| {
+                reply.extend_from_slice(cached.reply());
+                shown.extend(sampled.then(|| cached.clone()));
+                (cached.stored(), cached.lane())
             });
             let (stored, lane) = match found {
                 Lookup::Hit(found) => found,
@@ -449,7 +449,7 @@ impl Session {
             }
             _ => {
                 self.fresh.shown = self.fresh.shown.max(youngest);
-                Lookup::Hit((reply, nodes))
+                Lookup::Hit((reply, shown))
             }
         }
     }

@@ -39,7 +39,7 @@ static MARK: LazyLock<Vec<u8>> = LazyLock::new(|| {
 
 /// The command that makes the next WAIT on its connection count every write so far, where one is needed.
 pub(super) fn mark(node: &Node) -> Option<&'static [u8]> {
-    // In the words of `upstream::link`.
+    // The version as the link notes it (`node::link`).
     let version = node.version.load();
     let any_command = version.starts_with("Redis 6.") || version.starts_with("Redis 7.0.");
     (!any_command).then_some(&MARK[..])

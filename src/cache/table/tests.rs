@@ -43,7 +43,7 @@ impl<S: BuildHasher + Clone> Table<S> {
     fn reply(&self, key: &[u8]) -> Option<Vec<u8>> {
         self.read(self.of(key))
             .candidates()
-            .find_map(|e| e.find(&get(key), || 0).map(|(node, _)| node.reply().to_vec()))
+            .find_map(|e| e.find(&get(key), || 0).map(|(cached, _)| cached.reply().to_vec()))
     }
 
     fn slots(&self) -> usize {

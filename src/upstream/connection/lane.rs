@@ -42,7 +42,7 @@ pub(super) struct Lane {
     rights: Rights,
     /// The link's generation that changed keys are reported to; 0: none yet.
     armed: u64,
-    /// That is being asked for, or the rights to.
+    /// CLIENT TRACKING is being asked for, or the rights to it.
     arming: bool,
     pings: usize,
     last_ping: Time,
