@@ -110,7 +110,7 @@ def test_slow_readers_are_bounded(bounded):
     with Neighbour(bounded.port):
         payload = b"".join(encode("GETRANGE", "large", n, -1) for n in range(28))
         pairs = [send_what_is_taken(bounded.port, payload) for _ in range(30)]
-        wait_until(lambda: bounded.stats()["evicted_clients"] > 5, "some are closed")
+        wait_until(lambda: bounded.stats()["evicted_clients"] > 5, "some are closed", timeout=60)
         assert_bounded(bounded, before)
     for conn, _ in pairs:
         conn.close()
