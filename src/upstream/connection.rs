@@ -15,7 +15,8 @@
 //!    connection; pushes take nobody's turn. A line of others that comes while a client's command is first, and could be its
 //!    reply, is taken for it: the next of the proxy's own answers then tells. `test_out_of_turn.py`.
 //! 2. **Nothing awaited is forgotten**: when a connection is lost, each item is sent again (once, if it is repeatable) or told
-//!    that it was not sent, or that its outcome is unknown. `test_a_lane_that_is_told_something_and_closed_comes_back`,
+//!    that it was not sent, or that its outcome is unknown. A read that has been answered, and about which more is asked, is told
+//!    that answer (`test_order_of_reads.py`). `test_a_lane_that_is_told_something_and_closed_comes_back`,
 //!    `test_bad_weather.py`, `test_lost_replies.py`.
 //! 3. **A lane that a session holds comes back** with the next request; only `close`, which [`super::lanes`] says of a lane that
 //!    no session holds, ends it. `test_a_lane_that_is_told_something_comes_back_at_once`, `test_lanes.py`.

@@ -258,6 +258,20 @@ impl Fill {
         Then::Done
     }
 
+    /// Whether the server has answered the read itself; what is still asked is whether the answer may be kept.
+    pub fn is_answered(&self) -> bool {
+        self.step >= 2
+    }
+
+    /// Tells the answer, and keeps nothing: the lane is lost. The read is not sent again, since what the session has sent behind it may
+    /// have been answered already, and a second answer would be newer than those.
+    pub fn conclude(&mut self, now: Time, coherence: &Coherence) {
+        self.store(now, coherence, None);
+        if let Some(place) = self.place.take() {
+            place.deliver(self.reply.piece(), now);
+        }
+    }
+
     fn reply_of_unit(&mut self, frame: Piece<'_>, now: Time, coherence: &Coherence) {
         let bytes = frame.as_slice();
         match self.step {

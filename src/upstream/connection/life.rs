@@ -180,8 +180,15 @@ impl Connection {
         let unsent = told(format!("the connection was lost ({why}) before this command was sent"));
         state.phase = if again { Phase::Rest } else { Phase::Closed(unsent.clone()) };
         let suspects = again && self.node.bounds.ends_for_replies();
-        let mut failed = Vec::new();
+        let (mut failed, mut answered) = (Vec::new(), Vec::new());
         for (expect, sent) in state.pipeline.abandon() {
+            let expect = match expect {
+                Expect::Fill(fill) if fill.is_answered() => {
+                    answered.push(fill);
+                    continue;
+                }
+                other => other,
+            };
             if suspects {
                 expect.suspect(now + SUSPECTED);
             }
@@ -193,6 +200,7 @@ impl Connection {
         let name = state.purpose.role().name();
         drop(guard);
         self.node.note_broken(name, why);
+        answered.iter_mut().for_each(|fill| fill.conclude(now, &self.node.coherence));
         for (expect, sent) in failed {
             fail(expect, if sent { &unknown } else { &unsent }, sent, &self.node, now);
         }
