@@ -6,6 +6,9 @@ from processes import KINDS, Connection, wait_until
 
 pytestmark = pytest.mark.needs_proxy
 
+#: One thread has one lane: once it is armed, no other connection of a test meets one that is not yet.
+ONE = {"threads": 1}
+
 
 def bypasses(proxy):
     return {name[7:]: count for name, count in proxy.stats().items() if name.startswith("bypass_")}
@@ -33,7 +36,7 @@ def caching(request, tmp_path_factory):
     from conftest import Lab
 
     lab = Lab(tmp_path_factory.mktemp("bypass"))
-    site = lab.site(request.param)
+    site = lab.site(request.param, settings=ONE)
     with Connection(site.a.port) as conn:
         wait_until(lambda: conn.call("GET", "warm") is None and explained(site.a, "GET", "warm").startswith("hit"), "it caches")
     yield site
@@ -131,7 +134,7 @@ def test_mortal_fields(caching):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_prefixes(lab, kind):
-    site = lab.site(kind, settings={"invalidation": "broadcast", "broadcast_prefixes": ["a:"]})
+    site = lab.site(kind, settings={**ONE, "invalidation": "broadcast", "broadcast_prefixes": ["a:"]})
     wait_until(lambda: counted(site.a, [("GET", "a:1")]) == {}, "it caches")
     assert counted(site.a, [("GET", "b:1"), ("MGET", "a:2", "b:2")]) == {"prefix": 2}
     assert "outside of broadcast_prefixes" in explained(site.a, "GET", "b:1")
@@ -139,14 +142,14 @@ def test_other_prefixes(lab, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_invalidation(lab, kind):
-    site = lab.site(kind, settings={"invalidation": "off"})
+    site = lab.site(kind, settings={**ONE, "invalidation": "off"})
     assert counted(site.a, [("GET", "k"), ("MGET", "k", "l")]) == {"lane_not_armed": 2}
     assert "invalidation = \"off\"" in explained(site.a, "GET", "k")
 
 
 def test_a_level_that_cannot_be_kept(lab):
     site = lab.site("redis", server_options=("--notify-keyspace-events", "KA"),
-                    settings={"invalidation": "keyspace", "max_ttl": "10s"})  # fmt: skip
+                    settings={**ONE, "invalidation": "keyspace", "max_ttl": "10s"})  # fmt: skip
     wait_until(lambda: counted(site.a, [("GET", "k")]) == {}, "it caches")
     with Connection(site.a.ports["causal"]) as conn:
         assert counted(site.a, [("GET", "k")], conn) == {"level": 1}

@@ -105,11 +105,12 @@ def test_large_requests_in_flight_are_bounded(bounded):
 
 
 def test_slow_readers_are_bounded(bounded):
-    """Each of 30 asks for 14 MB and reads nothing: for replies that differ, since one that many commands share is held once."""
+    """Each of 30 asks for 14 MB and reads nothing: for replies that differ, also from one client to the next, since one that many
+    commands share is held once. (A range that another client has read is a hit.)"""
     before = bounded.resident_bytes()
     with Neighbour(bounded.port):
-        payload = b"".join(encode("GETRANGE", "large", n, -1) for n in range(28))
-        pairs = [send_what_is_taken(bounded.port, payload) for _ in range(30)]
+        payloads = [b"".join(encode("GETRANGE", "large", 28 * client + n, -1) for n in range(28)) for client in range(30)]
+        pairs = [send_what_is_taken(bounded.port, payload) for payload in payloads]
         wait_until(lambda: bounded.stats()["evicted_clients"] > 5, "some are closed", timeout=60)
         assert_bounded(bounded, before)
     for conn, _ in pairs:
