@@ -251,10 +251,7 @@ impl Fill {
         if let Some(question) = next {
             return Then::Ask(question);
         }
-        self.store(now, coherence, lane.filter(|_| !self.spoiled));
-        if let Some(place) = self.place.take() {
-            place.deliver(self.reply.piece(), now);
-        }
+        self.tell(now, coherence, lane.filter(|_| !self.spoiled));
         Then::Done
     }
 
@@ -265,8 +262,13 @@ impl Fill {
 
     /// Tells the answer, and keeps nothing: the lane is lost. The read is not sent again, since what the session has sent behind it may
     /// have been answered already, and a second answer would be newer than those.
-    pub fn conclude(&mut self, now: Time, coherence: &Coherence) {
-        self.store(now, coherence, None);
+    pub fn conclude(mut self, now: Time, coherence: &Coherence) {
+        self.tell(now, coherence, None);
+    }
+
+    /// Tells the answer, once it is kept by the word of `lane`, or noted as told.
+    fn tell(&mut self, now: Time, coherence: &Coherence, lane: Option<LaneStamp>) {
+        self.store(now, coherence, lane);
         if let Some(place) = self.place.take() {
             place.deliver(self.reply.piece(), now);
         }

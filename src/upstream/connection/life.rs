@@ -19,6 +19,7 @@ use crate::outbox::Piece;
 use crate::panics;
 use crate::time::Time;
 use crate::upstream::effect::{Effect, KeySet};
+use crate::upstream::fill::Fill;
 
 /// For how long reads of a session go alone of which one was on a lane that the server has ended.
 const SUSPECTED: Duration = Duration::from_secs(60);
@@ -147,8 +148,7 @@ impl Connection {
         outcome
     }
 
-    /// Ends what a lost connection owes. A read is sent again once, on the next connection; everything else fails, because its outcome is
-    /// unknown or because it was not sent.
+    /// Ends what a lost connection owes ([`Owed`]). Errors say that the outcome is unknown, or that the command was not sent.
     fn lost(&self, why: &io::Error) -> Outcome {
         let now = Time::now();
         let mut guard = self.state.borrow_mut();
@@ -180,27 +180,21 @@ impl Connection {
         let unsent = told(format!("the connection was lost ({why}) before this command was sent"));
         state.phase = if again { Phase::Rest } else { Phase::Closed(unsent.clone()) };
         let suspects = again && self.node.bounds.ends_for_replies();
-        let (mut failed, mut answered) = (Vec::new(), Vec::new());
+        let (mut answered, mut failed) = (Vec::new(), Vec::new());
         for (expect, sent) in state.pipeline.abandon() {
-            let expect = match expect {
-                Expect::Fill(fill) if fill.is_answered() => {
-                    answered.push(fill);
-                    continue;
-                }
-                other => other,
-            };
             if suspects {
                 expect.suspect(now + SUSPECTED);
             }
-            match if again { expect.again(&self.node) } else { Err(expect) } {
-                Ok((request, expect)) => state.pipeline.push(Piece::Slice(&request), expect, now),
-                Err(expect) => failed.push((expect, sent)),
+            match expect.owed(again, &self.node) {
+                Owed::Answer(fill) => answered.push(fill),
+                Owed::Again(request, expect) => state.pipeline.push(Piece::Slice(&request), expect, now),
+                Owed::Error(expect) => failed.push((expect, sent)),
             }
         }
         let name = state.purpose.role().name();
         drop(guard);
         self.node.note_broken(name, why);
-        answered.iter_mut().for_each(|fill| fill.conclude(now, &self.node.coherence));
+        answered.into_iter().for_each(|fill| fill.conclude(now, &self.node.coherence));
         for (expect, sent) in failed {
             fail(expect, if sent { &unknown } else { &unsent }, sent, &self.node, now);
         }
@@ -232,6 +226,16 @@ pub(super) fn fail(expect: Expect, error: &Bytes, sent: bool, node: &Node, now: 
     }
 }
 
+/// The end of an item that was awaited on a lost connection.
+enum Owed {
+    /// The answer that has come already.
+    Answer(Box<Fill>),
+    /// The read once more, on the next connection; never a third time.
+    Again(Box<[u8]>, Expect),
+    /// An error.
+    Error(Expect),
+}
+
 impl Expect {
     /// A read that was awaited when the server ended the connection.
     fn suspect(&self, until: Time) {
@@ -242,21 +246,20 @@ impl Expect {
         }
     }
 
-    /// The read to be sent again, if it is one that was not sent twice already.
-    fn again(self, node: &Node) -> Result<(Box<[u8]>, Expect), Expect> {
+    /// The end of this item; `again`: the lost connection comes back.
+    fn owed(self, again: bool, node: &Node) -> Owed {
         match self {
-            Expect::Reply { place, effect, retry: Some(request) } => {
-                Ok((request, Expect::Reply { place, effect, retry: None }))
+            Expect::Fill(fill) if fill.is_answered() => Owed::Answer(fill),
+            Expect::Reply { place, effect, retry: Some(request) } if again => {
+                Owed::Again(request, Expect::Reply { place, effect, retry: None })
             }
-            Expect::Fill(mut fill) => match fill.place.take() {
-                Some(place) => {
-                    let reads = fill.hashes(&node.coherence);
-                    let effect = Effect::of_keys(KeySet { reads, ..KeySet::default() });
-                    Ok((fill.request().into(), Expect::Reply { place, effect, retry: None }))
-                }
-                None => Err(Expect::Fill(fill)),
-            },
-            other => Err(other),
+            Expect::Fill(mut fill) if again => {
+                let Some(place) = fill.place.take() else { return Owed::Error(Expect::Fill(fill)) };
+                let reads = fill.hashes(&node.coherence);
+                let effect = Effect::of_keys(KeySet { reads, ..KeySet::default() });
+                Owed::Again(fill.request().into(), Expect::Reply { place, effect, retry: None })
+            }
+            other => Owed::Error(other),
         }
     }
 }
