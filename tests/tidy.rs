@@ -735,3 +735,15 @@ fn freshness_is_measured_by_one_clock() {
     let time = read(root().join("src/time.rs"));
     assert!(time.contains("clock_gettime(rustix::time::ClockId::Boottime)"), "the clock that counts sleep");
 }
+
+/// The program is a crate of its own and has the library's lints.
+#[test]
+fn the_program_has_the_librarys_lints() {
+    let lints = |file: &str| {
+        let text = read(root().join(file));
+        let (_, rest) =
+            text.split_once("#![cfg_attr(\n    not(test),").unwrap_or_else(|| panic!("{file} has no lints"));
+        rest.split_once(")\n)]").unwrap().0.to_owned()
+    };
+    assert_eq!(lints("src/main.rs"), lints("src/lib.rs"));
+}
