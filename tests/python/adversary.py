@@ -395,7 +395,7 @@ def attacked(folder, kind, attack, count, bounds, with_password, timed=True):
 
 def _measure(row, arena, idle):
     row.grown_mb = (arena.proxy.peak_bytes() - idle) / MB
-    row.files = len(list(Path(f"/proc/{arena.proxy.process.pid}/fd").iterdir()))
+    row.files = arena.proxy.count_files()
     row.upstream_connections = arena.upstream_connections()
 
 

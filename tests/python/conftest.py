@@ -8,6 +8,7 @@ import pytest
 
 from processes import BARE, Passage, Proxy, Server, proxy_binary
 from relay import Relay
+from stand_in import StandIn
 
 SEED = int(os.environ.get("NEARSIDE_SEED") or time.time_ns() % 1_000_000)
 SHOWN_LOG_LINES = 60
@@ -28,6 +29,10 @@ class Lab:
 
     def relay(self, port):
         self.relays.append(Relay(port))
+        return self.relays[-1]
+
+    def stand_in(self, port):
+        self.relays.append(StandIn(port))
         return self.relays[-1]
 
     def proxy(self, upstream_port, name="a", settings=(), **options):

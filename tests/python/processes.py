@@ -80,6 +80,17 @@ def wait_until(condition, what, timeout=READY_TIMEOUT, pause=0.01):
         time.sleep(pause)
 
 
+def is_hit(conn, *read):
+    """Whether the cache would answer this read."""
+    return conn.call("NEARSIDE", "EXPLAIN", *read)[0] == b"hit"
+
+
+def cached(conn, *read):
+    """Reads until the cache would answer: a fill may be revoked by what is still on its way. The reply."""
+    wait_until(lambda: conn.pipeline([read]) and is_hit(conn, *read), f"{read} is cached")
+    return conn.call(*read)
+
+
 def answers_ping(port):
     try:
         with Connection(port, timeout=1) as conn:
@@ -171,6 +182,12 @@ class Server(Child):
         lines = self.call("CLIENT", "LIST").decode().splitlines()
         return [re.match(r"id=(\d+)", line)[1] for line in lines if f" name={name}" in line]
 
+    def wait_for_looks(self, times, timeout=READY_TIMEOUT):
+        """Waits for so many more looks of proxies' watches. Each asks for the users, on a connection on which one question follows the
+        answer to the last."""
+        before = self.calls("acl|list")
+        wait_until(lambda: self.calls("acl|list") >= before + times, "looks", timeout)
+
     def kill_clients_named(self, name):
         """Cuts the proxies' connections of this name; how many there were."""
         ids = self.clients_named(name)
@@ -243,6 +260,10 @@ class Proxy(Child):
         there = {f"socket:[{fields[9]}]" for fields in map(str.split, lines) if fields[2].endswith(f":{upstream_port:04X}")}
         connections = sum(name in there for name in files)
         return connections, len(files) - connections
+
+    def count_files(self):
+        """How many files it has open."""
+        return len(list(self._files()))
 
     def _files(self):
         for file in Path(f"/proc/{self.process.pid}/fd").iterdir():

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from processes import LEVELS, LONG, wait_until
+from processes import LEVELS, LONG, cached, wait_until
 from test_coherence import SETTINGS, assert_coherent, hot_scenario, scenario_for
 from wire import Connection
 from workload import run
@@ -135,7 +135,7 @@ def test_what_no_server_reports_is_found(lab):
         past.pipeline([("SET", "k", "zero"), ("SELECT", 1), ("SET", "k", "one"), ("SELECT", 0)])
 
         def caught():
-            read_until_cached(conn)
+            cached(conn, "GET", "k")
             past.call("SWAPDB", 0, 1)
             conn.call("GET", "k")
             return audited(site)["stale"]
@@ -152,18 +152,14 @@ def explain(site, *words):
         return conn.call("NEARSIDE", "EXPLAIN", *words)
 
 
-def read_until_cached(conn):
-    wait_until(lambda: conn.call("GET", "k") and b"hit" in conn.call("NEARSIDE", "EXPLAIN", "GET", "k")[0], "k is cached")
-
-
 def test_explain_tells_the_keys_last_events(lab):
     site = lab.site("redis")
     with Connection(site.a.port) as conn:
         site.server.call("SET", "k", "v")
-        read_until_cached(conn)
+        cached(conn, "GET", "k")
         site.server.call("SET", "k", "w")
         wait_until(lambda: b"reported as changed" in b" ".join(explain(site, "GET", "k")), "the report")
-        read_until_cached(conn)
+        cached(conn, "GET", "k")
         conn.call("SET", "k", "x")
         conn.call("NEARSIDE", "FLUSH")
         word, kept, *events = (line.decode() for line in explain(site, "k"))
@@ -181,7 +177,7 @@ def test_the_auditor_can_be_turned_off_and_has_a_limit(lab):
     for site in (off, slow):
         with Connection(site.a.port) as conn:
             conn.call("SET", "k", "v")
-            read_until_cached(conn)
+            cached(conn, "GET", "k")
             begun = time.monotonic()
             for _ in range(200):
                 conn.pipeline([("GET", "k")] * 10)
@@ -198,7 +194,7 @@ def test_a_read_that_the_auditor_repeats_leaves_the_upstream_alone_otherwise(lab
     site = lab.site("redis", settings=EVERYTHING)
     with Connection(site.a.port) as conn:
         conn.call("SET", "k", "v")
-        read_until_cached(conn)
+        cached(conn, "GET", "k")
         before = site.a.stats()
         conn.pipeline([("GET", "k")] * 50)
         time.sleep(0.3)

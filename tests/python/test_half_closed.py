@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from processes import KINDS, wait_until
+from processes import KINDS, cached, wait_until
 from wire import Connection, encode
 
 pytestmark = pytest.mark.needs_proxy
@@ -89,7 +89,7 @@ def test_what_was_held_back_goes_on(lab, kind, before, pause):
     site = lab.site(kind, settings={"audit_one_in": 0})
     with Connection(site.a.port) as conn:
         conn.call("SET", "large", "x" * 4000)
-        wait_until(lambda: conn.call("GET", "large") and conn.call("NEARSIDE", "EXPLAIN", "GET", "large")[0] == b"hit", "a hit")
+        cached(conn, "GET", "large")
     said = told(site.a.port, before + encode("GET", "large") * 2000 + encode("INCR", "n") * 50, pause)
     assert site.server.call("GET", "n") == b"50"
     assert said.endswith(b":50\r\n") and said.count(b"$4000\r\n") == 2000

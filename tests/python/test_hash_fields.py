@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from processes import KINDS, wait_until
+from processes import KINDS, is_hit, wait_until
 from wire import Connection, ReplyError
 
 pytestmark = pytest.mark.needs_proxy
@@ -21,10 +21,6 @@ def commands(server):
     found = server.info("commandstats").items()
     own = ("ping", "info", "acl|list", "time", "hello", "command", "client|list")
     return sum(int(re.match(r"calls=(\d+)", stats)[1]) for name, stats in found if name[8:] not in own)
-
-
-def is_hit(conn, *read):
-    return conn.call("NEARSIDE", "EXPLAIN", *read)[0] == b"hit"
 
 
 @pytest.mark.parametrize("protocol", [2, 3])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import KINDS, LEVELS, LONG, Child, redis_binary, wait_until
+from processes import KINDS, LEVELS, LONG, Child, cached, redis_binary, wait_until
 from test_bad_weather import ANSWER_BOUND, MAX_STALENESS, SETTINGS, assert_well_after, read_when_back, warm
 from test_coherence import assert_coherent, scenario_for
 from test_modes import assert_caches
@@ -25,13 +25,6 @@ pytestmark = pytest.mark.needs_proxy
 
 
 SET_UNDECLARED = "return redis.call('SET', ARGV[1], ARGV[2])"
-
-
-def cached(conn, *read):
-    """Reads until the cache would answer; the reply."""
-    hit = lambda: b"hit" in conn.call("NEARSIDE", "EXPLAIN", *read)[0]
-    wait_until(lambda: conn.pipeline([read]) and hit(), f"{read} is cached")
-    return conn.call(*read)
 
 
 def assert_never_after(deadline, old, conn, *read, until):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from processes import wait_until
+from processes import cached, wait_until
 from wire import Connection, encode
 
 pytestmark = pytest.mark.needs_proxy
@@ -80,7 +80,7 @@ def test_memory_comes_in_small_pages(lab):
     with Connection(server.port) as direct, Connection(proxy.port) as conn:
         direct.pipeline([("SET", f"key:{i}", "x" * 10_000) for i in range(2000)])
         # the link and a lane are there, and the lane may fill the cache
-        wait_until(lambda: conn.pipeline([("GET", "another")] * 2 + [("NEARSIDE", "EXPLAIN", "GET", "another")])[-1][0] == b"hit", "hits")
+        cached(conn, "GET", "another")
         before = proxy.resident_bytes()
         conn.pipeline([("GET", f"key:{i}") for i in range(2000)])
         assert proxy.stats()["entries"] >= 2000

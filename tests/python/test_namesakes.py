@@ -5,7 +5,7 @@ import time
 import pytest
 
 from processes import KINDS, wait_until
-from stand_in import StandIn, read_frame
+from stand_in import read_frame
 from test_rights import said
 from wire import Connection, encode
 
@@ -19,8 +19,7 @@ class Scene:
 
     def __init__(self, lab, kind):
         self.server = lab.server(kind)
-        self.stand_in = StandIn(self.server.port)
-        lab.relays.append(self.stand_in)
+        self.stand_in = lab.stand_in(self.server.port)
         self.server.call("SET", "k", "v")
         self.make_eve()
         self.proxy = lab.proxy(self.stand_in.port, settings={"audit_one_in": 0, "max_staleness": "400ms", "log": "debug"})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from processes import wait_until
+from processes import cached
 from stand_in import StandIn
 from wire import Connection
 
@@ -14,8 +14,7 @@ def test_a_read_that_has_its_answer_is_not_sent_again(lab, level):
     """HVALS has been answered, and its fields are asked about; LRANGE behind it has been answered too. Then both keys are written and
     the lane is lost. Before: HVALS was sent again, and showed a newer state than LRANGE (found by scripts/verify-hour)."""
     server = lab.server("valkey")
-    stand_in = StandIn(server.port)
-    lab.relays.append(stand_in)
+    stand_in = lab.stand_in(server.port)
     with server.connect() as direct:
         # with such a field anywhere, a reply of a whole hash is kept only if the fields of that hash live on
         direct.pipeline([("HSET", "other", "f", "v"), ("HPEXPIRE", "other", 3_600_000, "FIELDS", 1, "f"), ("HSET", "h", "f", "old")])
@@ -31,7 +30,7 @@ def test_a_read_that_has_its_answer_is_not_sent_again(lab, level):
         return StandIn.CLOSE
 
     with Connection(proxy.ports[level]) as conn:
-        wait_until(lambda: conn.pipeline([("GET", "warm")] * 2 + [("NEARSIDE", "EXPLAIN", "GET", "warm")])[-1][0] == b"hit", "hits")
+        cached(conn, "GET", "warm")
         stand_in.answer = answer
         assert conn.pipeline([("HVALS", "h"), ("LRANGE", "l", 0, -1)]) == [[b"old"], []]
         assert lost, "the question was not asked: this shows nothing"

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from conftest import _healthy_site
-from processes import KINDS, wait_until
+from processes import KINDS, cached, is_hit, wait_until
 from test_rights import LAG, OPEN, let_in, outcome, said
 from wire import Connection, ReplyError
 
@@ -42,17 +42,6 @@ def logged_in(port, user="bob", password="secret", protocol=2):
     conn = Connection(port, protocol=protocol)
     conn.call("AUTH", user, password)
     return conn
-
-
-def is_hit(conn, *words):
-    return b"hit" in conn.call("NEARSIDE", "EXPLAIN", *words)[0]
-
-
-def cached(conn, *words):
-    """Reads until the cache answers."""
-    value = conn.call(*words)
-    wait_until(lambda: (conn.call(*words), is_hit(conn, *words))[1], "it is cached")
-    return value
 
 
 def plain(conn, *words):
@@ -301,10 +290,8 @@ REFUSED = [("ACL", "SETUSER", "bob", "-get"), ("ACL", "DELUSER", "bob"), ("ACL",
 
 
 def noticed(site):
-    """Returns once the watch of proxy A has taken in what was changed past it: each look asks for the users, one at a time, and both
-    proxies look."""
-    looks = site.server.calls("acl|list")
-    wait_until(lambda: site.server.calls("acl|list") >= looks + 4, "looks", timeout=LAG)
+    """Returns once the watches of both proxies have taken in what was changed past them."""
+    site.server.wait_for_looks(4, timeout=LAG)
 
 
 @named([plain, in_multi, past_the_proxys_eyes, while_tracking])

@@ -1,6 +1,5 @@
 """Upstreams that lead back to the proxy, and proxies in a row."""
 
-import os
 import time
 
 import pytest
@@ -12,10 +11,6 @@ import contextlib
 pytestmark = pytest.mark.needs_proxy
 
 FILES = 150  # a proxy at rest has some 60, the tests' clients included
-
-
-def files(proxy):
-    return len(os.listdir(f"/proc/{proxy.process.pid}/fd"))
 
 
 def answer(conn, *words):
@@ -31,7 +26,7 @@ def held_below(proxies, seconds, bound=FILES):
             for words in (("GET", "k"), ("AUTH", "u", "p"), ("EVAL", "return 1", 0), ("HELLO", 3, "SETNAME", "me")):
                 with Connection(proxy.port, timeout=5) as conn, contextlib.suppress(ConnectionError):
                     assert isinstance(answer(conn, *words), ReplyError)
-            most = max(most, files(proxy))
+            most = max(most, proxy.count_files())
     assert most < bound, f"{most} files"
 
 

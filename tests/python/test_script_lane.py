@@ -12,10 +12,6 @@ from wire import Connection
 pytestmark = pytest.mark.needs_proxy
 
 
-def files(proxy):
-    return len(os.listdir(f"/proc/{proxy.process.pid}/fd"))
-
-
 def answer(conn, *words):
     conn.send(*words)
     return conn.read()
@@ -68,7 +64,7 @@ def test_a_script_shares_the_lane_when_files_run_out(lab):
         highest = max(map(int, os.listdir(f"/proc/{proxy.process.pid}/fd")))
         resource.prlimit(proxy.process.pid, resource.RLIMIT_NOFILE, (highest + 1, hard))
         try:
-            spare = highest + 1 - files(proxy)
+            spare = highest + 1 - proxy.count_files()
             fillers = [Connection(proxy.port) for _ in range(spare)]
             assert [conn.call(*SCRIPT) for _ in range(3)] == [1, 2, 3]
         finally:

@@ -94,8 +94,7 @@ def test_an_argument_that_the_server_refuses(lab, kind):
 def bounds_are_known(server):
     """The watch asks for them, waits for the answer, and looks at the ACL on the same connection some time later."""
     wait_until(lambda: server.calls("config|get") >= 2, "the bounds are asked for")
-    looks = server.calls("acl|list")
-    wait_until(lambda: server.calls("acl|list") >= looks + 2, "the answer has come")
+    server.wait_for_looks(2)
 
 
 def last_words_within(port, data):

@@ -4,17 +4,10 @@ import time
 
 import pytest
 
-from processes import wait_until
+from processes import cached, wait_until
 from wire import Connection, ReplyError, encode
 
 pytestmark = pytest.mark.needs_proxy
-
-
-def warm(conn, *command):
-    """Until the cache answers: a fill may be revoked by what is still on its way."""
-    hit = lambda: b"hit" in conn.call("NEARSIDE", "EXPLAIN", *command)[0]
-    wait_until(lambda: conn.call(*command) is not Ellipsis and hit(), f"a hit of {command}")
-    return conn.call(*command)
 
 
 def test_unblock_reaches_the_blocked_client(redis_site):
@@ -151,7 +144,7 @@ def test_swapdb_behind_our_back(redis_site):
     server = redis_site.server
     server.call("SET", "k", "zero")
     with Connection(redis_site.a.port) as conn:
-        assert warm(conn, "GET", "k") == b"zero"
+        assert cached(conn, "GET", "k") == b"zero"
         server.call("SWAPDB", 0, 1)
         wait_until(lambda: conn.call("GET", "k") is None, "the swap is seen", timeout=2)
         server.call("SWAPDB", 0, 1)
@@ -161,7 +154,7 @@ def test_swapdb_behind_our_back(redis_site):
 def test_swapdb_through_the_proxy_is_seen_at_once(redis_site):
     with Connection(redis_site.a.port) as conn, Connection(redis_site.a.port) as other:
         conn.call("SET", "k", "zero")
-        warm(other, "GET", "k")
+        cached(other, "GET", "k")
         conn.call("SWAPDB", 0, 1)
         assert other.call("GET", "k") is None
         conn.call("SWAPDB", 0, 1)
@@ -175,7 +168,7 @@ def test_swapdb_by_a_session_that_passes_unlooked_at(redis_site):
         pinned.call("SELECT", 0)
         pinned.call("SET", "k", "zero")
         for _ in range(10):
-            was = warm(other, "GET", "k")
+            was = cached(other, "GET", "k")
             pinned.call("swapdb", 0, 1)
             assert other.call("GET", "k") != was
 
@@ -312,12 +305,12 @@ class TestUsers:
         site = lab.site(relayed=True, settings={"connect_timeout": "500ms"})
         site.server.call("ACL", "SETUSER", "bob", "reset", "on", ">secret", "~*", "+@all")
         with self.bob(site) as bob:
-            assert warm(bob, "GET", "k") is None
+            assert cached(bob, "GET", "k") is None
             site.relay.stall("rights")
             site.server.call("ACL", "SETUSER", "carol", "on")
             wait_until(lambda: "ACL has changed" in site.a.read_log(), "the change is seen")
             site.relay.cut("link")
-            assert warm(bob, "GET", "k") is None
+            assert cached(bob, "GET", "k") is None
 
     def test_who_may_not_what_a_fill_asks_is_cached_for_once_it_may(self, user):
         user.server.call("SET", "k", "v")
@@ -327,7 +320,7 @@ class TestUsers:
                 assert bob.call("GET", "k") == b"v"
             assert b"miss" in bob.call("NEARSIDE", "EXPLAIN", "GET", "k")[0]
             user.server.call("ACL", "SETUSER", "bob", "+pttl", "+ping")
-            assert warm(bob, "GET", "k") == b"v"
+            assert cached(bob, "GET", "k") == b"v"
             user.server.call("ACL", "SETUSER", "bob", "-client")
             wait_until(lambda: b"miss" in bob.call("NEARSIDE", "EXPLAIN", "GET", "k")[0], "the change is seen")
             # a lane asks for its rights at its next heartbeat
@@ -342,7 +335,7 @@ class TestUsers:
     def test_a_right_withdrawn_is_not_outlived_by_cached_replies(self, user):
         user.server.call("SET", "k", "v")
         with self.bob(user) as bob:
-            assert warm(bob, "GET", "k") == b"v"
+            assert cached(bob, "GET", "k") == b"v"
             user.server.call("ACL", "SETUSER", "bob", "-get")
 
             def refused():
@@ -364,7 +357,7 @@ class TestUsers:
         user.server.call("SET", "hidden", "v")
         user.server.call("ACL", "SETUSER", "bob", "resetkeys", "~open*")
         with Connection(user.a.port) as anyone, self.bob(user) as bob:
-            warm(anyone, "GET", "hidden")
+            cached(anyone, "GET", "hidden")
             for words in (("GET", "hidden"), ("MGET", "hidden"), ("STRLEN", "hidden")):
                 with pytest.raises(ReplyError, match="NOPERM"):
                     bob.call(*words)
@@ -425,7 +418,7 @@ def test_a_cached_read_passes_a_write_of_another_key(redis_site):
     """A client library that sends everything over one connection nearly always has a write outstanding."""
     with Connection(redis_site.a.port) as conn:
         conn.call("SET", "read", "old")
-        warm(conn, "GET", "read")
+        cached(conn, "GET", "read")
         misses = redis_site.a.stats()["misses"]
         conn.send_raw(b"".join(encode("SET", "written", n) + encode("GET", "read") for n in range(50)))
         assert [conn.read() for _ in range(100)] == [b"OK", b"old"] * 50
@@ -437,7 +430,7 @@ def test_a_cached_read_does_not_pass_what_may_change_it(redis_site):
     with Connection(redis_site.a.port) as conn:
         for write in (("SET", "read"), ("MSET", "other", 1, "read"), ("EVAL", script, 0)):
             conn.call("SET", "read", "old")
-            warm(conn, "GET", "read")
+            cached(conn, "GET", "read")
             conn.send_raw(encode(*write, "new") + encode("SET", "other", 1) + encode("GET", "read"))
             assert [conn.read() for _ in range(3)] == [b"OK", b"OK", b"new"], write
 
@@ -446,7 +439,7 @@ def test_a_cached_read_does_not_pass_what_may_change_it(redis_site):
 def test_above_bounded_a_read_passes_nothing(redis_site, level):
     with Connection(redis_site.a.ports[level]) as conn:
         conn.call("SET", "read", "old")
-        warm(conn, "GET", "read")
+        cached(conn, "GET", "read")
         misses = redis_site.a.stats()["misses"]
         conn.send_raw(encode("SET", "written", 1) + encode("GET", "read"))
         assert [conn.read() for _ in range(2)] == [b"OK", b"old"]

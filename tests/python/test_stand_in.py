@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from processes import wait_until
+from processes import is_hit, wait_until
 from stand_in import StandIn
 from wire import Closed, Connection, ReplyError
 
@@ -29,8 +29,7 @@ def scene(lab, request):
 class Scene:
     def __init__(self, lab, kind):
         self.server = lab.server(kind)
-        self.stand_in = StandIn(self.server.port)
-        lab.relays.append(self.stand_in)
+        self.stand_in = lab.stand_in(self.server.port)
         self._lab = lab
 
     def proxy(self, **options):
@@ -45,7 +44,7 @@ class Scene:
         try:
             with Connection(self._proxy.port) as conn:
                 conn.pipeline([("GET", "any")] * 2)
-                return conn.call("NEARSIDE", "EXPLAIN", "GET", "any")[0] == b"hit"
+                return is_hit(conn, "GET", "any")
         except (ReplyError, Closed, OSError):
             return False
 
